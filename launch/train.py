@@ -1,0 +1,104 @@
+"""The single entry point: flags say where, gin says what.
+
+  python launch/train.py --gin_file=gin/quickstart.gin
+
+Exit codes: 0 done, 1 failed, 2 unusable input, 130 interrupted.
+"""
+
+import os
+import sys
+import traceback
+
+from absl import flags
+
+# Before TensorFlow is imported, so that its start-up messages go to the log.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "0")
+
+_GIN_FILE = flags.DEFINE_multi_string(
+  "gin_file", [], "The run's gin file, then overlays; later ones win."
+)
+_GIN_PARAM = flags.DEFINE_multi_string(
+  "gin_param", [], 'Single bindings, e.g. "EPOCHS = 2".'
+)
+_WORKDIR = flags.DEFINE_string(
+  "workdir",
+  None,
+  "Where the run's files go; runs/NAME of the gin file if not given.",
+)
+_DRY_RUN = flags.DEFINE_bool(
+  "dry_run", False, "Print what would run, allocate nothing, and end."
+)
+_TRACEBACK = flags.DEFINE_bool(
+  "traceback", False, "Print the traceback of an error as well."
+)
+
+
+def main(argv: list[str]) -> int:
+  """Runs the job that the flags name; returns the exit code."""
+  try:
+    rest = flags.FLAGS(argv)[1:]
+  except flags.Error as error:
+    print(f"error: {error}; see --helpfull.", file=sys.stderr)
+    return 2
+  if rest:
+    print(
+      f"error: {rest[0]!r} is no flag; did you mean --gin_file={rest[0]}?",
+      file=sys.stderr,
+    )
+    return 2
+  from nfnets_tf.train.terminal import QuietScreen
+
+  quiet = QuietScreen()
+  try:
+    return _launch(quiet)
+  except KeyboardInterrupt:
+    print(
+      "\nInterrupted; the same command goes on from the last checkpoint.",
+      file=quiet.screen,
+    )
+    return 130
+  except Exception as error:
+    return _report(error, quiet)
+
+
+def _launch(quiet) -> int:
+  from nfnets_tf.config import Configuration
+
+  configuration = Configuration(_GIN_FILE.value, _GIN_PARAM.value)
+  workdir = _WORKDIR.value or os.path.join("runs", configuration.name)
+  if _DRY_RUN.value:
+    print(configuration.build_job().plan())
+    print("\nBindings that differ from the run's base:")
+    print("\n".join(f"  {line}" for line in configuration.differences()))
+    return 0
+  configuration.check_workdir(os.path.join(workdir, "config.gin"))
+  job = configuration.build_job()
+  if "://" not in workdir:
+    quiet.move_log(os.path.join(workdir, "libraries.log"))
+  summary = job.run(
+    workdir, configuration=configuration.text, terminal=quiet.terminal
+  )
+  print(summary)
+  return 0
+
+
+def _report(error: Exception, quiet) -> int:
+  from nfnets_tf.ops.errors import UserError
+
+  trace = traceback.format_exc()
+  print(trace, file=sys.stderr)  # the log
+  if _TRACEBACK.value:
+    print(trace, file=quiet.screen)
+  if isinstance(error, UserError):
+    print(f"error: {str(error).splitlines()[0]}", file=quiet.screen)
+    return 2
+  print(
+    f"error: {type(error).__name__}: {str(error).splitlines()[0]} (the whole"
+    f" traceback is in {quiet.log})",
+    file=quiet.screen,
+  )
+  return 1
+
+
+if __name__ == "__main__":
+  sys.exit(main(sys.argv))

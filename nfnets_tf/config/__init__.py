@@ -1,0 +1,175 @@
+"""Floor 3: configuration; the only package that imports gin.
+
+Gin files choose and bind; the library knows nothing of them. A gin file names
+the job at `config.Launch.job`.
+"""
+
+import importlib.util  # noqa: F401  gin 0.5.0 uses it without importing it
+import pathlib
+import re
+from collections.abc import Sequence
+
+import tensorflow as tf
+
+import gin
+from nfnets_tf.config import complaints
+from nfnets_tf.config import statements as st
+from nfnets_tf.ops.errors import UserError
+
+_ROOT = pathlib.Path(__file__).parents[2]
+_INCLUDE = re.compile(r"^include\s+['\"](.+?)['\"]", re.MULTILINE)
+_BINDING = re.compile(r"^(\s*)([\w./]+)\s*(?:=|:\s*(?:#.*)?$)")
+
+gin.add_config_file_search_path(str(_ROOT))
+
+
+class Launch:
+  """The root of every configuration.
+
+  Args:
+    job: has `plan()` and `run(workdir, ...)`; see `train.run.Training`.
+  """
+
+  def __init__(self, *, job):
+    self.job = job
+
+
+class Configuration:
+  """Gin files and bindings, parsed and checked.
+
+  Args:
+    gin_files: the run's file, then overlays; later ones win.
+    gin_params: single bindings, such as "EPOCHS = 2"; they win over files.
+
+  Raises:
+    UserError: if anything in them does not exist, is missing or is unused.
+  """
+
+  def __init__(self, gin_files: Sequence[str], gin_params: Sequence[str] = ()):
+    if not gin_files:
+      raise UserError(
+        "no gin file was given; name a run, such as"
+        " --gin_file=gin/quickstart.gin."
+      )
+    known = _known_files()
+    for path in gin_files:
+      if _find(path) is None:
+        raise complaints.no_such_file(path, known)
+    self.base = _parse(_INCLUDE.findall(_find(gin_files[0]).read_text()), ())
+    self.text = _parse(gin_files, gin_params)
+    complaints.check(self.text, _sources(gin_files, gin_params))
+    self.statements = st.split_statements(self.text)
+    if "config.Launch.job" not in self.statements:
+      raise UserError(
+        f"{gin_files[0]} names no job; bind config.Launch.job, as"
+        " gin/base/run.gin does."
+      )
+    self.name = pathlib.PurePath(gin_files[0]).stem
+
+  def differences(self) -> list[str]:
+    """Returns a line for each binding that differs from what the run includes.
+
+    The base of a run is what its first gin file includes, by itself.
+    """
+    base = st.split_statements(self.base)
+    return [
+      f"{left} = {after}" + ("" if before is None else f"  (base: {before})")
+      for left, before, after in st.differences(base, self.statements)
+    ]
+
+  def build_job(self):
+    """Builds the job and returns it.
+
+    Raises:
+      UserError: if a binding's value is refused.
+    """
+    try:
+      return gin.get_configurable(Launch)().job
+    except (TypeError, ValueError) as error:
+      raise complaints.of_build_error(error) from error
+
+  def check_workdir(self, path: str) -> None:
+    """Checks that a work directory was not made with another configuration.
+
+    Args:
+      path: of the work directory's config.gin, which need not exist.
+
+    Raises:
+      UserError: if it holds another configuration; it shows the differences.
+    """
+    if not tf.io.gfile.exists(path):
+      return
+    with tf.io.gfile.GFile(path) as file:
+      before = st.split_statements(file.read())
+    changed = st.differences(before, self.statements)
+    if changed:
+      shown = "; ".join(
+        f"{left} was {old or 'not set'}, is {new or 'not set'}"
+        for left, old, new in changed[:5]
+      )
+      more = f"; and {len(changed) - 5} more" if len(changed) > 5 else ""
+      raise UserError(
+        f"the work directory was made with another configuration ({path}:"
+        f" {shown}{more}); give another --workdir, or the old values."
+      )
+
+
+def _known_files() -> list[str]:
+  found = (_ROOT / "gin").rglob("*.gin")
+  return [path.relative_to(_ROOT).as_posix() for path in found]
+
+
+def _find(path: str) -> pathlib.Path | None:
+  for candidate in (pathlib.Path(path), _ROOT / path):
+    if candidate.is_file():
+      return candidate
+  return None
+
+
+def _parse(gin_files: Sequence[str], gin_params: Sequence[str]) -> str:
+  """Parses into gin's state and returns gin's listing of the result."""
+  gin.clear_config()
+  for path in gin_files:
+    _parse_one(path, lambda path=path: gin.parse_config_file(path))
+  # A binding may use whatever the files have imported.
+  imports = "\n".join(st.import_lines(gin.config_str()))
+  for param in gin_params:
+    _parse_one(
+      f"--gin_param={param!r}",
+      lambda param=param: gin.parse_config(f"{imports}\n{param}"),
+    )
+  return gin.config_str(max_line_length=10_000)
+
+
+def _parse_one(given: str, parse) -> None:
+  try:
+    parse()
+  except (ValueError, SyntaxError, OSError, ImportError) as error:
+    raise complaints.of_parse_error(
+      error, given, gin.config_str(), _known_files()
+    ) from error
+
+
+def _sources(gin_files, gin_params) -> dict[str, str]:
+  """Returns {left side: where it was last set}, followed through includes."""
+  places = {}
+
+  def read(path):
+    block = None
+    for number, line in enumerate(_find(path).read_text().splitlines(), 1):
+      if match := _INCLUDE.match(line):
+        read(match[1])
+      elif match := _BINDING.match(line):
+        indent, left = match.groups()
+        if line.split("#")[0].rstrip().endswith(":"):
+          block = left
+        else:
+          full = f"{block}.{left}" if indent and block else left
+          places[full] = f"{path}, line {number}"
+
+  for path in gin_files:
+    read(path)
+  for param in gin_params:
+    left = param.split("=")[0].strip()
+    places[left] = f"--gin_param={param!r}"
+  return places

@@ -1,0 +1,1 @@
+"""Floor 1: the networks, their sizes, their cost and others' parameters."""

@@ -1,0 +1,60 @@
+"""What a network costs, read off its own graph: parameters and MACs.
+
+Nothing is allocated: a network built by `abstractly` has variables without
+values, so that the largest can be measured on a laptop.
+"""
+
+from collections.abc import Callable
+
+import tensorflow as tf
+from tensorflow import keras
+
+_CONVOLUTIONS = ("Conv2D",)
+_PRODUCTS = ("MatMul",)
+
+
+def abstractly(build: Callable[[], keras.Model]) -> keras.Model:
+  """Calls `build` so that the variables it makes take no memory.
+
+  The network can be measured and traced, not run.
+  """
+  nowhere = tf.Graph()
+
+  def create(next_creator, **kwargs):
+    with nowhere.as_default():
+      return next_creator(**kwargs)
+
+  with tf.variable_creator_scope(create):
+    return build()
+
+
+def count_macs(network: keras.Model, image_size: int) -> int:
+  """Counts the multiply-accumulates of one image's forward pass.
+
+  Convolutions and matrix products count, as in the NFNet paper's "FLOPs"
+  (table 3); sums, activations and the standardization of kernels do not.
+
+  Args:
+    network: takes [batch, image_size, image_size, 3].
+    image_size: in pixels.
+  """
+  forward = tf.function(lambda images: network(images, training=False))
+  images = tf.TensorSpec([1, image_size, image_size, 3], tf.float32)
+  graph = forward.get_concrete_function(images).graph
+  return sum(_macs(operation) for operation in graph.get_operations())
+
+
+def _macs(operation: tf.Operation) -> int:
+  if operation.type not in _CONVOLUTIONS + _PRODUCTS:
+    return 0
+  # Every output element sums over the kernel's axes but the last.
+  output, kernel = operation.outputs[0].shape, operation.inputs[1].shape
+  return output.num_elements() * kernel[:-1].num_elements()
+
+
+def count_parameters(network: keras.Model) -> tuple[int, int]:
+  """Returns the trainable parameters of (the body, the classifier)."""
+  total = sum(v.shape.num_elements() for v in network.trainable_variables)
+  head = network.get_layer("classifier").trainable_variables
+  in_head = sum(v.shape.num_elements() for v in head)
+  return total - in_head, in_head

@@ -1,0 +1,72 @@
+"""The sizes of NFNet: F0-F7, the wider F0+-F7+, and small ones for laptops.
+
+Depths, widths and head dropout of F0-F6 are Brock et al. 2021, table 1; F7 and
+the "+" family are those of the released code. A size is data; the network that
+reads it is `nfnet.NFNet`.
+"""
+
+import dataclasses
+import difflib
+
+from nfnets_tf.ops.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Variant:
+  """One size of NFNet.
+
+  Attributes:
+    depths: number of residual blocks in each of the four stages.
+    drop_rate: dropout before the classifier, the variant's own.
+    widths: output channels of each stage.
+    group_width: channels in each group of the 3x3 convolutions.
+    stem_widths: channels of the first three stem convolutions; the fourth has
+      half of `widths[0]`.
+  """
+
+  depths: tuple[int, ...]
+  drop_rate: float
+  widths: tuple[int, ...] = (256, 512, 1536, 1536)
+  group_width: int = 128
+  stem_widths: tuple[int, ...] = (16, 32, 64)
+
+
+_PUBLISHED = {
+  "F0": Variant((1, 2, 6, 3), 0.2),
+  "F1": Variant((2, 4, 12, 6), 0.3),
+  "F2": Variant((3, 6, 18, 9), 0.4),
+  "F3": Variant((4, 8, 24, 12), 0.4),
+  "F4": Variant((5, 10, 30, 15), 0.5),
+  "F5": Variant((6, 12, 36, 18), 0.5),
+  "F6": Variant((7, 14, 42, 21), 0.5),
+  "F7": Variant((8, 16, 48, 24), 0.5),
+}
+
+_WIDER = {
+  f"{name}+": dataclasses.replace(variant, widths=(384, 768, 2048, 2048))
+  for name, variant in _PUBLISHED.items()
+}
+
+# Ours: the same network at laptop sizes, for tests and small images.
+_SMALL = {
+  "femto": Variant((1, 1, 1, 1), 0.0, (16, 16, 32, 32), 4, (8, 8, 8)),
+  "nano": Variant((1, 1, 2, 1), 0.0, (32, 64, 128, 128), 16, (8, 16, 32)),
+}
+
+VARIANTS = {**_PUBLISHED, **_WIDER, **_SMALL}
+
+
+def variant(name: str) -> Variant:
+  """Returns the size called `name`.
+
+  Raises:
+    UserError: if there is none; the message names the nearest.
+  """
+  if name in VARIANTS:
+    return VARIANTS[name]
+  near = difflib.get_close_matches(str(name), VARIANTS, n=1, cutoff=0.4)
+  hint = f" (did you mean {near[0]!r}?)" if near else ""
+  raise UserError(
+    f"NFNet variant {name!r} does not exist; expected one of"
+    f" {', '.join(VARIANTS)}{hint}."
+  )

@@ -1,0 +1,101 @@
+"""SGD with Nesterov momentum, adaptive gradient clipping and coupled decay."""
+
+import tensorflow as tf
+from tensorflow import keras
+
+from nfnets_tf.ops.clipping import clip_unitwise
+from nfnets_tf.ops.roles import role_of
+
+
+@keras.saving.register_keras_serializable(package="nfnets_tf")
+class SGD(keras.optimizers.Optimizer):
+  """The optimizer of the NFNet papers, with DeepMind's order of operations.
+
+  For a gradient g of the whole batch, summed over replicas, and a weight w:
+
+    g <- clip_unitwise(g, w)          every variable but the classifier's kernel
+    g <- g + weight_decay * w         kernels only, coupled
+    v <- momentum * v + g
+    w <- w - learning_rate * (g + momentum * v)          with Nesterov, else v
+
+  (Brock et al. 2021, section 4 and appendix A.1.) The rate stays outside the
+  buffer, unlike in Keras' own SGD, where a changing rate also rescales the
+  momentum. Clipping happens here, not in Keras' `clipnorm`, because only
+  `update_step` sees the sum over replicas. The defaults are the papers' for
+  ImageNet at batch 4096; `ops.roles` says what a variable's treatment is.
+
+  Args:
+    learning_rate: a float or a `LearningRateSchedule`.
+    momentum: decay of the buffer, in [0, 1).
+    nesterov: whether the step looks ahead.
+    weight_decay: coefficient of the coupled L2 decay.
+    clipping: AGC's lambda; None turns clipping off.
+    clipping_eps: AGC's floor under the norm of a unit's weights.
+    name: of the optimizer.
+  """
+
+  def __init__(
+    self,
+    learning_rate: float | keras.optimizers.schedules.LearningRateSchedule,
+    *,
+    momentum: float = 0.9,
+    nesterov: bool = True,
+    weight_decay: float = 2e-5,
+    clipping: float | None = 0.01,
+    clipping_eps: float = 1e-3,
+    name: str = "SGD",
+    **kwargs,
+  ):
+    # Keras would apply its own decoupled decay and compile each variable's
+    # update alone; both are off, and the whole step can be compiled instead.
+    kwargs.update(weight_decay=None, jit_compile=False)
+    super().__init__(name=name, **kwargs)
+    self._learning_rate = self._build_learning_rate(learning_rate)
+    self.momentum = momentum
+    self.nesterov = nesterov
+    self.coupled_decay = weight_decay
+    self.clipping = clipping
+    self.clipping_eps = clipping_eps
+
+  def build(self, var_list):
+    """Makes the momentum buffers and notes the role of every variable."""
+    super().build(var_list)
+    if getattr(self, "_built", False):
+      return
+    self.momentums = [
+      self.add_variable_from_reference(variable, "momentum")
+      for variable in var_list
+    ]
+    self._roles = [role_of(variable) for variable in var_list]
+    self._built = True
+
+  def update_step(self, gradient, variable):
+    """Updates one variable and its buffer; see the class."""
+    index = self._index_dict[self._var_key(variable)]
+    velocity, role = self.momentums[index], self._roles[index]
+    gradient = tf.convert_to_tensor(gradient)
+    if self.clipping is not None and role.clipped:
+      gradient = clip_unitwise(
+        gradient, variable, clipping=self.clipping, eps=self.clipping_eps
+      )
+    if self.coupled_decay and role.decayed:
+      gradient += self.coupled_decay * variable
+    rate = tf.cast(self.learning_rate, variable.dtype)
+    velocity.assign(self.momentum * velocity + gradient)
+    step = gradient + self.momentum * velocity if self.nesterov else velocity
+    variable.assign_sub(rate * step)
+
+  def get_config(self):
+    """Returns the constructor's arguments."""
+    config = super().get_config()
+    for unused in ("weight_decay", "jit_compile"):
+      config.pop(unused)
+    return {
+      **config,
+      "learning_rate": self._serialize_hyperparameter(self._learning_rate),
+      "momentum": self.momentum,
+      "nesterov": self.nesterov,
+      "weight_decay": self.coupled_decay,
+      "clipping": self.clipping,
+      "clipping_eps": self.clipping_eps,
+    }

@@ -1,0 +1,1 @@
+"""Floor 2: compute, and what it buys."""

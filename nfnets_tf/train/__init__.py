@@ -1,0 +1,1 @@
+"""Floor 2: the training step and the run around it."""

@@ -1,0 +1,61 @@
+"""What happens between intervals of training: log, evaluate, save.
+
+The run gives Keras one "epoch" for each interval of `log_every` steps, so that
+nothing touches the host in between.
+"""
+
+from collections.abc import Callable
+
+from tensorflow import keras
+
+from nfnets_tf.train.metrics_log import MetricsLog
+from nfnets_tf.train.progress import Progress
+
+
+class LogTraining(keras.callbacks.Callback):
+  """Writes an interval's means, the learning rate and the speed.
+
+  Args:
+    log: receives the record.
+    progress: shows it.
+    learning_rate: maps a step to the rate.
+  """
+
+  def __init__(self, log: MetricsLog, progress: Progress, learning_rate):
+    super().__init__()
+    self._log, self._progress = log, progress
+    self._learning_rate = learning_rate
+
+  def on_epoch_end(self, epoch, logs=None):
+    step = current_step(self.model)
+    record = {name: float(value) for name, value in logs.items()}
+    record["learning_rate"] = float(self._learning_rate(step))
+    record["images_per_second"] = self._progress.update(step, record["loss"])
+    self._log.write(step, record)
+
+
+class Every(keras.callbacks.Callback):
+  """Calls `action(step)` at every interval's end that is a multiple of `steps`.
+
+  Args:
+    steps: a multiple of the interval.
+    action: receives the step.
+    progress: whose clock leaves out the time that the action takes.
+  """
+
+  def __init__(
+    self, steps: int, action: Callable[[int], None], progress: Progress
+  ):
+    super().__init__()
+    self._steps, self._action, self._progress = steps, action, progress
+
+  def on_epoch_end(self, epoch, logs=None):
+    step = current_step(self.model)
+    if step % self._steps == 0:
+      self._action(step)
+      self._progress.resume_clock()
+
+
+def current_step(model: keras.Model) -> int:
+  """Returns the number of steps that the model's optimizer has made."""
+  return int(model.optimizer.iterations.numpy())

@@ -1,0 +1,104 @@
+"""What a run would do, in words and numbers, before anything is allocated."""
+
+from collections.abc import Callable
+
+from tensorflow import keras
+
+from nfnets_tf.models import cost
+
+_BARS = "▁▂▃▄▅▆▇█"
+_CURVE_WIDTH = 48
+# Published per-device batch and the chips of a TPU-v4 host.
+_IMAGES_A_CHIP, _CHIPS_A_HOST = 32, 4
+
+
+def describe_network(build: Callable[[], keras.Model], image_size: int):
+  """Returns (lines about the network, its MACs at `image_size`)."""
+  network = cost.abstractly(build)
+  body, head = cost.count_parameters(network)
+  macs = cost.count_macs(network, image_size)
+  config = network.get_config()
+  return [
+    ("model", f"NFNet {config['variant']}, {config['num_classes']:,} classes"),
+    (
+      "parameters",
+      f"{body + head:,} = {body:,} body + {head:,} head"
+      f" ({(body + head) / 1e6:,.1f} M)",
+    ),
+    ("MACs", f"{macs:,} an image at {image_size} px ({macs / 1e9:.1f} G)"),
+  ], macs
+
+
+def describe_length(num_examples: int, batch_size: int, steps: int):
+  """Returns lines about images, epochs and steps."""
+  images = steps * batch_size
+  return [
+    (
+      "images",
+      f"{images:,} = {images / num_examples:.4g} epochs of {num_examples:,}",
+    ),
+    ("steps", f"{steps:,} at batch {batch_size:,}"),
+  ]
+
+
+def describe_learning_rate(schedule, total_steps: int):
+  """Returns lines that tabulate and sketch the learning rate's curve."""
+  shares = (0.0, 0.01, 0.1, 0.25, 0.5, 0.75, 1.0)
+  points = ", ".join(
+    f"{float(schedule(round(share * total_steps))):.3g} at {share:.0%}"
+    for share in shares
+  )
+  rates = [
+    float(schedule((i + 0.5) / _CURVE_WIDTH * total_steps))
+    for i in range(_CURVE_WIDTH)
+  ]
+  top = max(max(rates), 1e-12)
+  bars = "".join(_BARS[min(7, int(8 * rate / top))] for rate in rates)
+  return [("learning rate", points), ("", bars)]
+
+
+def describe_reading(split, num_examples: int, batch_size: int):
+  """Returns lines that say what each host would read."""
+  pattern = f"{split.directory}/{split.split}-*"
+  hosts = max(1, batch_size // (_IMAGES_A_CHIP * _CHIPS_A_HOST))
+  return [
+    (
+      "reading",
+      f"host h of n reads shards h, h + n, h + 2n, ... of {pattern}"
+      " (with fewer shards than hosts: every n-th record of all)",
+    ),
+    (
+      "",
+      f"at {_IMAGES_A_CHIP} images a chip and {_CHIPS_A_HOST} chips a host:"
+      f" {hosts} host{'s' * (hosts > 1)}, {batch_size // hosts:,} images a step"
+      f" and {num_examples // hosts:,} an epoch each",
+    ),
+  ]
+
+
+def describe_compute(compute, variant: str, macs: int, images: int, epochs):
+  """Returns lines about TPU-v4 core-hours: the paper's and the FLOPs'."""
+  hours = compute.core_hours(macs, images)
+  lines = [
+    (
+      "compute",
+      f"{hours:,.0f} TPU-v4 core-hours by its FLOPs at"
+      f" {compute.utilisation:.0%} of the peak",
+    )
+  ]
+  published = compute.published_core_hours(variant, epochs)
+  if published is not None:
+    lines.append(
+      (
+        "",
+        f"{published:,} TPU-v4 core-hours in the paper's figure 2"
+        f" ({variant}, {epochs:g} epochs of JFT-4B)",
+      )
+    )
+  return lines
+
+
+def table(lines: list[tuple[str, str]]) -> str:
+  """Returns the lines with their names in one column."""
+  width = max(len(name) for name, _ in lines)
+  return "\n".join(f"{name:<{width}}  {value}" for name, value in lines)

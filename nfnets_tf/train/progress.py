@@ -1,0 +1,89 @@
+"""How far a run is: a bar on a terminal, plain lines elsewhere."""
+
+import logging
+import time
+from typing import TextIO
+
+from tqdm import tqdm
+
+LOGGER = logging.getLogger("nfnets_tf")
+
+
+class Progress:
+  """Shows step, loss, images a second and time left.
+
+  Args:
+    total_steps: of the run.
+    step: at which this process starts.
+    batch_size: images a step.
+    stream: the terminal for a bar; None writes lines to the project's logger.
+    clock: returns seconds.
+    line_seconds: shortest time between two lines; the last one always comes.
+  """
+
+  def __init__(
+    self,
+    *,
+    total_steps: int,
+    step: int,
+    batch_size: int,
+    stream: TextIO | None,
+    clock=time.monotonic,
+    line_seconds: float = 5.0,
+  ):
+    self._total, self._step = total_steps, step
+    self._batch_size = batch_size
+    self._clock = clock
+    self._time = clock()
+    self._line_seconds, self._last_line = line_seconds, -float("inf")
+    self._bar = None
+    if stream is not None:
+      self._bar = tqdm(
+        total=total_steps,
+        initial=step,
+        file=stream,
+        unit="step",
+        dynamic_ncols=True,
+        bar_format="{desc}{percentage:3.0f}%|{bar}| step {n_fmt}/{total_fmt}"
+        "{postfix}, {remaining} left",
+      )
+
+  def resume_clock(self) -> None:
+    """Starts the interval anew: what passed since was not training."""
+    self._time = self._clock()
+
+  def update(self, step: int, loss: float) -> float:
+    """Shows an interval's end; returns its images a second."""
+    now = self._clock()
+    rate = (step - self._step) / max(now - self._time, 1e-9)
+    self._step, self._time = step, now
+    images = rate * self._batch_size
+    if self._bar is not None:
+      self._bar.set_postfix_str(
+        f"loss {loss:.4f}, {images:,.0f} images/s", refresh=False
+      )
+      self._bar.update(step - self._bar.n)
+    elif now - self._last_line >= self._line_seconds or step == self._total:
+      self._last_line = now
+      left = (self._total - step) / max(rate, 1e-9)
+      LOGGER.info(
+        "step %d/%d, loss %.4f, %s images/s, %s left",
+        step,
+        self._total,
+        loss,
+        f"{images:,.0f}",
+        tqdm.format_interval(left),
+      )
+    return images
+
+  def note(self, line: str) -> None:
+    """Shows a line of its own, above the bar."""
+    if self._bar is None:
+      LOGGER.info(line)
+    else:
+      self._bar.write(line, file=self._bar.fp)
+
+  def close(self) -> None:
+    """Leaves the bar as it stands."""
+    if self._bar is not None:
+      self._bar.close()

@@ -1,0 +1,198 @@
+"""A training run: builds nothing itself, connects everything.
+
+`Training` receives factories and data from the configuration and has no
+defaults: what is not bound is an error before anything is built.
+"""
+
+import logging
+from collections.abc import Callable
+from typing import TextIO
+
+import tensorflow as tf
+from tensorflow import keras
+
+from nfnets_tf.data.pipeline import Split
+from nfnets_tf.data.records import SplitIndex
+from nfnets_tf.ops.errors import UserError
+from nfnets_tf.train import plan
+from nfnets_tf.train.session import Session
+from nfnets_tf.train.strategy import describe
+from nfnets_tf.train.summary import summarize
+from nfnets_tf.train.workdir import Workdir
+
+LOGGER = logging.getLogger("nfnets_tf")
+
+
+class Training:
+  """The job that trains, evaluates and exports one network.
+
+  Args:
+    variant: name of the network's size, for the reports.
+    network: makes the network, once, under the strategy.
+    classifier: makes the training step around `network=`.
+    optimizer: makes the optimizer from `learning_rate=`.
+    strategy: makes the `tf.distribute.Strategy`.
+    export: writes a SavedModel; called as `serving.export.export_version`.
+    compute: predicts core-hours; a `scaling.compute.TpuV4`.
+    prepare: called before reading, to write shards that are not there yet; or
+      None.
+    train_split: what is trained on.
+    heldout_split: what is evaluated on.
+    learning_rate: the schedule.
+    num_classes: of the network and the labels.
+    num_examples: of the training split, an epoch.
+    batch_size: examples a step, over all replicas.
+    total_steps: of the run.
+    policy: Keras' precision policy, "float32" or "mixed_bfloat16".
+    seed: of initial weights and data order.
+    shuffle_buffer: examples that a host holds in memory for shuffling.
+    steps_per_execution: steps between returns to Python.
+    log_every: steps, a multiple of `steps_per_execution`.
+    evaluate_every: steps, a multiple of `log_every`.
+    checkpoint_every: steps, a multiple of `log_every`.
+    checkpoints_to_keep: number of the newest checkpoints that stay.
+  """
+
+  def __init__(
+    self,
+    *,
+    variant: str,
+    network: Callable[[], keras.Model],
+    classifier: Callable[..., keras.Model],
+    optimizer: Callable[..., keras.optimizers.Optimizer],
+    strategy: Callable[[], tf.distribute.Strategy],
+    export: Callable[..., str],
+    compute,
+    prepare: Callable[[], bool] | None,
+    train_split: Split,
+    heldout_split: Split,
+    learning_rate: keras.optimizers.schedules.LearningRateSchedule,
+    num_classes: int,
+    num_examples: int,
+    batch_size: int,
+    total_steps: int,
+    policy: str,
+    seed: int,
+    shuffle_buffer: int,
+    steps_per_execution: int,
+    log_every: int,
+    evaluate_every: int,
+    checkpoint_every: int,
+    checkpoints_to_keep: int,
+  ):
+    self.variant = variant
+    self.network = network
+    self.classifier = classifier
+    self.optimizer = optimizer
+    self.strategy = strategy
+    self.export = export
+    self.compute = compute
+    self.prepare = prepare
+    self.train_split = train_split
+    self.heldout_split = heldout_split
+    self.learning_rate = learning_rate
+    self.num_classes = num_classes
+    self.num_examples = num_examples
+    self.batch_size = batch_size
+    self.total_steps = total_steps
+    self.policy = policy
+    self.seed = seed
+    self.shuffle_buffer = shuffle_buffer
+    self.steps_per_execution = steps_per_execution
+    self.log_every = log_every
+    self.evaluate_every = evaluate_every
+    self.checkpoint_every = checkpoint_every
+    self.checkpoints_to_keep = checkpoints_to_keep
+    self._check_intervals()
+
+  def _check_intervals(self) -> None:
+    for unit, name in (
+      ("steps_per_execution", "log_every"),
+      ("log_every", "evaluate_every"),
+      ("log_every", "checkpoint_every"),
+    ):
+      whole, part = getattr(self, name), getattr(self, unit)
+      if part < 1 or whole % part:
+        raise UserError(
+          f"run.Training.{name} = {whole} is not a multiple of"
+          f" run.Training.{unit} = {part}; bind one of them to a number that"
+          " fits."
+        )
+
+  def plan(self) -> str:
+    """Returns what would run; allocates no weights and reads no data."""
+    images = self.total_steps * self.batch_size
+    epochs = images / self.num_examples
+    size = self.train_split.image_shape()[0]
+    network, macs = plan.describe_network(self.network, size)
+    lines = [
+      *network,
+      *plan.describe_length(
+        self.num_examples, self.batch_size, self.total_steps
+      ),
+      *plan.describe_learning_rate(self.learning_rate, self.total_steps),
+      (
+        "strategy",
+        f"{self.strategy.__name__}, {self.policy},"
+        f" {self.steps_per_execution} steps a call",
+      ),
+      *plan.describe_reading(
+        self.train_split, self.num_examples, self.batch_size
+      ),
+      *plan.describe_compute(
+        self.compute, self.variant, macs, images, round(epochs, 4)
+      ),
+    ]
+    return plan.table(lines)
+
+  def run(
+    self, workdir: str, *, configuration: str, terminal: TextIO | None
+  ) -> str:
+    """Trains, evaluates and exports; goes on where an earlier call stopped.
+
+    Args:
+      workdir: folder of the run's files, local or gs://.
+      configuration: kept in it as config.gin.
+      terminal: where a progress bar can be drawn; None writes log lines.
+
+    Returns:
+      The summary of the finished run.
+
+    Raises:
+      UserError: before training, if the data, the devices or the checkpoints do
+        not fit the configuration.
+    """
+    files = Workdir(workdir)
+    if (result := files.read_result()) is not None:
+      LOGGER.info("This run is done already; nothing is trained again.")
+      return summarize(result, files)
+    strategy = self.strategy()
+    self._check_batch(strategy)
+    if self.prepare is not None and self.prepare():
+      LOGGER.info("Wrote the shards in %s.", self.train_split.directory)
+    indexes = self._read_indexes()
+    files.keep_configuration(configuration)
+    session = Session(self, files, strategy, *indexes)
+    session.fit(terminal)
+    result = session.finish()
+    return summarize(result, files)
+
+  def _check_batch(self, strategy: tf.distribute.Strategy) -> None:
+    replicas = strategy.num_replicas_in_sync
+    if self.batch_size % replicas:
+      raise UserError(
+        f"BATCH_SIZE = {self.batch_size} does not divide among the {replicas}"
+        f" replicas of {describe(strategy)}; bind BATCH_SIZE to a multiple of"
+        f" {replicas}."
+      )
+
+  def _read_indexes(self) -> tuple[SplitIndex, SplitIndex]:
+    train, heldout = self.train_split.index(), self.heldout_split.index()
+    if train.num_examples != self.num_examples:
+      raise UserError(
+        f"the {self.train_split.split!r} split in"
+        f" {self.train_split.directory!r} has {train.num_examples:,} examples,"
+        f" but NUM_EXAMPLES = {self.num_examples:,}; bind NUM_EXAMPLES to"
+        f" {train.num_examples} or DATA_DIR to other data."
+      )
+    return train, heldout

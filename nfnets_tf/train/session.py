@@ -1,0 +1,227 @@
+"""What a run builds: the parts that live while it trains."""
+
+import logging
+from typing import TextIO
+
+import numpy as np
+import tensorflow as tf
+from tensorflow import keras
+
+from nfnets_tf.data.pipeline import evaluation_steps
+from nfnets_tf.data.records import SplitIndex
+from nfnets_tf.train.callbacks import Every, LogTraining
+from nfnets_tf.train.checkpoints import Checkpoints
+from nfnets_tf.train.curves import draw_curves
+from nfnets_tf.train.metrics_log import MetricsLog, read_records
+from nfnets_tf.train.progress import Progress
+from nfnets_tf.train.strategy import describe
+from nfnets_tf.train.workdir import Workdir, weights_sha256
+
+LOGGER = logging.getLogger("nfnets_tf")
+
+_SAMPLE_SIZE = 8
+
+
+class Session:
+  """One process's part of a training run, restored to its last checkpoint.
+
+  Args:
+    job: the `run.Training` that says what to do.
+    files: where everything is written.
+    strategy: the devices.
+    train: index of the training split.
+    heldout: index of the held-out split.
+  """
+
+  def __init__(
+    self,
+    job,
+    files: Workdir,
+    strategy: tf.distribute.Strategy,
+    train: SplitIndex,
+    heldout: SplitIndex,
+  ):
+    self._job, self._files, self._strategy = job, files, strategy
+    self._train, self._heldout = train, heldout
+    keras.utils.set_random_seed(job.seed)
+    keras.mixed_precision.set_global_policy(job.policy)
+    with strategy.scope():
+      self._classifier = job.classifier(network=job.network())
+      self._classifier.compile(
+        optimizer=job.optimizer(learning_rate=job.learning_rate),
+        steps_per_execution=job.steps_per_execution,
+      )
+    self._checkpoints = Checkpoints(
+      files.checkpoints, self._classifier, keep=job.checkpoints_to_keep
+    )
+    self._step = self._checkpoints.restore()
+    self._log = MetricsLog(files, step=self._step)
+    self._heldout_batches = strategy.distribute_datasets_from_function(
+      self._evaluation_input
+    )
+
+  def fit(self, terminal: TextIO | None) -> None:
+    """Trains to the last step, with whole intervals and a rest."""
+    job = self._job
+    self._announce()
+    progress = Progress(
+      total_steps=job.total_steps,
+      step=self._step,
+      batch_size=job.batch_size,
+      stream=terminal,
+    )
+    callbacks = self._callbacks(progress)
+    try:
+      intervals, rest = divmod(job.total_steps - self._step, job.log_every)
+      self._fit(intervals, job.log_every, callbacks)
+      self._fit(1 if rest else 0, rest, callbacks)
+    finally:
+      progress.close()
+    if self._checkpoints.latest_step != self._step:
+      self._checkpoints.save()
+
+  def _fit(self, intervals: int, steps: int, callbacks) -> None:
+    if not intervals:
+      return
+    batches = self._strategy.distribute_datasets_from_function(
+      self._training_input
+    )
+    self._classifier.fit(
+      batches,
+      epochs=intervals,
+      steps_per_epoch=steps,
+      verbose=0,
+      callbacks=callbacks,
+    )
+    self._step = self._checkpoints.step
+
+  def _callbacks(self, progress: Progress) -> list:
+    """Logs first, saves last: what a checkpoint covers has been written."""
+    job = self._job
+
+    def evaluate(step):
+      if step == job.total_steps:
+        return  # `finish` evaluates
+      record = self._evaluate()
+      self._log.write(step, record)
+      progress.note(_describe_evaluation(step, record))
+
+    def save(step):
+      del step
+      self._checkpoints.save()
+
+    return [
+      LogTraining(self._log, progress, job.learning_rate),
+      Every(job.evaluate_every, evaluate, progress),
+      Every(job.checkpoint_every, save, progress),
+    ]
+
+  def finish(self) -> dict:
+    """Evaluates, exports, draws the curves and marks the run as done."""
+    record = self._evaluate()
+    network = self._classifier.network
+    record["weights_sha256"] = weights_sha256(network.trainable_variables)
+    if self._classifier.averages:
+      record["ema_weights_sha256"] = weights_sha256(self._classifier.averages)
+    names = self._heldout.class_names or map(str, range(self._job.num_classes))
+    saved_model = self._job.export(
+      self._classifier,
+      self._files.saved_models,
+      class_names=list(names),
+      operations=self._job.heldout_split.operations,
+      averaged=bool(self._classifier.averages),
+    )
+    self._save_sample()
+    self._log.write(self._step, record)
+    draw_curves(
+      read_records(self._files.metrics),
+      self._files.curves,
+      title=f"NFNet {self._job.variant}, {self._step:,} steps",
+    )
+    result = {
+      "variant": self._job.variant,
+      "step": self._step,
+      "heldout_examples": self._heldout.num_examples,
+      "checkpoint": self._checkpoints.latest,
+      "saved_model": saved_model,
+      **record,
+    }
+    self._files.write_result(result)
+    return result
+
+  def _evaluate(self) -> dict:
+    """Returns held-out metrics of the raw and of the averaged weights."""
+
+    def evaluate(prefix):
+      metrics = self._classifier.evaluate(
+        self._heldout_batches,
+        steps=evaluation_steps(self._heldout, self._job.batch_size),
+        verbose=0,
+        return_dict=True,
+      )
+      return {f"{prefix}{name}": value for name, value in metrics.items()}
+
+    record = evaluate("heldout_")
+    if self._classifier.averages:
+      with self._classifier.averaged():
+        record.update(evaluate("ema_heldout_"))
+    return record
+
+  def _training_input(self, context) -> tf.data.Dataset:
+    job = self._job
+    return job.train_split.training_batches(
+      self._train,
+      start_step=self._step,
+      shuffle_buffer=job.shuffle_buffer,
+      seed=job.seed,
+      **self._share(context),
+    )
+
+  def _evaluation_input(self, context) -> tf.data.Dataset:
+    return self._job.heldout_split.evaluation_batches(
+      self._heldout, **self._share(context)
+    )
+
+  def _share(self, context: tf.distribute.InputContext) -> dict:
+    """What this host reads of every global batch."""
+    hosts = context.num_input_pipelines
+    return {
+      "host_batch": self._job.batch_size // hosts,
+      "replicas": context.num_replicas_in_sync // hosts,
+      "host": context.input_pipeline_id,
+      "num_hosts": hosts,
+    }
+
+  def _announce(self) -> None:
+    job = self._job
+    LOGGER.info(
+      "Training NFNet %s on %s: %s steps of %s images, %s images an epoch from"
+      " %d shards in %s.",
+      job.variant,
+      describe(self._strategy),
+      f"{job.total_steps:,}",
+      f"{job.batch_size:,}",
+      f"{self._train.num_examples:,}",
+      len(self._train.files),
+      job.train_split.directory,
+    )
+    if self._step:
+      LOGGER.info(
+        "Going on from step %d (%s).", self._step, self._checkpoints.latest
+      )
+
+  def _save_sample(self) -> None:
+    """Keeps a few held-out images, to try the SavedModel with."""
+    images, *_ = next(iter(self._heldout_batches))
+    images = self._strategy.experimental_local_results(images)[0]
+    with tf.io.gfile.GFile(self._files.sample, "wb") as file:
+      np.save(file, images[:_SAMPLE_SIZE].numpy())
+
+
+def _describe_evaluation(step: int, record: dict) -> str:
+  line = f"step {step}: held-out loss {record['heldout_loss']:.4f}, top-1"
+  line += f" {record['heldout_top1']:.2%}"
+  if "ema_heldout_top1" in record:
+    line += f"; averaged weights {record['ema_heldout_loss']:.4f},"
+    line += f" {record['ema_heldout_top1']:.2%}"
+  return line

@@ -1,0 +1,41 @@
+"""Installs nfnets_tf; the reasons of the pins: docs/installation.md."""
+
+import pathlib
+import re
+
+from setuptools import find_packages, setup
+
+_HERE = pathlib.Path(__file__).parent
+_VERSION = re.search(
+  r'__version__ = "(.+)"', (_HERE / "nfnets_tf/__init__.py").read_text()
+)
+
+_TEST = ["pytest>=8,<9"]
+_DEV = [*_TEST, "pre-commit>=3", "ruff==0.17.5"]
+
+setup(
+  name="nfnets_tf",
+  version=_VERSION[1],
+  description="NFNets trained at scale in TensorFlow/Keras",
+  long_description=(_HERE / "README.md").read_text(),
+  long_description_content_type="text/markdown",
+  license="Apache-2.0",
+  packages=find_packages(include=["nfnets_tf", "nfnets_tf.*"]),
+  python_requires=">=3.9,<3.12",
+  install_requires=[
+    "absl-py",
+    "gin-config==0.5.0",
+    "keras==2.15.0",
+    "matplotlib>=3.7",
+    "numpy<2",
+    "scikit-learn>=1.3",
+    "setuptools<81",
+    "tensorflow==2.15.1",
+    "tensorflow-addons==0.23.0",
+    "tensorflow-datasets>=4.9.3,<4.9.9",
+    "tensorflow-metadata<1.17",
+    "tf-models-official==2.15.0",
+    "tqdm>=4.60",
+  ],
+  extras_require={"test": _TEST, "dev": _DEV},
+)
