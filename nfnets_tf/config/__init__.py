@@ -85,7 +85,7 @@ class Configuration:
     """
     try:
       return gin.get_configurable(Launch)().job
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, ArithmeticError) as error:
       raise complaints.of_build_error(error) from error
 
   def check_workdir(self, path: str) -> None:
@@ -144,7 +144,13 @@ def _parse(gin_files: Sequence[str], gin_params: Sequence[str]) -> str:
 def _parse_one(given: str, parse) -> None:
   try:
     parse()
-  except (ValueError, SyntaxError, OSError, ImportError) as error:
+  except (
+    ValueError,
+    SyntaxError,
+    OSError,
+    ImportError,
+    AttributeError,
+  ) as error:
     raise complaints.of_parse_error(
       error, given, gin.config_str(), _known_files()
     ) from error

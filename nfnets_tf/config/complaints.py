@@ -10,7 +10,9 @@ from nfnets_tf.config import statements as st
 from nfnets_tf.ops.errors import UserError
 
 _PLACE = re.compile(r'In file "([^"]+)", line (\d+)')
-_UNKNOWN = re.compile(r"No configurable matching (?:reference )?'@?([^']+)'")
+_UNKNOWN = re.compile(
+  r"(?:No configurable matching (?:reference )?'@?|resolve selector )([\w./]+)"
+)
 _NO_FILE = re.compile(r"Unable to open file: (\S+)\.")
 _MISSING = re.compile(r"missing \d+ required .*?: (.*)")
 _CALLED = re.compile(r"In call to configurable '([^']+)'")
@@ -18,7 +20,7 @@ _CALLED = re.compile(r"In call to configurable '([^']+)'")
 
 def nearest(name: str, names: Iterable[str]) -> str:
   """Returns ", did you mean X" for the closest of `names`, or nothing."""
-  close = difflib.get_close_matches(name, sorted(set(names)), n=1, cutoff=0.5)
+  close = difflib.get_close_matches(name, sorted(set(names)), n=1, cutoff=0.6)
   return f"; did you mean {close[0]!r}?" if close else "."
 
 
@@ -54,8 +56,9 @@ def of_parse_error(
       f"{where}: there is no {match[1]!r} to bind"
       f"{_nearest_selector(match[1], modules)}"
     )
+  reason = re.sub(r"\.? \(line \d+\)|\.$", "", text.splitlines()[0])
   return UserError(
-    f"{where}: gin cannot read this ({text.splitlines()[0].rstrip('.')});"
+    f"{where}: gin cannot read this ({reason});"
     " expected NAME = value or module.Name.parameter = value."
   )
 

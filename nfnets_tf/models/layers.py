@@ -15,6 +15,19 @@ from nfnets_tf.ops.weight_standardization import standardize
 register = keras.saving.register_keras_serializable(package="nfnets_tf")
 
 
+def spatial_mean(images: tf.Tensor) -> tf.Tensor:
+  """Means over height and width, summed and returned in float32."""
+  return tf.reduce_mean(tf.cast(images, tf.float32), axis=[1, 2])
+
+
+@register
+class SpatialMean(keras.layers.Layer):
+  """Global average pooling, in float32 under every policy."""
+
+  def call(self, inputs):
+    return spatial_mean(inputs)
+
+
 @register
 class WSConv2D(keras.layers.Layer):
   """Convolution with scaled weight standardization and SAME padding.
@@ -143,7 +156,7 @@ class SqueezeExcite(keras.layers.Layer):
     return layer
 
   def call(self, inputs):
-    pooled = tf.reduce_mean(inputs, axis=[1, 2])
+    pooled = spatial_mean(inputs)
     scale = tf.sigmoid(self.expand(tf.nn.relu(self.reduce(pooled))))
     return inputs * (2.0 * scale[:, None, None, :])
 

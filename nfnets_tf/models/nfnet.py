@@ -13,13 +13,13 @@ from nfnets_tf.models.layers import (
   ClassifierHead,
   Dropout,
   ScaledActivation,
+  SpatialMean,
   SqueezeExcite,
   StochasticDepth,
   WSConv2D,
   register,
 )
 from nfnets_tf.ops.activations import scaled_activation
-from nfnets_tf.ops.errors import UserError
 from nfnets_tf.ops.roles import Role, mark
 from nfnets_tf.ops.variance import input_scales
 
@@ -132,7 +132,7 @@ class NFNet(keras.Model):
   """An NFNet image classifier.
 
   Called on normalised images it returns float32 logits [batch, num_classes],
-  or the pooled features if there is no top.
+  or the pooled float32 features [batch, 2 * widths[-1]] if there is no top.
 
   Args:
     variant: "F0" to "F7", "F0+" to "F7+", or a small one: "nano", "femto".
@@ -174,7 +174,7 @@ class NFNet(keras.Model):
       outputs = block(outputs)
     outputs = WSConv2D(2 * size.widths[-1], 1, name="final_conv")(outputs)
     outputs = ScaledActivation(activation, name="final_activation")(outputs)
-    outputs = keras.layers.GlobalAveragePooling2D(name="pool")(outputs)
+    outputs = SpatialMean(name="pool")(outputs)
     if include_top:
       outputs = Dropout(rate, name="dropout")(outputs)
       outputs = ClassifierHead(num_classes, name="classifier")(outputs)
@@ -200,17 +200,15 @@ class NFNet(keras.Model):
 
 
 def _stem(images, size: variants.Variant, activation: str):
-  """Four convolutions, stride 4 in all; none activates the last one's output."""
+  """Four convolutions, stride 4 in all, with no activation after the last."""
   widths = (*size.stem_widths, size.widths[0] // 2)
   outputs = images
   for index, (width, strides) in enumerate(zip(widths, (2, 1, 1, 2))):
     if index:
-      outputs = ScaledActivation(activation, name=f"stem_act{index - 1}")(
-        outputs
-      )
-    outputs = WSConv2D(width, 3, strides=strides, name=f"stem_conv{index}")(
-      outputs
-    )
+      activate = ScaledActivation(activation, name=f"stem_act{index - 1}")
+      outputs = activate(outputs)
+    conv = WSConv2D(width, 3, strides=strides, name=f"stem_conv{index}")
+    outputs = conv(outputs)
   return outputs
 
 
@@ -221,7 +219,9 @@ def _blocks(
   scales = input_scales(size.depths, alpha=ALPHA)
   index = 0
   for depth, width, strides in zip(size.depths, size.widths, STAGE_STRIDES):
-    bottleneck, groups = bottleneck_shape(width, size.group_width, rule)
+    bottleneck, groups = variants.bottleneck_shape(
+      width, size.group_width, rule
+    )
     for first in [True] + [False] * (depth - 1):
       yield NFBlock(
         width,
@@ -234,24 +234,3 @@ def _blocks(
         name=f"nf_block_{index}" if index else "nf_block",
       )
       index += 1
-
-
-def bottleneck_shape(width: int, group_width: int, rule: str):
-  """Returns (channels, groups) of a stage's 3x3 convolutions.
-
-  Args:
-    width: output channels of the stage; the bottleneck is half of them.
-    group_width: channels of a group.
-    rule: "released" or "published"; see `NFNet`.
-
-  Raises:
-    UserError: if the rule does not exist.
-  """
-  if rule not in ("released", "published"):
-    raise UserError(
-      f"bottleneck_rule = {rule!r} is unknown; expected 'released' or"
-      " 'published'."
-    )
-  bottleneck = width // 2
-  groups = max(1, bottleneck // group_width)
-  return (groups * group_width if rule == "released" else bottleneck), groups

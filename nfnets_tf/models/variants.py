@@ -70,3 +70,26 @@ def variant(name: str) -> Variant:
     f"NFNet variant {name!r} does not exist; expected one of"
     f" {', '.join(VARIANTS)}{hint}."
   )
+
+
+def bottleneck_shape(
+  width: int, group_width: int, rule: str
+) -> tuple[int, int]:
+  """Returns (channels, groups) of a stage's 3x3 convolutions.
+
+  Args:
+    width: output channels of the stage; the bottleneck is half of them.
+    group_width: channels of a group.
+    rule: "released" or "published"; see `nfnet.NFNet`.
+
+  Raises:
+    UserError: if the rule does not exist.
+  """
+  if rule not in ("released", "published"):
+    raise UserError(
+      f"bottleneck_rule = {rule!r} is unknown; expected 'released' or"
+      " 'published'."
+    )
+  bottleneck = width // 2
+  groups = max(1, bottleneck // group_width)
+  return (groups * group_width if rule == "released" else bottleneck), groups

@@ -61,6 +61,10 @@ def steps_for_epochs(
   *, epochs: float, num_examples: int, batch_size: int
 ) -> int:
   """Returns the number of steps that read `epochs` times `num_examples`."""
+  if batch_size < 1:
+    raise UserError(
+      f"BATCH_SIZE = {batch_size} cannot be used; bind it to at least 1."
+    )
   steps = round(epochs * num_examples / batch_size)
   if steps < 1:
     raise UserError(

@@ -35,6 +35,7 @@ class Progress:
     self._batch_size = batch_size
     self._clock = clock
     self._time = clock()
+    self._compiled = False
     self._line_seconds, self._last_line = line_seconds, -float("inf")
     self._bar = None
     if stream is not None:
@@ -65,15 +66,12 @@ class Progress:
       self._bar.update(step - self._bar.n)
     elif now - self._last_line >= self._line_seconds or step == self._total:
       self._last_line = now
-      left = (self._total - step) / max(rate, 1e-9)
-      LOGGER.info(
-        "step %d/%d, loss %.4f, %s images/s, %s left",
-        step,
-        self._total,
-        loss,
-        f"{images:,.0f}",
-        tqdm.format_interval(left),
-      )
+      line = f"step {step:,}/{self._total:,}, loss {loss:.4f}"
+      if self._compiled:
+        left = tqdm.format_interval((self._total - step) / max(rate, 1e-9))
+        line += f", {images:,.0f} images/s, {left} left"
+      LOGGER.info(line)
+    self._compiled = True  # the first interval's time says nothing
     return images
 
   def note(self, line: str) -> None:

@@ -103,7 +103,28 @@ class Training:
     self.evaluate_every = evaluate_every
     self.checkpoint_every = checkpoint_every
     self.checkpoints_to_keep = checkpoints_to_keep
+    self._check_numbers()
     self._check_intervals()
+
+  def _check_numbers(self) -> None:
+    for name in (
+      "num_classes",
+      "num_examples",
+      "batch_size",
+      "total_steps",
+      "shuffle_buffer",
+      "steps_per_execution",
+      "log_every",
+      "evaluate_every",
+      "checkpoint_every",
+      "checkpoints_to_keep",
+    ):
+      value = getattr(self, name)
+      if not isinstance(value, int) or value < 1:
+        raise UserError(
+          f"run.Training.{name} = {value!r} cannot be used; bind it to a whole"
+          " number of at least 1."
+        )
 
   def _check_intervals(self) -> None:
     for unit, name in (
@@ -171,8 +192,9 @@ class Training:
     if self.prepare is not None and self.prepare():
       LOGGER.info("Wrote the shards in %s.", self.train_split.directory)
     indexes = self._read_indexes()
-    files.keep_configuration(configuration)
     session = Session(self, files, strategy, *indexes)
+    # Not before: a configuration that was refused must not bind the folder.
+    files.keep_configuration(configuration)
     session.fit(terminal)
     result = session.finish()
     return summarize(result, files)
