@@ -106,9 +106,11 @@ class Split:
       own_seed = tf.stack([seed, position * num_hosts + host])
       return self._load(serialized, own_seed)
 
+    examples = order.examples(start_step * host_batch).map(
+      load, tf.data.AUTOTUNE, deterministic=True
+    )
     batches = (
-      order.examples(start_step * host_batch)
-      .map(load, tf.data.AUTOTUNE, deterministic=True)
+      self._sized(examples)
       .batch(host_batch // replicas, drop_remainder=True)
       .prefetch(tf.data.AUTOTUNE)
     )
@@ -141,7 +143,8 @@ class Split:
       tuple(tf.zeros(s.shape, s.dtype) for s in examples.element_spec)
     )
     batches = (
-      examples.concatenate(padding.repeat())
+      self._sized(examples)
+      .concatenate(padding.repeat())
       .take(total)
       .batch(host_batch // replicas, drop_remainder=True)
       .prefetch(tf.data.AUTOTUNE)
@@ -151,13 +154,18 @@ class Split:
   def _load(self, serialized, seed):
     features = tf.io.parse_single_example(serialized, _FEATURES)
     image = self._preprocess(features[IMAGE], seed)
-    if not image.shape.is_fully_defined():
+    return image, tf.cast(features[LABEL], tf.int32)
+
+  def _sized(self, examples: tf.data.Dataset) -> tf.data.Dataset:
+    """Returns `examples` if their images have a fixed size."""
+    shape = examples.element_spec[0].shape
+    if not shape.is_fully_defined():
       raise UserError(
         f"the operations of the {self.split!r} split give images of shape"
-        f" {image.shape}; expected a fixed size: end them with"
-        " @preprocess.Resize() or another that takes image_size."
+        f" {shape}; expected a fixed size: end them with @preprocess.Resize()"
+        " or another that takes image_size."
       )
-    return image, tf.cast(features[LABEL], tf.int32)
+    return examples
 
 
 def evaluation_steps(index: SplitIndex, batch_size: int) -> int:

@@ -1,0 +1,128 @@
+import os
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from nfnets_tf.data import pipeline, preprocess
+from nfnets_tf.data.records import INDEX
+from nfnets_tf.ops.errors import UserError
+
+
+def make(directory, split="train", operations=None, num_classes=4):
+  operations = operations or [preprocess.Resize(image_size=8)]
+  return pipeline.Split(
+    directory=directory,
+    split=split,
+    num_classes=num_classes,
+    operations=operations,
+  )
+
+
+def training(split, steps, **options):
+  options = {
+    "host_batch": 8,
+    "replicas": 1,
+    "start_step": 0,
+    "shuffle_buffer": 20,
+    "seed": 4,
+    **options,
+  }
+  batches = split.training_batches(split.index(), **options)
+  return [(x.numpy(), y.numpy()) for x, y in batches.take(steps)]
+
+
+def assert_same(a, b):
+  assert len(a) == len(b) > 0
+  for (images, labels), (other_images, other_labels) in zip(a, b):
+    np.testing.assert_array_equal(images, other_images)
+    np.testing.assert_array_equal(labels, other_labels)
+
+
+def test_labels_stay_with_their_images(make_dataset):
+  for images, labels in training(make(make_dataset()), 20):
+    # Image i is filled with the value i, and its label is i % 4.
+    np.testing.assert_array_equal(images[:, 0, 0, 0] % 4, labels)
+
+
+def test_step_n_is_the_same_after_a_restart_also_in_what_is_drawn(
+  make_dataset,
+):
+  operations = [preprocess.Shift(pixels=3), preprocess.Resize(image_size=8)]
+  split = make(make_dataset(), operations=operations)
+  everything = training(split, 20)
+  assert_same(training(split, 20), everything)
+  assert_same(training(split, 7, start_step=13), everything[13:])
+
+
+def test_a_batch_that_does_not_divide_the_epoch_loses_nothing(make_dataset):
+  batches = training(make(make_dataset(train=50)), 25)  # 25 * 8 = 4 * 50
+  values = np.concatenate([images[:, 0, 0, 0] for images, _ in batches])
+  assert np.bincount(values).tolist() == [4] * 50
+
+
+def test_a_draw_differs_between_epochs_and_examples(make_dataset):
+  split = make(
+    make_dataset(train=8, train_shards=1),
+    operations=[preprocess.Shift(pixels=3), preprocess.Resize(image_size=8)],
+  )
+  (first, _), (second, _) = training(split, 2)
+  shapes = [(image > 0).tobytes() for image in [*first, *second]]
+  assert len(set(shapes)) > 8
+
+
+def test_replicas_take_their_shares_of_the_same_global_batch(make_dataset):
+  split = make(make_dataset())
+  whole = training(split, 5)
+  halves = training(split, 10, replicas=2)
+  joined = [
+    tuple(np.concatenate(pair) for pair in zip(halves[i], halves[i + 1]))
+    for i in range(0, 10, 2)
+  ]
+  assert_same(joined, whole)
+
+
+@pytest.mark.parametrize("hosts, replicas", [(1, 1), (1, 2), (2, 2), (3, 1)])
+def test_evaluation_counts_each_image_once(make_dataset, hosts, replicas):
+  split = make(make_dataset(heldout=13), "heldout")
+  index, seen = split.index(), []
+  steps = pipeline.evaluation_steps(index, 4 * hosts)
+  for host in range(hosts):
+    batches = split.evaluation_batches(
+      index, host_batch=4, replicas=replicas, host=host, num_hosts=hosts
+    )
+    batches = list(batches)
+    assert len(batches) == steps * replicas
+    for images, labels, weights in batches:
+      assert images.shape == [4 // replicas, 8, 8, 3]
+      real = weights.numpy() == 1.0
+      assert set(weights.numpy()) <= {0.0, 1.0}
+      values = images.numpy()[real, 0, 0, 0]
+      np.testing.assert_array_equal(values % 4, labels.numpy()[real])
+      seen.extend(values)
+  assert sorted(seen) == list(range(13))
+
+
+def test_classes_must_match_the_index(make_dataset):
+  with pytest.raises(UserError, match="has 4 classes, but NUM_CLASSES = 6"):
+    make(make_dataset(), num_classes=6).index()
+
+
+def test_a_label_out_of_range_is_found_without_an_index(make_dataset):
+  directory = make_dataset()
+  os.remove(os.path.join(directory, INDEX))
+  assert make(directory, num_classes=6).index().num_classes == 4
+  with pytest.raises(UserError, match="4 classes or more.*NUM_CLASSES = 3"):
+    make(directory, num_classes=3).index()
+
+
+def test_images_must_end_at_a_fixed_size(make_dataset):
+  split = make(make_dataset(), operations=[preprocess.Flip()])
+  with pytest.raises(UserError, match="expected a fixed size"):
+    training(split, 1)
+
+
+def test_image_shape_and_home_folder():
+  split = make("~/data")
+  assert split.image_shape() == (8, 8, 3)
+  assert split.directory == os.path.expanduser("~/data")

@@ -1,0 +1,51 @@
+import csv
+import pathlib
+
+import pytest
+import tensorflow as tf
+
+from nfnets_tf.models import cost, nfnet
+
+TABLE = pathlib.Path(__file__).parents[1] / "testdata" / "variants.csv"
+with TABLE.open() as file:
+  VARIANTS = list(csv.DictReader(file))
+
+
+@pytest.mark.parametrize("row", VARIANTS, ids=lambda row: row["variant"])
+def test_parameters_to_the_unit_and_macs_to_a_thousandth(row):
+  network = cost.abstractly(lambda: nfnet.NFNet(row["variant"], 1000))
+  body, head = cost.count_parameters(network)
+  assert body + head == int(row["parameters_1000_classes"])
+  macs = cost.count_macs(network, 224)
+  assert macs == pytest.approx(int(row["macs_224"]), rel=1e-3)
+
+
+@pytest.mark.parametrize("row", VARIANTS[:2], ids=lambda row: row["variant"])
+def test_macs_at_the_sizes_of_training_and_evaluation(row):
+  network = cost.abstractly(lambda: nfnet.NFNet(row["variant"], 1000))
+  for when in ("train", "eval"):
+    macs = cost.count_macs(network, int(row[f"{when}_size"]))
+    expected = int(row[f"macs_{when}_size"])
+    assert macs == pytest.approx(expected, rel=1e-3)
+
+
+def test_published_rule_gives_the_papers_f4_plus():
+  network = cost.abstractly(
+    lambda: nfnet.NFNet("F4+", 1000, bottleneck_rule="published")
+  )
+  # The NFNet paper, table 5: 527 M parameters, 367 B multiply-accumulates.
+  assert round(sum(cost.count_parameters(network)) / 1e6) == 527
+  assert round(cost.count_macs(network, 512) / 1e9) == 367
+
+
+def test_head_is_counted_apart():
+  network = cost.abstractly(lambda: nfnet.NFNet("F7+", 30_000))
+  body, head = cost.count_parameters(network)
+  assert head == 4096 * 30_000 + 30_000
+  assert (body + head) / 1e6 == pytest.approx(948.4, abs=0.05)
+
+
+def test_abstract_networks_cannot_run_because_they_hold_no_values():
+  network = cost.abstractly(lambda: nfnet.NFNet("femto", 3))
+  with pytest.raises(TypeError, match="cannot be accessed from here"):
+    network(tf.zeros([1, 32, 32, 3]))

@@ -1,0 +1,39 @@
+import json
+
+import numpy as np
+import pytest
+
+from nfnets_tf.models import cost, deepmind, nfnet
+
+
+def test_table_has_exactly_deepminds_names_and_shapes(testdata):
+  shapes = json.loads((testdata / "f0_shapes.json").read_text())
+  expected = {
+    (module, name): tuple(shape)
+    for module, names in shapes.items()
+    for name, shape in names.items()
+  }
+  network = cost.abstractly(lambda: nfnet.NFNet("F0"))
+  table = deepmind.parameter_table(network)
+  assert {key: tuple(v.shape) for key, v in table.items()} == expected
+  assert len({id(v) for v in table.values()}) == len(network.variables)
+
+
+def test_misfits_are_listed_and_nothing_is_assigned(golden_parameters):
+  network = nfnet.NFNet("femto", 3)
+  table = deepmind.parameter_table(network)
+  given = golden_parameters({key: tuple(v.shape) for key, v in table.items()})
+  del given["NFNet/~/linear"]["b"]
+  given["NFNet/~/linear"]["w"] = np.zeros([2, 2])
+  given["NFNet/~/extra"] = {"w": np.zeros(1)}
+  before = network.get_weights()
+  with pytest.raises(ValueError) as error:
+    deepmind.assign_parameters(network, given)
+  for fault in (
+    "missing NFNet/~/linear:b",
+    "unknown NFNet/~/extra:w",
+    "NFNet/~/linear:w has shape (2, 2), not (64, 3)",
+  ):
+    assert fault in str(error.value)
+  for old, new in zip(before, network.get_weights()):
+    np.testing.assert_array_equal(old, new)

@@ -1,0 +1,42 @@
+import threading
+
+import numpy as np
+import tensorflow as tf
+
+from nfnets_tf.ops import draws
+
+
+def draw(seed, name="layer"):
+  with draws.using(tf.constant(seed)):
+    return draws.seed_for(name).numpy().tolist()
+
+
+def test_seed_is_a_function_of_the_step_and_the_name():
+  assert draw([0, 1]) == draw([0, 1])
+  different = [draw([0, 1]), draw([0, 2]), draw([1, 1]), draw([0, 1], "b")]
+  assert len({tuple(seed) for seed in different}) == 4
+
+
+def test_outside_a_step_every_call_is_new():
+  seeds = [draws.seed_for("layer").numpy() for _ in range(3)]
+  assert not np.array_equal(seeds[0], seeds[1])
+  assert not np.array_equal(seeds[1], seeds[2])
+
+
+def test_leaving_restores_what_was_before():
+  with draws.using(tf.constant([0, 1])):
+    before = draws.seed_for("x").numpy()
+    with draws.using(tf.constant([0, 2])):
+      assert not np.array_equal(draws.seed_for("x"), before)
+    np.testing.assert_array_equal(draws.seed_for("x"), before)
+
+
+def test_replicas_traced_in_other_threads_do_not_see_it():
+  seen = []
+  with draws.using(tf.constant([0, 1])):
+    thread = threading.Thread(
+      target=lambda: seen.append(getattr(draws._ACTIVE, "seed", None))
+    )
+    thread.start()
+    thread.join()
+  assert seen == [None]

@@ -1,0 +1,101 @@
+import numpy as np
+import pytest
+import tensorflow as tf
+from tensorflow import keras
+
+from nfnets_tf.ops.clipping import clip_unitwise
+from nfnets_tf.ops.roles import Role, mark
+from nfnets_tf.optim.sgd import SGD
+
+RATES = [0.5, 0.1, 0.3]
+GRADIENTS = [
+  np.random.default_rng(i).normal(size=[4, 3]).astype(np.float32)
+  for i in range(3)
+]
+START = np.random.default_rng(9).normal(size=[4, 3]).astype(np.float32)
+
+
+class Listed(keras.optimizers.schedules.LearningRateSchedule):
+  def __call__(self, step):
+    return tf.gather(tf.constant(RATES), tf.cast(step, tf.int32))
+
+
+def run(role, **options):
+  variable = mark(tf.Variable(START), role)
+  optimizer = SGD(Listed(), **options)
+  for gradient in GRADIENTS:
+    optimizer.apply_gradients([(tf.constant(gradient), variable)])
+  return variable.numpy()
+
+
+def naive(*, clipping, decay, nesterov=True, momentum=0.9):
+  weight, velocity = START.astype(np.float64), np.zeros([4, 3])
+  for rate, gradient in zip(RATES, GRADIENTS):
+    g = gradient.astype(np.float64)
+    if clipping:
+      g = clip_unitwise(
+        tf.constant(g), tf.constant(weight), clipping=clipping
+      ).numpy()
+    g = g + decay * weight
+    velocity = momentum * velocity + g
+    weight -= rate * (g + momentum * velocity if nesterov else velocity)
+  return weight
+
+
+@pytest.mark.parametrize(
+  "role, clipping, decay",
+  [
+    (Role.KERNEL, 0.1, 0.05),
+    (Role.HEAD_KERNEL, None, 0.05),
+    (Role.VECTOR, 0.1, 0.0),
+  ],
+)
+@pytest.mark.parametrize("nesterov", [True, False])
+def test_three_steps_with_a_changing_rate_by_hand(
+  role, clipping, decay, nesterov
+):
+  got = run(role, clipping=0.1, weight_decay=0.05, nesterov=nesterov)
+  want = naive(clipping=clipping, decay=decay, nesterov=nesterov)
+  np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6)
+
+
+def test_decay_is_added_after_clipping():
+  # A gradient of zero cannot be clipped, so the decay must act whole.
+  variable = mark(tf.Variable(tf.ones([4, 3])), Role.KERNEL)
+  optimizer = SGD(1.0, weight_decay=0.5, clipping=1e-6, momentum=0.0)
+  optimizer.apply_gradients([(tf.zeros([4, 3]), variable)])
+  np.testing.assert_allclose(variable, 0.5 * np.ones([4, 3]))
+
+
+def test_clipping_can_be_turned_off():
+  np.testing.assert_allclose(
+    run(Role.KERNEL, clipping=None, weight_decay=0.0),
+    naive(clipping=None, decay=0.0),
+    rtol=1e-5,
+  )
+
+
+def test_defaults_are_the_papers():
+  config = SGD(0.1).get_config()
+  paper = {
+    "momentum": 0.9,
+    "nesterov": True,
+    "weight_decay": 2e-5,
+    "clipping": 0.01,
+    "clipping_eps": 1e-3,
+  }
+  assert {name: config[name] for name in paper} == paper
+
+
+def test_config_survives_serialization():
+  optimizer = SGD(0.3, momentum=0.8, clipping=None, weight_decay=1e-3)
+  again = keras.optimizers.deserialize(keras.optimizers.serialize(optimizer))
+  assert again.get_config() == optimizer.get_config()
+
+
+def test_trains_a_plain_keras_model():
+  model = keras.Sequential([keras.layers.Dense(1, input_shape=(2,))])
+  model.compile(SGD(0.1, clipping=1.0), "mse")
+  x = np.random.default_rng(0).normal(size=[256, 2])
+  history = model.fit(x, x @ [1.0, -2.0], epochs=20, verbose=0).history["loss"]
+  assert history[-1] < 0.01 < history[0]
