@@ -93,10 +93,21 @@ class Classifier(keras.Model):
         " need be."
       )
     super().compile(optimizer=optimizer, **kwargs)
+    self._compile_options = kwargs
     with self.distribute_strategy.scope():
       self.optimizer.build(self.network.trainable_variables)
     if self.averages and not self.optimizer.iterations.numpy():
       ema.start(self.averages, self.network.trainable_variables)
+
+  def get_compile_config(self):
+    """Returns what `compile` was given, for `save`."""
+    optimizer = keras.saving.serialize_keras_object(self.optimizer)
+    return {"optimizer": optimizer, **self._compile_options}
+
+  def compile_from_config(self, config):
+    """Compiles as `get_compile_config` says, for `load_model`."""
+    optimizer = keras.saving.deserialize_keras_object(config["optimizer"])
+    self.compile(**{**config, "optimizer": optimizer})
 
   @property
   def metrics(self):

@@ -1,0 +1,249 @@
+import json
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from tensorflow import keras
+
+from nfnets_tf.data import pipeline, preprocess
+from nfnets_tf.models import deepmind
+from nfnets_tf.models.nfnet import NFNet
+from nfnets_tf.ops.errors import UserError
+from nfnets_tf.ops.losses import softmax_cross_entropy
+from nfnets_tf.optim.sgd import SGD
+from nfnets_tf.train.classifier import Classifier
+
+
+class Listed(keras.optimizers.schedules.LearningRateSchedule):
+  def __init__(self, rates):
+    self.rates = rates
+
+  def __call__(self, step):
+    return tf.gather(
+      tf.constant(self.rates, tf.float32), tf.cast(step, tf.int32)
+    )
+
+
+def compiled(classes=4, rate=0.1, **options):
+  model = Classifier(NFNet("femto", classes), **options)
+  model.compile(SGD(rate))
+  return model
+
+
+def batch(size=8, classes=4):
+  r = np.random.default_rng(0)
+  images = r.integers(0, 255, [size, 32, 32, 3]).astype(np.uint8)
+  return images, r.integers(0, classes, size)
+
+
+def test_five_steps_of_f0_are_deepminds(testdata, golden_parameters):
+  """Losses, weights and averages after AGC, Nesterov, decay and EMA."""
+  golden = np.load(testdata / "f0_agc_sgd_5steps.npz")
+  network = NFNet("F0", 10, drop_rate=0.0)
+  table = deepmind.parameter_table(network)
+  start = golden_parameters({key: tuple(v.shape) for key, v in table.items()})
+  deepmind.assign_parameters(network, start)
+  # The golden images are normalised already.
+  model = Classifier(network, mean_rgb=(0, 0, 0), stddev_rgb=(1 / 255,) * 3)
+  model.compile(SGD(Listed(golden["lrs"])))
+  for step in range(5):
+    r = np.random.default_rng(100 + step)
+    x = r.standard_normal((4, 48, 48, 3), dtype=np.float32)
+    y = r.integers(0, 10, (4,))
+    with tf.GradientTape() as tape:
+      losses = softmax_cross_entropy(
+        model(x, training=True), tf.constant(y), label_smoothing=0.1
+      )
+      loss = tf.reduce_mean(losses)
+    gradients = tape.gradient(loss, network.trainable_variables)
+    norm = float(tf.linalg.global_norm(gradients))
+    assert norm == pytest.approx(golden["grad_norms"][step], rel=1e-4)
+    logs = model.train_on_batch(x, y, reset_metrics=True, return_dict=True)
+    assert logs["loss"] == pytest.approx(golden["losses"][step], rel=1e-4)
+  _compare_with_golden_norms(model, table, start, json.loads(str(golden["norms"])))
+  x = np.random.default_rng(7).standard_normal((2, 48, 48, 3), np.float32)
+  np.testing.assert_allclose(network(x), golden["final_logits"], rtol=1e-4)
+
+
+def _compare_with_golden_norms(model, table, start, norms):
+  averages = {
+    id(variable): average
+    for variable, average in zip(
+      model.network.trainable_variables, model.averages
+    )
+  }
+  assert len(norms) == len(table)
+  for (module, name), variable in table.items():
+    change, average_change, total = norms[f"{module}:{name}"]
+    value, average = variable.numpy(), averages[id(variable)].numpy()
+    initial = start[module][name]
+    # A difference of float32 arrays is known to their own rounding.
+    rounding = 1e-7 * np.linalg.norm(initial)
+    for got, want in (
+      (np.linalg.norm(value - initial), change),
+      (np.linalg.norm(average - initial), average_change),
+    ):
+      assert got == pytest.approx(want, rel=1e-4, abs=rounding), (module, name)
+    scale = np.abs(value).sum()
+    assert value.sum() == pytest.approx(total, abs=1e-4 * scale)
+
+
+def test_a_label_in_a_shard_reaches_the_loss_unchanged(make_dataset):
+  """Shard -> parse -> batch -> train_step: the loss of exactly that label."""
+  split = pipeline.Split(
+    directory=make_dataset(train=8, train_shards=1),
+    split="train",
+    num_classes=4,
+    operations=[preprocess.Resize(image_size=32)],
+  )
+  batches = split.training_batches(
+    split.index(),
+    host_batch=8,
+    replicas=1,
+    start_step=0,
+    shuffle_buffer=8,
+    seed=0,
+  )
+  model = compiled(label_smoothing=0.1)
+  # Logits that differ between classes and do not depend on the image.
+  model.network.get_layer("classifier").kernel.assign(tf.zeros([64, 4]))
+  bias = np.array([0.3, -1.0, 2.0, 0.1])
+  model.network.get_layer("classifier").bias.assign(bias)
+  log_p = bias - np.log(np.exp(bias).sum())
+  ((images, labels),) = batches.take(1)
+  # The true label of an image stands in its pixels: value i, label i % 4.
+  truth = images.numpy()[:, 0, 0, 0] % 4
+  targets = 0.9 * np.eye(4)[truth] + 0.1 / 4
+  logs = model.train_on_batch(images, labels, return_dict=True)
+  assert logs["loss"] == pytest.approx(-(targets * log_p).sum(1).mean(), 1e-6)
+  assert logs["top1"] == pytest.approx((truth == 2).mean())
+  assert len(set(truth)) == 4
+
+
+def test_evaluation_is_the_plain_loss_over_weighted_examples_only():
+  model = compiled(label_smoothing=0.3)
+  images, labels = batch()
+  weights = np.float32([1, 1, 0, 1, 0, 1, 1, 0])
+  losses = softmax_cross_entropy(model(images), tf.constant(labels)).numpy()
+  result = model.evaluate(
+    tf.data.Dataset.from_tensors((images, labels, weights)),
+    verbose=0,
+    return_dict=True,
+  )
+  assert result["loss"] == pytest.approx(losses[weights > 0].mean(), rel=1e-5)
+  hits = np.argmax(model(images), -1) == labels
+  assert result["top1"] == pytest.approx(hits[weights > 0].mean())
+
+
+def test_weight_zero_trains_nothing():
+  model = compiled()
+  before = model.network.get_weights()
+  images, labels = batch()
+  model.optimizer.coupled_decay = 0.0
+  model.train_on_batch(images, labels, sample_weight=np.zeros(8))
+  for old, new in zip(before, model.network.get_weights()):
+    np.testing.assert_array_equal(old, new)
+
+
+def test_distributions_train_as_the_integers_they_stand_for():
+  images, labels = batch()
+  losses = []
+  for given in (labels, np.eye(4, dtype=np.float32)[labels]):
+    keras.utils.set_random_seed(0)
+    model = compiled()
+    model.train_on_batch(images, given)
+    losses.append(model.test_on_batch(images, given))
+  np.testing.assert_allclose(losses[0], losses[1], rtol=1e-5)
+
+
+def test_averages_start_at_the_weights_that_compile_finds():
+  model = Classifier(NFNet("femto", 4))
+  loaded = [v + 1.0 for v in model.network.get_weights()]
+  model.network.set_weights(loaded)
+  model.compile(SGD(0.1))
+  for average, value in zip(model.averages, loaded):
+    np.testing.assert_array_equal(average, value)
+
+
+def test_averaged_evaluates_the_averages_and_gives_the_weights_back():
+  model = compiled(rate=1.0)
+  images, labels = batch()
+  for _ in range(3):
+    model.train_on_batch(images, labels)
+  weights = model.network.get_weights()
+  averages = [v.numpy() for v in model.averages]
+  with model.averaged():
+    inside = model(images).numpy()
+  reference = NFNet("femto", 4)
+  reference.set_weights(averages)
+  np.testing.assert_array_equal(inside, reference(model.normalise(images)))
+  assert np.abs(inside - model(images)).max() > 1e-6
+  for old, new in zip(weights, model.network.get_weights()):
+    np.testing.assert_array_equal(old, new)
+
+
+def test_without_averages_asking_for_them_is_refused():
+  model = compiled(ema_decay=None)
+  assert model.averages == []
+  with pytest.raises(UserError, match="ema_decay is None"):
+    with model.averaged():
+      raise AssertionError("must not be reached")
+
+
+def test_a_loss_given_to_compile_is_refused():
+  model = Classifier(NFNet("femto", 4))
+  with pytest.raises(UserError, match="received a loss"):
+    model.compile(SGD(0.1), loss="mse")
+
+
+def test_uint8_and_float_images_are_the_same_to_it():
+  model = compiled()
+  images, _ = batch()
+  np.testing.assert_array_equal(
+    model(images), model(images.astype(np.float32))
+  )
+  white = model.normalise(tf.fill([1, 1, 1, 3], 255.0)).numpy().ravel()
+  np.testing.assert_allclose(
+    white, [(1 - 0.485) / 0.229, (1 - 0.456) / 0.224, (1 - 0.406) / 0.225], 1e-5
+  )
+
+
+def test_bfloat16_keeps_float32_weights_and_float32_input_normalisation():
+  keras.mixed_precision.set_global_policy("mixed_bfloat16")
+  model = compiled()
+  images, labels = batch()
+  assert model.normalise(images).dtype == tf.float32
+  first = model.train_on_batch(images, labels, return_dict=True)["loss"]
+  for _ in range(10):
+    last = model.train_on_batch(
+      images, labels, reset_metrics=True, return_dict=True
+    )["loss"]
+  assert np.isfinite(last) and last < first
+  assert {v.dtype for v in model.network.variables} == {tf.float32}
+  assert {v.dtype for v in model.averages} == {tf.float32}
+  assert {v.dtype for v in model.optimizer.momentums} == {tf.float32}
+
+
+def test_fits_saves_and_loads_as_a_keras_model(tmp_path):
+  model = Classifier(NFNet("femto", 3), label_smoothing=0.2, ema_decay=0.9)
+  model.compile(SGD(0.1), steps_per_execution=2)
+  images, labels = batch(16, classes=3)
+  dataset = tf.data.Dataset.from_tensor_slices((images, labels)).batch(8)
+  model.fit(dataset, epochs=2, verbose=0)
+  path = str(tmp_path / "model.keras")
+  model.save(path)
+  again = keras.models.load_model(path)
+  for name, value in model.get_config().items():
+    if name != "network":
+      assert again.get_config()[name] == value
+  assert again.network.get_config() == model.network.get_config()
+  assert again.optimizer.get_config() == model.optimizer.get_config()
+  for old, new in zip(
+    [*model.weights, *model.optimizer.variables],
+    [*again.weights, *again.optimizer.variables],
+  ):
+    np.testing.assert_array_equal(old, new)
+  assert again.get_compile_config()["steps_per_execution"] == 2
+  more = model.fit(dataset, epochs=1, verbose=0, shuffle=False).history
+  same = again.fit(dataset, epochs=1, verbose=0, shuffle=False).history
+  assert more == same
