@@ -7,6 +7,7 @@ the job at `config.Launch.job`.
 import importlib.util  # noqa: F401  gin 0.5.0 uses it without importing it
 import pathlib
 import re
+import tokenize
 from collections.abc import Sequence
 
 import tensorflow as tf
@@ -55,8 +56,8 @@ class Configuration:
     for path in gin_files:
       if _find(path) is None:
         raise complaints.no_such_file(path, known)
-    self.base = _parse(_INCLUDE.findall(_find(gin_files[0]).read_text()), ())
-    self.text = _parse(gin_files, gin_params)
+    self._given = tuple(gin_files), tuple(gin_params)
+    self.text = _parse(*self._given)
     complaints.check(self.text, _sources(gin_files, gin_params))
     self.statements = st.split_statements(self.text)
     if "config.Launch.job" not in self.statements:
@@ -71,7 +72,10 @@ class Configuration:
 
     The base of a run is what its first gin file includes, by itself.
     """
-    base = st.split_statements(self.base)
+    files, params = self._given
+    includes = _INCLUDE.findall(_find(files[0]).read_text())
+    base = st.split_statements(_parse(includes, ()))
+    _parse(files, params)  # gin holds one configuration at a time
     return [
       f"{left} = {after}" + ("" if before is None else f"  (base: {before})")
       for left, before, after in st.differences(base, self.statements)
@@ -150,6 +154,8 @@ def _parse_one(given: str, parse) -> None:
     OSError,
     ImportError,
     AttributeError,
+    NameError,
+    tokenize.TokenError,
   ) as error:
     raise complaints.of_parse_error(
       error, given, gin.config_str(), _known_files()

@@ -9,10 +9,16 @@ from collections.abc import Iterable, Mapping
 from nfnets_tf.config import statements as st
 from nfnets_tf.ops.errors import UserError
 
+_IMPORTS_NEEDED = (
+  "begin the file with 'from __gin__ import dynamic_registration' and import"
+  " the module"
+)
 _PLACE = re.compile(r'In file "([^"]+)", line (\d+)')
 _UNKNOWN = re.compile(
   r"(?:No configurable matching (?:reference )?'@?|resolve selector )([\w./]+)"
 )
+_NOT_IMPORTED = re.compile(r"'(\w+)' was not provided by an import")
+_NO_PARAMETER = re.compile(r"'([\w.]+)' doesn't have a parameter named '(\w+)'")
 _NO_FILE = re.compile(r"Unable to open file: (\S+)\.")
 _MISSING = re.compile(r"missing \d+ required .*?: (.*)")
 _CALLED = re.compile(r"In call to configurable '([^']+)'")
@@ -50,8 +56,19 @@ def of_parse_error(
       f"{where}: the gin file {match[1]!r} does not exist"
       f"{nearest(match[1], known_files)}"
     )
+  modules = st.imported_modules(listing)
+  if match := _NOT_IMPORTED.search(text):
+    return UserError(
+      f"{where}: {match[1]!r} is not imported by any gin file"
+      f"{nearest(match[1], modules)}"
+    )
+  if match := _NO_PARAMETER.search(text):
+    names = _parameters(match[1], modules)
+    return UserError(
+      f"{where}: {match[1]} has no parameter {match[2]!r}"
+      f"{nearest(match[2], names)}"
+    )
   if match := _UNKNOWN.search(text):
-    modules = st.imported_modules(listing)
     return UserError(
       f"{where}: there is no {match[1]!r} to bind"
       f"{_nearest_selector(match[1], modules)}"
@@ -65,6 +82,8 @@ def of_parse_error(
 
 def _nearest_selector(selector: str, modules: Mapping[str, str]) -> str:
   module, _, name = selector.rpartition(".")
+  if not modules:
+    return f"; {_IMPORTS_NEEDED}."
   if module not in modules:
     return nearest(selector, [f"{m}.{name}" for m in modules])
   members = vars(importlib.import_module(modules[module]))
@@ -152,8 +171,14 @@ def _check_complete(scope, selector, modules, found) -> None:
 
 
 def _parameters(selector, modules) -> dict[str, inspect.Parameter]:
-  module, _, name = selector.rpartition(".")
-  target = getattr(importlib.import_module(modules[module]), name)
+  module, *names = selector.split(".")
+  if module not in modules:
+    raise UserError(
+      f"{selector} is bound, but no gin file imports it; {_IMPORTS_NEEDED}."
+    )
+  target = importlib.import_module(modules[module])
+  for name in names:
+    target = getattr(target, name)
   return {
     name: parameter
     for name, parameter in inspect.signature(target).parameters.items()

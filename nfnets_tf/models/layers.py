@@ -150,7 +150,8 @@ class SqueezeExcite(keras.layers.Layer):
       kernel_initializer=initializer,
       dtype=self.dtype_policy,
     )
-    layer.build([None, fan_in])
+    with tf.name_scope(name):  # HDF5 files want every name once
+      layer.build([None, fan_in])
     mark(layer.kernel, Role.KERNEL)
     mark(layer.bias, Role.VECTOR)
     return layer

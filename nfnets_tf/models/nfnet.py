@@ -72,7 +72,8 @@ class NFBlock(keras.layers.Layer):
 
     def conv(name, inputs, filters, size, **options):
       layer = WSConv2D(filters, size, name=name, dtype=dtype, **options)
-      layer.build([None, None, None, inputs])
+      with tf.name_scope(name):  # HDF5 files want every name once
+        layer.build([None, None, None, inputs])
       return layer
 
     projected = self.strides > 1 or channels != self.filters
@@ -84,7 +85,8 @@ class NFBlock(keras.layers.Layer):
     self.conv1b = conv("conv1b", mid, mid, 3, groups=groups)
     self.conv2 = conv("conv2", mid, self.filters, 1)
     self.squeeze_excite = SqueezeExcite(name="squeeze_excite", dtype=dtype)
-    self.squeeze_excite.build([None, None, None, self.filters])
+    with tf.name_scope("squeeze_excite"):
+      self.squeeze_excite.build([None, None, None, self.filters])
     # Named after the block: its draws differ from every other block's.
     self.stochastic_depth = StochasticDepth(
       self.stochdepth_rate, name=f"{self.name}_stochastic_depth", dtype=dtype

@@ -74,6 +74,11 @@ def steps_for_epochs(
   return steps
 
 
+def share_of_steps(*, share: float, total_steps: int) -> int:
+  """Returns `share` of `total_steps`, such as a warm-up, in whole steps."""
+  return round(share * total_steps)
+
+
 def tuned_peak(
   *, variant: str, epochs: float, table: Mapping[tuple[str, float], float]
 ) -> float:

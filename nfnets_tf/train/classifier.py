@@ -61,6 +61,7 @@ class Classifier(keras.Model):
     self._loss = keras.metrics.Mean(name="loss")
     self._top1 = keras.metrics.Mean(name="top1")
     self._top5 = keras.metrics.Mean(name="top5")
+    self._compile_options = None
     self.averages = [] if ema_decay is None else self._make_averages()
     self.built = True
 
@@ -100,7 +101,9 @@ class Classifier(keras.Model):
       ema.start(self.averages, self.network.trainable_variables)
 
   def get_compile_config(self):
-    """Returns what `compile` was given, for `save`."""
+    """Returns what `compile` was given, for `save`; None before it."""
+    if self._compile_options is None:
+      return None
     optimizer = keras.saving.serialize_keras_object(self.optimizer)
     return {"optimizer": optimizer, **self._compile_options}
 

@@ -2,7 +2,6 @@ import os
 
 import numpy as np
 import pytest
-import tensorflow as tf
 
 from nfnets_tf.data import pipeline, preprocess
 from nfnets_tf.data.records import INDEX

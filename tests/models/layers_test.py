@@ -88,6 +88,7 @@ def test_dropout_rescales_and_draws_from_the_steps_seed():
 
 
 def test_means_are_summed_in_float32():
+  assert layers.spatial_mean(tf.ones([2, 4, 4, 3], tf.bfloat16)).shape == [2, 3]
   images = tf.fill([1, 64, 64, 1], tf.cast(1.0, tf.bfloat16))
   mean = layers.SpatialMean(dtype="mixed_bfloat16")(images)
   assert mean.dtype == tf.float32 and float(mean) == 1.0

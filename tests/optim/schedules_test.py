@@ -46,6 +46,10 @@ def test_steps_for_epochs():
   assert steps(0.25) == 244_141
 
 
+def test_share_of_steps():
+  assert schedules.share_of_steps(share=0.05, total_steps=898) == 45
+
+
 def test_less_than_a_batch_is_refused():
   with pytest.raises(UserError, match="less than one batch of 64"):
     schedules.steps_for_epochs(epochs=0.1, num_examples=100, batch_size=64)

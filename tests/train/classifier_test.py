@@ -60,7 +60,9 @@ def test_five_steps_of_f0_are_deepminds(testdata, golden_parameters):
     assert norm == pytest.approx(golden["grad_norms"][step], rel=1e-4)
     logs = model.train_on_batch(x, y, reset_metrics=True, return_dict=True)
     assert logs["loss"] == pytest.approx(golden["losses"][step], rel=1e-4)
-  _compare_with_golden_norms(model, table, start, json.loads(str(golden["norms"])))
+  _compare_with_golden_norms(
+    model, table, start, json.loads(str(golden["norms"]))
+  )
   x = np.random.default_rng(7).standard_normal((2, 48, 48, 3), np.float32)
   np.testing.assert_allclose(network(x), golden["final_logits"], rtol=1e-4)
 
@@ -199,9 +201,7 @@ def test_a_loss_given_to_compile_is_refused():
 def test_uint8_and_float_images_are_the_same_to_it():
   model = compiled()
   images, _ = batch()
-  np.testing.assert_array_equal(
-    model(images), model(images.astype(np.float32))
-  )
+  np.testing.assert_array_equal(model(images), model(images.astype(np.float32)))
   white = model.normalise(tf.fill([1, 1, 1, 3], 255.0)).numpy().ravel()
   np.testing.assert_allclose(
     white, [(1 - 0.485) / 0.229, (1 - 0.456) / 0.224, (1 - 0.406) / 0.225], 1e-5

@@ -1,0 +1,163 @@
+"""Every mistake in a configuration ends in one sentence that mends it."""
+
+import pytest
+
+from nfnets_tf.config import Configuration, Launch
+from nfnets_tf.ops.errors import UserError
+
+RUN = "gin/quickstart.gin"
+
+
+def refused(*params, files=(RUN,), build=False):
+  with pytest.raises(UserError) as error:
+    configuration = Configuration(list(files), list(params))
+    if build:
+      configuration.build_job()
+  message = str(error.value)
+  assert "\n" not in message
+  return message
+
+
+def test_a_misspelt_file():
+  message = refused(files=["gin/quickstrt.gin"])
+  assert "'gin/quickstrt.gin' does not exist" in message
+  assert "did you mean 'gin/quickstart.gin'?" in message
+
+
+def test_no_file():
+  assert "--gin_file=gin/quickstart.gin" in refused(files=[])
+
+
+def test_a_misspelt_parameter_even_of_a_class_that_takes_kwargs():
+  message = refused("nfnet.NFNet.num_clases = 3")
+  assert "--gin_param='nfnet.NFNet.num_clases = 3'" in message
+  assert "did you mean 'num_classes'?" in message
+
+
+def test_a_misspelt_parameter_in_a_file_is_located(tmp_path):
+  path = tmp_path / "mine.gin"
+  path.write_text(
+    "from __gin__ import dynamic_registration\n"
+    f"from nfnets_tf.train import run\ninclude '{RUN}'\n\nrun.Training:\n"
+    "  log_evry = 10\n"
+  )
+  message = refused(files=[str(path)])
+  assert f"{path}, line 6: " in message
+  assert "did you mean 'log_every'?" in message
+
+
+@pytest.mark.parametrize(
+  "binding, meant",
+  [
+    ("nfnet.NFNett.num_classes = 3", "nfnet.NFNet"),
+    ("nfnett.NFNet.num_classes = 3", "nfnet"),
+    ("STRATEGY = @strategy.on_device", "strategy.one_device"),
+  ],
+)
+def test_a_misspelt_name(binding, meant):
+  message = refused(binding)
+  assert binding in message and f"did you mean {meant!r}?" in message
+
+
+def test_a_misspelt_macro_that_is_set():
+  message = refused("EPOCH = 3")
+  assert "EPOCH is set, but nothing reads it" in message
+  assert "did you mean 'EPOCHS'?" in message
+
+
+def test_a_misspelt_macro_that_is_read():
+  message = refused("EPOCHS = %EPOC")
+  assert "EPOC is not set, but EPOCHS needs it" in message
+
+
+def test_a_misspelt_include_is_located(tmp_path):
+  path = tmp_path / "mine.gin"
+  path.write_text("include 'gin/quickstrat.gin'\n")
+  message = refused(files=[str(path)])
+  assert f"{path}" in message and "did you mean 'gin/quickstart.gin'" in message
+
+
+@pytest.mark.parametrize("binding", ["EPOCHS = ", "EPOCHS 3", "EPOCHS = [1"])
+def test_what_gin_cannot_read(binding):
+  assert f"--gin_param={binding!r}: gin cannot read" in refused(binding)
+
+
+def test_a_missing_macro():
+  message = refused(files=["gin/recipes/small.gin"])
+  assert "is not set, but" in message and '--gin_param="' in message
+
+
+def test_a_missing_parameter(tmp_path):
+  path = tmp_path / "mine.gin"
+  path.write_text(
+    "from __gin__ import dynamic_registration\n"
+    "from nfnets_tf import config\nfrom nfnets_tf.scaling import compute\n"
+    "config.Launch.job = @compute.TpuV4()\n"
+  )
+  message = refused(files=[str(path)])
+  assert "compute.TpuV4.utilisation is not bound" in message
+  assert '--gin_param="compute.TpuV4.utilisation = ..."' in message
+
+
+def test_a_file_without_a_job(tmp_path):
+  path = tmp_path / "mine.gin"
+  path.write_text("from nfnets_tf import config\n")
+  assert "bind config.Launch.job" in refused(files=[str(path)])
+
+
+def test_a_file_that_forgets_gins_imports(tmp_path):
+  path = tmp_path / "mine.gin"
+  path.write_text("strategy.tpu.address = 'x'\n")
+  assert "dynamic_registration" in refused(files=[str(path)])
+
+
+@pytest.mark.parametrize(
+  "binding, words",
+  [
+    ("EPOCHS = 'abc'", "steps_for_epochs does not take its bindings"),
+    ("BATCH_SIZE = 0", "BATCH_SIZE = 0 cannot be used"),
+    ("schedules.WarmupCosine.warmup_steps = 5000", "lower warmup_steps"),
+    ("run.Training.log_every = 7", "not a multiple of"),
+    ("run.Training.checkpoints_to_keep = 0", "at least 1"),
+    ("run.Training.shuffle_buffer = 2.5", "whole number"),
+  ],
+)
+def test_values_that_are_refused(binding, words):
+  assert words in refused(binding, build=True)
+
+
+def test_the_listing_parses_again_to_the_same_run(tmp_path):
+  first = Configuration([RUN], ["EPOCHS = 3"])
+  path = tmp_path / "config.gin"
+  path.write_text(first.text)
+  assert Configuration([str(path)]).statements == first.statements
+
+
+def test_differences_from_the_base():
+  lines = Configuration([RUN], ["PEAK_LR = 0.2"]).differences()
+  assert "EPOCHS = 40" in lines
+  assert "PEAK_LR = 0.2  (base: 0.1)" in lines
+  assert len(lines) == 2
+
+
+def test_later_files_and_bindings_win():
+  overlay = Configuration([RUN, "gin/overlays/epochs_2.gin"])
+  assert overlay.statements["EPOCHS"] == "2"
+  binding = Configuration([RUN, "gin/overlays/epochs_2.gin"], ["EPOCHS = 5"])
+  assert binding.statements["EPOCHS"] == "5"
+
+
+def test_a_work_directory_keeps_to_its_configuration(tmp_path):
+  path = tmp_path / "config.gin"
+  first = Configuration([RUN])
+  first.check_workdir(str(path))  # nothing there yet
+  path.write_text(first.text)
+  Configuration([RUN]).check_workdir(str(path))
+  with pytest.raises(UserError, match="EPOCHS was 40, is 41"):
+    Configuration([RUN], ["EPOCHS = 41"]).check_workdir(str(path))
+
+
+def test_building_gives_the_job_with_its_bindings():
+  job = Configuration([RUN], ["SEED = 7"]).build_job()
+  assert (job.variant, job.seed, job.total_steps) == ("nano", 7, 898)
+  assert Launch(job=job).job is job

@@ -1,0 +1,133 @@
+"""Every gin file parses, finalizes and says what the papers say."""
+
+import csv
+import pathlib
+import re
+
+import pytest
+
+import gin
+from nfnets_tf.config import Configuration
+from nfnets_tf.models.variants import VARIANTS
+
+ROOT = pathlib.Path(__file__).parents[2]
+TESTDATA = ROOT / "tests" / "testdata"
+RUNS = sorted(p.relative_to(ROOT).as_posix() for p in ROOT.glob("gin/*.gin"))
+OVERLAYS = sorted(
+  p.relative_to(ROOT).as_posix() for p in ROOT.glob("gin/overlays/*.gin")
+)
+EVERY = sorted(p for p in (ROOT / "gin").rglob("*.gin"))
+PAPER = ("F0", "F1", "F3", "F3+", "F7", "F7+")
+BUDGETS = (0.25, 0.5, 1, 2, 4, 8)
+
+
+def run_of(variant):
+  return f"gin/{variant.lower().replace('+', 'plus')}_jft.gin"
+
+
+def job(variant, *files, **options):
+  return Configuration([run_of(variant), *files], **options).build_job()
+
+
+def rows(name):
+  with (TESTDATA / name).open() as file:
+    return list(csv.DictReader(file))
+
+
+@pytest.mark.parametrize("run", RUNS)
+def test_a_run_parses_builds_and_finalizes(run):
+  configuration = Configuration([run])
+  assert configuration.build_job().total_steps > 0
+  gin.finalize()
+  with gin.unlock_config():
+    gin.clear_config()
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+@pytest.mark.parametrize("run", RUNS)
+def test_a_run_takes_every_overlay(run, overlay):
+  assert Configuration([run, overlay]).build_job().total_steps > 0
+
+
+def test_every_model_of_the_paper_has_a_run():
+  for variant in PAPER:
+    assert job(variant).variant == variant
+  assert set(RUNS) == {*map(run_of, PAPER), "gin/quickstart.gin"}
+
+
+def test_every_variant_has_a_model_file():
+  found = set()
+  for path in (ROOT / "gin/models").glob("*.gin"):
+    (variant,) = re.findall(r"VARIANT = '(.+)'", path.read_text())
+    assert path.stem == variant.lower().replace("+", "plus")
+    found.add(variant)
+  assert found == set(VARIANTS)
+
+
+@pytest.mark.parametrize("variant", PAPER)
+def test_what_the_scaling_paper_says_of_pre_training(variant):
+  """Sections 2 of the scaling paper, A.1 and A.5 of the NFNet paper."""
+  built = job(variant)
+  assert built.batch_size == 4096
+  assert built.num_examples == 4_000_000_000 and built.num_classes == 30_000
+  assert built.total_steps == 7_812_500  # 8 epochs
+  assert built.train_split.image_shape() == (224, 224, 3)
+  assert built.heldout_split.image_shape() == (256, 256, 3)
+  assert built.policy == "mixed_bfloat16"
+  assert built.strategy.__name__ == "tpu"
+  optimizer = built.optimizer(learning_rate=built.learning_rate).get_config()
+  assert (optimizer["momentum"], optimizer["nesterov"]) == (0.9, True)
+  assert optimizer["weight_decay"] == 1e-6
+  assert (optimizer["clipping"], optimizer["clipping_eps"]) == (0.01, 1e-3)
+  operations = [type(o).__name__ for o in built.train_split.operations]
+  assert operations == ["InceptionCrop", "Flip"]
+
+
+def test_no_average_and_no_regularization_in_pre_training():
+  statements = Configuration([run_of("F7+")]).statements
+  assert statements["classifier.Classifier.ema_decay"] == "None"
+  assert statements["nfnet.NFNet.drop_rate"] == "0.0"
+  assert statements["nfnet.NFNet.stochdepth_rate"] == "0.0"
+
+
+@pytest.mark.parametrize("epochs", BUDGETS)
+def test_budgets(epochs):
+  built = job("F3", f"gin/overlays/epochs_{epochs}.gin")
+  assert built.total_steps == round(epochs * 4e9 / 4096)
+
+
+@pytest.mark.parametrize("row", rows("fig3_optimal_learning_rate.csv"), ids=str)
+def test_peak_rates_are_figure_3s(row):
+  budget = f"gin/overlays/epochs_{row['epochs']}.gin"
+  built = job(row["model"], budget)
+  assert built.learning_rate.peak == float(row["learning_rate"])
+
+
+def test_rates_that_are_ours_lie_between_their_neighbours():
+  def peaks(variant):
+    return [
+      job(variant, f"gin/overlays/epochs_{e}.gin").learning_rate.peak
+      for e in BUDGETS
+    ]
+
+  for small, ours, large in (
+    ("F0", "F1", "F3"),
+    ("F3", "F3+", "F7+"),
+    ("F3", "F7", "F7+"),
+  ):
+    for a, b, c in zip(peaks(small), peaks(ours), peaks(large)):
+      assert a >= b >= c
+
+
+@pytest.mark.parametrize("row", rows("fig2_heldout_loss.csv"), ids=str)
+def test_headers_claim_what_figure_2_shows(row):
+  if row["epochs"] == "8":
+    text = (ROOT / run_of(row["model"])).read_text()
+    assert row["heldout_loss"] in text and row["tpu_v4_core_hours"] in text
+
+
+@pytest.mark.parametrize("path", EVERY, ids=lambda p: p.name)
+def test_a_file_is_short_and_says_what_it_is(path):
+  lines = path.read_text().splitlines()
+  assert lines[0].startswith("# ") and len(lines) <= 80
+  assert "REQUIRED" not in path.read_text()

@@ -1,0 +1,143 @@
+"""Every public Keras class: get_config, serialization, save and load."""
+
+import ast
+import pathlib
+import pickle
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from tensorflow import keras
+
+from nfnets_tf.data import order, pipeline, preprocess, records, sources
+from nfnets_tf.models import layers, variants
+from nfnets_tf.models.nfnet import NFBlock, NFNet
+from nfnets_tf.optim.schedules import WarmupCosine
+from nfnets_tf.optim.sgd import SGD
+from nfnets_tf.scaling.compute import TpuV4
+from nfnets_tf.train.classifier import Classifier
+from nfnets_tf.train.workdir import Workdir
+
+LAYERS = {
+  "WSConv2D": lambda: layers.WSConv2D(8, 3, strides=2, groups=2),
+  "ScaledActivation": lambda: layers.ScaledActivation("silu"),
+  "SqueezeExcite": lambda: layers.SqueezeExcite(0.25),
+  "StochasticDepth": lambda: layers.StochasticDepth(0.3),
+  "Dropout": lambda: layers.Dropout(0.3),
+  "SpatialMean": lambda: layers.SpatialMean(),
+  "ClassifierHead": lambda: layers.ClassifierHead(5),
+  "NFBlock": lambda: NFBlock(
+    8, bottleneck=4, groups=2, beta=0.9, strides=2, stochdepth_rate=0.1
+  ),
+}
+OTHERS = {
+  "NFNet": lambda: NFNet("femto", 3, drop_rate=0.1, stochdepth_rate=0.2),
+  "Classifier": lambda: Classifier(NFNet("femto", 3), ema_decay=0.5),
+  "SGD": lambda: SGD(0.1, clipping=0.2),
+  "WarmupCosine": lambda: WarmupCosine(peak=1, warmup_steps=2, total_steps=9),
+}
+PLAIN = {
+  "Variant": lambda: variants.variant("F7+"),
+  "Record": lambda: records.Record(b"x", 1, "a", "b", "png"),
+  "SplitIndex": lambda: records.SplitIndex(("a",), (1,), 2, ()),
+  "InceptionCrop": lambda: preprocess.InceptionCrop(image_size=8),
+  "Flip": lambda: preprocess.Flip(),
+  "Shift": lambda: preprocess.Shift(pixels=2),
+  "Resize": lambda: preprocess.Resize(image_size=8),
+  "SquashCentreCrop": lambda: preprocess.SquashCentreCrop(image_size=8),
+  "Digits": lambda: sources.Digits(directory="x", image_size=8),
+  "ShardOrder": lambda: order.ShardOrder(["a"], [1], seed=0, shuffle_buffer=1),
+  "TpuV4": lambda: TpuV4(utilisation=0.3),
+  "Workdir": lambda: Workdir("x"),
+}
+# What a run holds open, or an enumeration, an exception, a composition root.
+NOT_OBJECTS_OF_USERS = {
+  "Checkpoints",
+  "Configuration",
+  "Every",
+  "Launch",
+  "LogTraining",
+  "MetricsLog",
+  "Progress",
+  "QuietScreen",
+  "Role",
+  "Session",
+  "Split",
+  "Training",
+  "UserError",
+}
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_a_layer_survives_its_config_and_a_saved_model(name, tmp_path):
+  layer = LAYERS[name]()
+  again = keras.layers.deserialize(keras.layers.serialize(layer))
+  assert type(again) is type(layer)
+  assert again.get_config() == layer.get_config()
+  shape = (6,) if name in ("ClassifierHead", "Dropout") else (8, 8, 4)
+  inputs = keras.Input(shape)
+  model = keras.Model(inputs, layer(inputs))
+  for weight in model.weights:
+    weight.assign(tf.random.normal(weight.shape))
+  path = str(tmp_path / "model.keras")
+  model.save(path)
+  x = tf.random.normal([2, *shape])
+  np.testing.assert_array_equal(keras.models.load_model(path)(x), model(x))
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_others_survive_serialization(name):
+  thing = OTHERS[name]()
+  data = keras.saving.serialize_keras_object(thing)
+  again = keras.saving.deserialize_keras_object(data)
+  assert type(again) is type(thing)
+
+  def plain(config):
+    return {k: v for k, v in config.items() if k != "network"}
+
+  assert plain(again.get_config()) == plain(thing.get_config())
+
+
+def randomized():
+  network = NFNet("femto", 3, stochdepth_rate=0.2)
+  for weight in network.weights:
+    weight.assign(tf.random.normal(weight.shape))
+  return network
+
+
+def test_a_network_survives_a_keras_file(tmp_path):
+  network = randomized()
+  network.save(tmp_path / "network.keras")
+  again = keras.models.load_model(tmp_path / "network.keras")
+  images = tf.random.normal([2, 32, 32, 3])
+  np.testing.assert_array_equal(again(images), network(images))
+  assert again.get_config() == network.get_config()
+
+
+@pytest.mark.parametrize("name", ["n.h5", "n.weights.h5"])
+def test_its_weights_survive_hdf5(name, tmp_path):
+  network, again = randomized(), NFNet("femto", 3)
+  network.save_weights(str(tmp_path / name))
+  again.load_weights(str(tmp_path / name))
+  for old, new in zip(network.get_weights(), again.get_weights()):
+    np.testing.assert_array_equal(old, new)
+
+
+@pytest.mark.parametrize("name", PLAIN)
+def test_plain_objects_can_be_pickled(name):
+  thing = PLAIN[name]()
+  again = pickle.loads(pickle.dumps(thing))
+  assert type(again) is type(thing) and vars(again) == vars(thing)
+
+
+def test_no_public_class_is_forgotten():
+  package = pathlib.Path(__file__).parents[2] / "nfnets_tf"
+  classes = {
+    node.name
+    for path in package.rglob("*.py")
+    for node in ast.parse(path.read_text()).body
+    if isinstance(node, ast.ClassDef) and not node.name.startswith("_")
+  }
+  known = {*LAYERS, *OTHERS, *PLAIN, *NOT_OBJECTS_OF_USERS}
+  assert classes == known
+  assert pipeline.Split.__name__ in known

@@ -1,0 +1,167 @@
+"""The real entry point, in processes of its own."""
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[1]
+# As a user's shell has it: the tests' own process is quieter.
+ENVIRONMENT = {k: v for k, v in os.environ.items() if k[:6] != "TF_CPP"}
+SMOKE = ["--gin_file=gin/quickstart.gin", "--gin_file=gin/overlays/smoke.gin"]
+
+
+def command(*arguments):
+  return [sys.executable, str(ROOT / "launch" / "train.py"), *arguments]
+
+
+def launch(*arguments, cwd=ROOT):
+  return subprocess.run(
+    command(*arguments),
+    capture_output=True,
+    text=True,
+    cwd=cwd,
+    env=ENVIRONMENT,
+  )
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+  """Binding of a folder that the first run writes the digits to."""
+  path = tmp_path_factory.mktemp("cache") / "digits"
+  return f"--gin_param=DATA_DIR = {str(path)!r}"
+
+
+@pytest.fixture(scope="module")
+def finished(data, tmp_path_factory):
+  """A smoke run that nobody killed: (its folder, its process)."""
+  workdir = tmp_path_factory.mktemp("run") / "whole"
+  done = launch(*SMOKE, data, "--gin_param=EPOCHS = 2", f"--workdir={workdir}")
+  assert done.returncode == 0, done.stderr
+  return workdir, done
+
+
+def last_record(workdir):
+  return json.loads((workdir / "metrics.jsonl").read_text().splitlines()[-1])
+
+
+def test_a_run_shows_lines_and_a_summary_and_keeps_the_chatter(finished):
+  workdir, done = finished
+  assert "held-out top-1" in done.stdout and "SavedModel" in done.stdout
+  for line in done.stderr.splitlines():
+    assert line[2] == ":" == line[5], line  # our own lines carry the time
+  assert "step 90/90, loss" in done.stderr
+  assert (workdir / "libraries.log").read_text()
+  assert len(last_record(workdir)["weights_sha256"]) == 64
+
+
+def test_the_command_that_the_summary_names_serves(finished):
+  _, done = finished
+  (line,) = [x for x in done.stdout.splitlines() if x.startswith("serve it")]
+  served = subprocess.run(
+    [
+      os.path.join(os.path.dirname(sys.executable), part)
+      if part == "saved_model_cli"
+      else part
+      for part in line.split()[2:]
+    ],
+    capture_output=True,
+    text=True,
+  )
+  assert "Result for output key probabilities" in served.stdout, served.stderr
+
+
+def test_again_on_the_finished_folder_nothing_is_trained(finished, data):
+  workdir, first = finished
+  before = (workdir / "metrics.jsonl").read_bytes()
+  again = launch(*SMOKE, data, "--gin_param=EPOCHS = 2", f"--workdir={workdir}")
+  assert again.returncode == 0
+  assert "done already" in again.stderr and again.stdout == first.stdout
+  assert (workdir / "metrics.jsonl").read_bytes() == before
+
+
+def test_another_configuration_in_the_folder_is_refused(finished, data):
+  workdir, _ = finished
+  done = launch(*SMOKE, data, "--gin_param=EPOCHS = 3", f"--workdir={workdir}")
+  assert done.returncode == 2
+  assert "EPOCHS was 2, is 3" in done.stderr
+  assert "Traceback" not in done.stderr
+
+
+def test_killed_and_started_again_it_ends_in_the_same_bits(
+  finished, data, tmp_path
+):
+  whole, _ = finished
+  workdir = tmp_path / "killed"
+  arguments = command(
+    *SMOKE, data, "--gin_param=EPOCHS = 2", f"--workdir={workdir}"
+  )
+  with subprocess.Popen(
+    arguments, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+  ) as process:
+    deadline = time.monotonic() + 120
+    while not list(workdir.glob("checkpoints/ckpt-*.index")):
+      assert process.poll() is None and time.monotonic() < deadline
+      time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+  assert not (workdir / "result.json").exists()
+  again = subprocess.run(arguments, capture_output=True, text=True, cwd=ROOT)
+  assert again.returncode == 0, again.stderr
+  assert "Going on from step" in again.stderr
+  assert last_record(workdir) == last_record(whole)
+
+
+@pytest.mark.parametrize(
+  "arguments, words",
+  [
+    (["--gin_file=gin/f7plus_jft.gin"], "no TPU on this machine"),
+    (["--gin_file=gin/quickstrt.gin"], "did you mean 'gin/quickstart.gin'"),
+    ([*SMOKE, "--gin_param=EPOCH = 3"], "did you mean 'EPOCHS'"),
+    (["gin/quickstart.gin"], "--gin_file=gin/quickstart.gin"),
+    (["--ginfile=gin/quickstart.gin"], "ginfile"),
+  ],
+)
+def test_mistakes_end_in_one_sentence_and_exit_code_2(
+  arguments, words, tmp_path
+):
+  done = launch(*arguments, f"--workdir={tmp_path / 'run'}")
+  assert done.returncode == 2
+  (line,) = done.stderr.splitlines()
+  assert line.startswith("error: ") and words in line
+  assert done.stdout == ""
+
+
+def test_a_traceback_is_there_for_the_asking(tmp_path):
+  done = launch(
+    "--gin_file=gin/quickstart.gin",
+    "--gin_param=EPOCH = 3",
+    "--traceback",
+  )
+  assert done.returncode == 2 and "Traceback" in done.stderr
+
+
+def test_the_dry_run_of_the_largest_run_from_another_folder(tmp_path):
+  done = launch(
+    "--gin_file=gin/f7plus_jft.gin",
+    "--dry_run",
+    "--gin_param=EPOCHS = 4",
+    cwd=tmp_path,
+  )
+  assert done.returncode == 0 and done.stderr == ""
+  for part in (
+    "NFNet F7+, 30,000 classes",
+    "825,454,960 body + 122,910,000 head",
+    "100.9 G",
+    "16,000,000,000 = 4 epochs of 4,000,000,000",
+    "3,906,250 at batch 4,096",
+    "53,540 TPU-v4 core-hours in the paper's figure 2",
+    "EPOCHS = 4",
+    "tpu, mixed_bfloat16",
+  ):
+    assert part in done.stdout, part
+  assert list(tmp_path.iterdir()) == []

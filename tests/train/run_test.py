@@ -1,0 +1,92 @@
+"""Mistakes that end before training, and a whole run in one process."""
+
+import json
+
+import pytest
+import tensorflow as tf
+
+from nfnets_tf.config import Configuration
+from nfnets_tf.ops.errors import UserError
+from nfnets_tf.train.run import Training
+
+SMOKE = ["gin/quickstart.gin", "gin/overlays/smoke.gin"]
+
+
+def job(directory, *params) -> Training:
+  given = [
+    f"DATA_DIR = {directory!r}",
+    "run.Training.prepare = None",
+    "NUM_CLASSES = 4",
+    "NUM_EXAMPLES = 50",
+    "EPOCHS = 8",
+    *params,
+  ]
+  return Configuration(SMOKE, given).build_job()
+
+
+def run(built, workdir):
+  return built.run(str(workdir), configuration="A = 1\n", terminal=None)
+
+
+def two_replicas():
+  return tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+
+
+def test_a_batch_that_does_not_divide_among_the_replicas(
+  make_dataset, tmp_path
+):
+  built = job(make_dataset(), "BATCH_SIZE = 7")
+  built.strategy = two_replicas
+  with pytest.raises(UserError, match="7 does not divide among the 2 replicas"):
+    run(built, tmp_path / "run")
+  assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+  "param, words",
+  [
+    ("NUM_EXAMPLES = 51", "has 50 examples, but NUM_EXAMPLES = 51"),
+    ("NUM_CLASSES = 3", "has 4 classes, but NUM_CLASSES = 3"),
+    ("DATA_DIR = '/nowhere'", "'/nowhere' does not exist"),
+    ("VARIANT = 'F9'", "'F9' does not exist"),
+  ],
+)
+def test_data_and_models_that_do_not_fit(make_dataset, tmp_path, param, words):
+  with pytest.raises(UserError, match=words):
+    run(job(make_dataset(), param), tmp_path / "run")
+  # A refused configuration does not bind the folder.
+  assert not (tmp_path / "run" / "config.gin").exists()
+
+
+def test_a_run_on_two_replicas_leaves_everything(make_dataset, tmp_path):
+  built = job(make_dataset(), "BATCH_SIZE = 8", "EPOCHS = 1.5")
+  assert built.total_steps == 9  # two intervals of 4 and a rest of 1
+  built.strategy = two_replicas
+  summary = run(built, tmp_path)
+  assert "9 steps, finished" in summary
+  names = {path.name for path in tmp_path.iterdir()}
+  assert names >= {
+    "checkpoints",
+    "config.gin",
+    "curves.png",
+    "heldout_sample.npy",
+    "metrics.jsonl",
+    "result.json",
+    "saved_model",
+    "tensorboard",
+  }
+  with open(tmp_path / "metrics.jsonl") as file:
+    records = [json.loads(line) for line in file]
+  assert [record["step"] for record in records] == [4, 8, 8, 9, 9]
+  last = records[-1]
+  for name in ("weights_sha256", "ema_weights_sha256"):
+    assert len(last[name]) == 64
+  assert 0 <= last["heldout_top1"] <= 1 and 0 <= last["ema_heldout_top1"] <= 1
+  assert run(job(make_dataset(name="b")), tmp_path) == summary  # done already
+
+
+def test_the_plan_allocates_and_reads_nothing(tmp_path):
+  plan = job("/nowhere").plan()
+  assert "NFNet femto, 4 classes" in plan
+  assert "one_device, float32, 2 steps a call" in plan
+  assert "/nowhere/train-*" in plan

@@ -1,0 +1,99 @@
+"""A session stopped anywhere and made again ends in the same bits."""
+
+import json
+import os
+import shutil
+
+import pytest
+
+from nfnets_tf.config import Configuration
+from nfnets_tf.train import session as session_module
+from nfnets_tf.train.session import Session
+from nfnets_tf.train.strategy import one_device
+from nfnets_tf.train.workdir import Workdir
+
+SMOKE = ["gin/quickstart.gin", "gin/overlays/smoke.gin"]
+
+
+class Killed(Exception):
+  pass
+
+
+@pytest.fixture
+def job(make_dataset):
+  params = [
+    f"DATA_DIR = {make_dataset()!r}",
+    "run.Training.prepare = None",
+    "NUM_CLASSES = 4",
+    "NUM_EXAMPLES = 50",
+    "BATCH_SIZE = 8",
+    "EPOCHS = 2.08",
+    "nfnet.NFNet.stochdepth_rate = 0.3",
+    "nfnet.NFNet.drop_rate = 0.3",
+  ]
+  built = Configuration(SMOKE, params).build_job()
+  assert built.total_steps == 13
+  return built
+
+
+def run(job, directory):
+  session = Session(
+    job,
+    Workdir(str(directory)),
+    one_device(),
+    job.train_split.index(),
+    job.heldout_split.index(),
+  )
+  session.fit(None)
+  return session.finish()
+
+
+def records(directory):
+  with open(directory / "metrics.jsonl") as file:
+    found = [json.loads(line) for line in file]
+  for record in found:
+    record.pop("images_per_second", None)
+  return found
+
+
+def test_stopped_behind_a_checkpoint_and_in_an_export(
+  job, tmp_path, monkeypatch
+):
+  whole, parted = tmp_path / "whole", tmp_path / "parted"
+  expected = run(job, whole)
+
+  saved = session_module.Checkpoints.save
+
+  def save_and_die(self):
+    saved(self)
+    raise Killed
+
+  monkeypatch.setattr(session_module.Checkpoints, "save", save_and_die)
+  for step in (4, 8, 12, 13):
+    with pytest.raises(Killed):
+      run(job, parted)
+    names = os.listdir(parted / "checkpoints")
+    assert f"ckpt-{step}.index" in names
+  monkeypatch.undo()
+
+  export = job.export
+
+  def die(*arguments, **options):
+    raise Killed
+
+  job.export = die
+  with pytest.raises(Killed):
+    run(job, parted)
+  job.export = export
+  got = run(job, parted)
+  different = {"checkpoint", "saved_model"}
+  assert {k: v for k, v in got.items() if k not in different} == {
+    k: v for k, v in expected.items() if k not in different
+  }
+  assert records(parted) == records(whole)
+
+
+def test_a_folder_without_checkpoints_starts_anew(job, tmp_path):
+  expected = run(job, tmp_path)
+  shutil.rmtree(tmp_path / "checkpoints")
+  assert run(job, tmp_path)["weights_sha256"] == expected["weights_sha256"]
