@@ -42,7 +42,8 @@ def clip_unitwise(
   Returns:
     The clipped gradient, same shape and dtype as `gradient`.
   """
+  clipping = tf.cast(clipping, gradient.dtype)
   largest = clipping * tf.maximum(unitwise_norm(weight), eps)
   norm = unitwise_norm(gradient)
-  clipped = gradient * (largest / tf.maximum(norm, 1e-6))
-  return tf.where(norm > largest, clipped, gradient)
+  scale = tf.where(norm > largest, largest / tf.maximum(norm, 1e-6), 1.0)
+  return gradient * scale

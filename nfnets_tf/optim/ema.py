@@ -27,12 +27,14 @@ def update(
 ) -> None:
   """Moves every average: a <- decay * a + (1 - decay) * w.
 
+  Written a <- a - (1 - decay) * (a - w), which needs one array of its own.
+
   To be called in a replica context, after the weights' own update; each device
   updates its own copy, and nothing is sent.
   """
 
   def move(average, variable, decay):
-    average.assign(decay * average + (1.0 - decay) * variable)
+    average.assign_sub((1.0 - decay) * (average - variable))
 
   def move_all(strategy, decay):
     for average, variable in zip(averages, variables):

@@ -1,0 +1,56 @@
+"""Images a second of whole training steps on this machine.
+
+  python -m benchmarks.training_step --variant=F0 --image_size=192 --batch_size=8
+
+Compares float32 with bfloat16 in one run; AGC, Nesterov, decay and the average
+of the weights are part of the step.
+"""
+
+import json
+import sys
+
+import numpy as np
+from absl import flags
+from tensorflow import keras
+
+from benchmarks.timing import seconds_side_by_side
+from nfnets_tf.models.nfnet import NFNet
+from nfnets_tf.optim.sgd import SGD
+from nfnets_tf.train.classifier import Classifier
+
+_VARIANT = flags.DEFINE_string("variant", "F0", "Size of the network.")
+_IMAGE_SIZE = flags.DEFINE_integer("image_size", 192, "Pixels of a side.")
+_BATCH_SIZE = flags.DEFINE_integer("batch_size", 8, "Images a step.")
+_ROUNDS = flags.DEFINE_integer("rounds", 5, "Steps that are timed.")
+
+
+def main() -> None:
+  """Prints images a second and, last, the figures as JSON."""
+  flags.FLAGS(sys.argv)
+  size, batch = _IMAGE_SIZE.value, _BATCH_SIZE.value
+  images = np.random.default_rng(0).integers(
+    0, 255, [batch, size, size, 3], np.uint8
+  )
+  labels = np.zeros([batch], np.int32)
+
+  def step(policy):
+    keras.mixed_precision.set_global_policy(policy)
+    model = Classifier(NFNet(_VARIANT.value, 1000))
+    model.compile(SGD(0.1))
+    return lambda: model.train_on_batch(images, labels)
+
+  seconds = seconds_side_by_side(
+    {policy: step(policy) for policy in ("float32", "mixed_bfloat16")},
+    rounds=_ROUNDS.value,
+  )
+  rates = {policy: batch / taken for policy, taken in seconds.items()}
+  for policy, rate in rates.items():
+    print(f"{policy:>15} {rate:8.2f} images/s")
+  ratio = rates["mixed_bfloat16"] / rates["float32"]
+  figures = {"float32_images_per_second": rates["float32"]}
+  figures["bfloat16_over_float32"] = ratio
+  print(json.dumps({name: round(value, 2) for name, value in figures.items()}))
+
+
+if __name__ == "__main__":
+  main()
