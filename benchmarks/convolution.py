@@ -39,9 +39,7 @@ def main() -> None:
   options = {"strides": 1, "groups": GROUPS}
   seconds = seconds_side_by_side(
     {
-      "ours": gradients(
-        lambda: convolution.conv2d(images, kernel, **options)
-      ),
+      "ours": gradients(lambda: convolution.conv2d(images, kernel, **options)),
       "keras": gradients(lambda: layer(images)),
       "by_group": gradients(
         lambda: convolution.conv2d_by_group(images, kernel, **options)

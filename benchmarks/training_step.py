@@ -1,6 +1,6 @@
 """Images a second of whole training steps on this machine.
 
-  python -m benchmarks.training_step --variant=F0 --image_size=192 --batch_size=8
+  python -m benchmarks.training_step --variant=F0 --batch_size=8
 
 Compares float32 with bfloat16 in one run; AGC, Nesterov, decay and the average
 of the weights are part of the step.

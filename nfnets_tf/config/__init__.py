@@ -4,6 +4,8 @@ Gin files choose and bind; the library knows nothing of them. A gin file names
 the job at `config.Launch.job`.
 """
 
+from __future__ import annotations
+
 import importlib.util  # noqa: F401  gin 0.5.0 uses it without importing it
 import pathlib
 import re

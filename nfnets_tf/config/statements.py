@@ -4,6 +4,8 @@
 `scope/module.Name.parameter = value`; both sides are kept as text.
 """
 
+from __future__ import annotations
+
 import re
 from collections.abc import Mapping
 

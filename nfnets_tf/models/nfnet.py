@@ -5,6 +5,8 @@ numerics of DeepMind's released code: stem, four stages of residual blocks, and
 a head. Shapes are [batch, height, width, channels].
 """
 
+from __future__ import annotations
+
 import tensorflow as tf
 from tensorflow import keras
 

@@ -1,5 +1,7 @@
 """SGD with Nesterov momentum, adaptive gradient clipping and coupled decay."""
 
+from __future__ import annotations
+
 import tensorflow as tf
 from tensorflow import keras
 

@@ -1,5 +1,7 @@
 """From multiply-accumulates to TPU-v4 core-hours."""
 
+from __future__ import annotations
+
 # bfloat16 peak of one TensorCore, half of a TPU-v4 chip's 275 TFLOP/s.
 TPU_V4_CORE_FLOPS = 137.5e12
 

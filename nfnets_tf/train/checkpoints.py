@@ -1,5 +1,7 @@
 """Saving and restoring the whole state of training."""
 
+from __future__ import annotations
+
 import tensorflow as tf
 
 from nfnets_tf.ops.errors import UserError

@@ -1,5 +1,7 @@
 """The training and evaluation steps around a network, as a Keras model."""
 
+from __future__ import annotations
+
 import contextlib
 from collections.abc import Iterator, Sequence
 

@@ -1,5 +1,7 @@
 """How far a run is: a bar on a terminal, plain lines elsewhere."""
 
+from __future__ import annotations
+
 import logging
 import time
 from typing import TextIO

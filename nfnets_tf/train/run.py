@@ -4,6 +4,8 @@
 defaults: what is not bound is an error before anything is built.
 """
 
+from __future__ import annotations
+
 import logging
 from collections.abc import Callable
 from typing import TextIO

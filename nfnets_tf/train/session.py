@@ -1,5 +1,7 @@
 """What a run builds: the parts that live while it trains."""
 
+from __future__ import annotations
+
 import logging
 from typing import TextIO
 

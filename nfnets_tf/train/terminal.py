@@ -5,6 +5,8 @@ TensorFlow's C++ code writes to file descriptor 2, whatever Python's
 project has to say goes to a copy of the old one.
 """
 
+from __future__ import annotations
+
 import faulthandler
 import logging
 import os

@@ -1,5 +1,7 @@
 """What a run leaves behind, and where."""
 
+from __future__ import annotations
+
 import hashlib
 import json
 import os
