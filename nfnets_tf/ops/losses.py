@@ -2,6 +2,8 @@
 
 import tensorflow as tf
 
+from nfnets_tf.ops.errors import UserError
+
 
 def softmax_cross_entropy(
   logits: tf.Tensor, labels: tf.Tensor, *, label_smoothing: float = 0.0
@@ -20,10 +22,20 @@ def softmax_cross_entropy(
 
   Returns:
     Loss of each example in nats, float32 [batch].
+
+  Raises:
+    UserError: if the labels are neither; TensorFlow would stretch [batch, 1]
+      over all classes without a word.
   """
   logits = tf.cast(logits, tf.float32)
   if labels.dtype.is_integer and labels.shape.rank == 1:
     loss = tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)
+  elif labels.shape.rank != 2 or labels.shape[-1] != logits.shape[-1]:
+    raise UserError(
+      f"labels of shape {labels.shape} and {labels.dtype.name} do not fit"
+      f" logits of shape {logits.shape}; expected integers [batch] or a"
+      " distribution [batch, classes]."
+    )
   else:
     loss = tf.nn.softmax_cross_entropy_with_logits(
       tf.cast(labels, tf.float32), logits

@@ -87,14 +87,15 @@ class Classifier(keras.Model):
     already made steps.
 
     Raises:
-      UserError: if a loss is given.
+      UserError: if a loss or metrics are given.
     """
-    if kwargs.pop("loss", None) is not None:
-      raise UserError(
-        "Classifier.compile received a loss, but it computes its own"
-        " (softmax cross-entropy); leave it out, and set label_smoothing if"
-        " need be."
-      )
+    for name in ("loss", "loss_weights", "metrics", "weighted_metrics"):
+      if kwargs.pop(name, None) is not None:
+        raise UserError(
+          f"Classifier.compile received {name}, but it computes its own loss"
+          " (softmax cross-entropy), top-1 and top-5; leave it out, and set"
+          " label_smoothing if need be."
+        )
     super().compile(optimizer=optimizer, **kwargs)
     self._compile_options = kwargs
     with self.distribute_strategy.scope():

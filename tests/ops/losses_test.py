@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from nfnets_tf.ops.errors import UserError
 from nfnets_tf.ops.losses import softmax_cross_entropy
 
 LOGITS = np.random.default_rng(0).normal(size=[6, 5]).astype(np.float32)
@@ -30,6 +31,14 @@ def test_mixed_labels_are_taken_as_they_are():
   mixed = np.random.default_rng(1).dirichlet(np.ones(5), 6)
   loss = softmax_cross_entropy(tf.constant(LOGITS), tf.constant(mixed))
   np.testing.assert_allclose(loss, naive(LOGITS, mixed), rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+  "labels", [LABELS[:, None], LABELS.astype(np.float32), np.eye(4)[LABELS % 4]]
+)
+def test_labels_that_tensorflow_would_stretch_are_refused(labels):
+  with pytest.raises(UserError, match=r"labels of shape \("):
+    softmax_cross_entropy(tf.constant(LOGITS), tf.constant(labels))
 
 
 def test_loss_is_float32_of_bfloat16_logits():

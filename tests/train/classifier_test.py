@@ -193,10 +193,11 @@ def test_without_averages_asking_for_them_is_refused():
       raise AssertionError("must not be reached")
 
 
-def test_a_loss_given_to_compile_is_refused():
+@pytest.mark.parametrize("name", ["loss", "metrics"])
+def test_a_loss_or_metrics_given_to_compile_are_refused(name):
   model = Classifier(NFNet("femto", 4))
-  with pytest.raises(UserError, match="received a loss"):
-    model.compile(SGD(0.1), loss="mse")
+  with pytest.raises(UserError, match=f"received {name}, but"):
+    model.compile(SGD(0.1), **{name: ["mse"]})
 
 
 def test_uint8_and_float_images_are_the_same_to_it():
