@@ -76,3 +76,15 @@ def test_hosts_share_every_example_once(make_dataset, hosts):
     assert names(order, order.num_examples, order.num_examples) != epoch
     seen.update(epoch)
   assert seen == {f"{i}.png": 1 for i in range(50)}
+
+
+def test_groups_of_an_epoch_are_permuted_differently(make_dataset):
+  order = make(make_dataset(train=50, train_shards=5), shuffle_buffer=10)
+  epoch = names(order, 50)
+  # Shard s holds s, s + 5, ...: the place within its shard, by group.
+  places = [
+    tuple(int(name.split(".")[0]) // 5 for name in epoch[i : i + 10])
+    for i in range(0, 50, 10)
+  ]
+  assert all(sorted(group) == list(range(10)) for group in places)
+  assert len(set(places)) == 5

@@ -200,6 +200,20 @@ def test_a_loss_or_metrics_given_to_compile_are_refused(name):
     model.compile(SGD(0.1), **{name: ["mse"]})
 
 
+def test_every_step_draws_anew_and_a_restored_one_draws_the_same():
+  model = compiled()
+
+  def seed(step):
+    model.optimizer.iterations.assign(step)
+    return tuple(model._step_seed().numpy())
+
+  assert seed(1) == seed(1)
+  assert len({seed(0), seed(1), seed(2)}) == 3
+  assert (
+    len({tuple(compiled(seed=s)._step_seed().numpy()) for s in (0, 1)}) == 2
+  )
+
+
 def test_uint8_and_float_images_are_the_same_to_it():
   model = compiled()
   images, _ = batch()
