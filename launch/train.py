@@ -70,14 +70,22 @@ def _launch(quiet) -> int:
     print(configuration.build_job().plan())
     print("\nBindings that differ from the run's base:")
     print("\n".join(f"  {line}" for line in configuration.differences()))
+    quiet.discard_log()
     return 0
   configuration.check_workdir(os.path.join(workdir, "config.gin"))
   job = configuration.build_job()
-  if "://" not in workdir:
-    quiet.move_log(os.path.join(workdir, "libraries.log"))
+
+  def started():
+    if "://" not in workdir:
+      quiet.move_log(os.path.join(workdir, "libraries.log"))
+
   summary = job.run(
-    workdir, configuration=configuration.text, terminal=quiet.terminal
+    workdir,
+    configuration=configuration.text,
+    terminal=quiet.terminal,
+    started=started,
   )
+  quiet.discard_log()
   print(summary)
   return 0
 
@@ -91,6 +99,7 @@ def _report(error: Exception, quiet) -> int:
     print(trace, file=quiet.screen)
   if isinstance(error, UserError):
     print(f"error: {str(error).splitlines()[0]}", file=quiet.screen)
+    quiet.discard_log()
     return 2
   print(
     f"error: {type(error).__name__}: {str(error).splitlines()[0]} (the whole"

@@ -169,7 +169,12 @@ class Training:
     return plan.table(lines)
 
   def run(
-    self, workdir: str, *, configuration: str, terminal: TextIO | None
+    self,
+    workdir: str,
+    *,
+    configuration: str,
+    terminal: TextIO | None,
+    started: Callable[[], None] = lambda: None,
   ) -> str:
     """Trains, evaluates and exports; goes on where an earlier call stopped.
 
@@ -177,6 +182,7 @@ class Training:
       workdir: folder of the run's files, local or gs://.
       configuration: kept in it as config.gin.
       terminal: where a progress bar can be drawn; None writes log lines.
+      started: called when everything has been accepted and training begins.
 
     Returns:
       The summary of the finished run.
@@ -197,6 +203,7 @@ class Training:
     session = Session(self, files, strategy, *indexes)
     # Not before: a configuration that was refused must not bind the folder.
     files.keep_configuration(configuration)
+    started()
     session.fit(terminal)
     result = session.finish()
     return summarize(result, files)

@@ -28,6 +28,7 @@ class QuietScreen:
     sys.stderr.flush()
     self.screen: TextIO = os.fdopen(os.dup(2), "w", buffering=1)
     descriptor, self.log = tempfile.mkstemp(".log", "nfnets_tf-")
+    self._temporary = True
     os.dup2(descriptor, 2)
     os.close(descriptor)
     # A crash inside a library must still be seen.
@@ -47,6 +48,11 @@ class QuietScreen:
     """The screen if it is a terminal, None if it is a file or a pipe."""
     return self.screen if self.screen.isatty() else None
 
+  def discard_log(self) -> None:
+    """Removes the log if no run has taken it over."""
+    if self._temporary:
+      os.remove(self.log)
+
   def move_log(self, path: str) -> None:
     """Continues the log at `path`, a local file, after what it holds."""
     os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
@@ -56,4 +62,4 @@ class QuietScreen:
       new.flush()
       os.dup2(new.fileno(), 2)
     os.remove(self.log)
-    self.log = path
+    self.log, self._temporary = path, False
