@@ -93,17 +93,18 @@ def _launch(quiet) -> int:
 def _report(error: Exception, quiet) -> int:
   from nfnets_tf.ops.errors import UserError
 
+  first = (str(error) or "no message").splitlines()[0]
   trace = traceback.format_exc()
   print(trace, file=sys.stderr)  # the log
   if _TRACEBACK.value:
     print(trace, file=quiet.screen)
   if isinstance(error, UserError):
-    print(f"error: {str(error).splitlines()[0]}", file=quiet.screen)
+    print(f"error: {first}", file=quiet.screen)
     quiet.discard_log()
     return 2
   print(
-    f"error: {type(error).__name__}: {str(error).splitlines()[0]} (the whole"
-    f" traceback is in {quiet.log})",
+    f"error: {type(error).__name__}: {first} (the whole traceback is in"
+    f" {quiet.log})",
     file=quiet.screen,
   )
   return 1
