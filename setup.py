@@ -10,7 +10,7 @@ _VERSION = re.search(
   r'__version__ = "(.+)"', (_HERE / "nfnets_tf/__init__.py").read_text()
 )
 
-_TEST = ["pytest>=8,<9"]
+_TEST = ["pytest>=8,<9", "pytest-xdist>=3,<4"]
 _DEV = [*_TEST, "pre-commit>=3", "ruff==0.17.5"]
 
 setup(

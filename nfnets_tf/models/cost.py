@@ -38,7 +38,9 @@ def count_macs(network: keras.Model, image_size: int) -> int:
     network: takes [batch, image_size, image_size, 3].
     image_size: in pixels.
   """
-  forward = tf.function(lambda images: network(images, training=False))
+  forward = tf.function(
+    lambda images: network(images, training=False), autograph=False
+  )
   images = tf.TensorSpec([1, image_size, image_size, 3], tf.float32)
   graph = forward.get_concrete_function(images).graph
   return sum(_macs(operation) for operation in graph.get_operations())
