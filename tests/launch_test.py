@@ -93,24 +93,46 @@ def test_another_configuration_in_the_folder_is_refused(finished, data):
   assert "Traceback" not in done.stderr
 
 
-def test_killed_and_started_again_it_ends_in_the_same_bits(
+def newest(workdir):
+  """The list of checkpoints, which TensorFlow writes after their files."""
+  path = workdir / "checkpoints" / "checkpoint"
+  return path.read_text() if path.exists() else None
+
+
+def stop_after_a_checkpoint(arguments, workdir, how):
+  """Starts a run and sends a signal after its first checkpoint."""
+  before = newest(workdir)
+  with subprocess.Popen(
+    arguments,
+    cwd=ROOT,
+    env=ENVIRONMENT,
+    stdout=subprocess.DEVNULL,
+    stderr=subprocess.PIPE,
+    text=True,
+  ) as process:
+    deadline = time.monotonic() + 180
+    while newest(workdir) == before:
+      assert process.poll() is None and time.monotonic() < deadline
+      time.sleep(0.05)
+    process.send_signal(how)
+    _, screen = process.communicate()
+  assert not (workdir / "result.json").exists()
+  return process.returncode, screen
+
+
+def test_stopped_twice_and_started_again_it_ends_in_the_same_bits(
   finished, data, tmp_path
 ):
   whole, _ = finished
-  workdir = tmp_path / "killed"
+  workdir = tmp_path / "stopped"
   arguments = command(
     *SMOKE, data, "--gin_param=EPOCHS = 2", f"--workdir={workdir}"
   )
-  with subprocess.Popen(
-    arguments, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-  ) as process:
-    deadline = time.monotonic() + 120
-    # TensorFlow's own list of checkpoints is written after their files.
-    while not (workdir / "checkpoints" / "checkpoint").exists():
-      assert process.poll() is None and time.monotonic() < deadline
-      time.sleep(0.05)
-    process.send_signal(signal.SIGKILL)
-  assert not (workdir / "result.json").exists()
+  code, screen = stop_after_a_checkpoint(arguments, workdir, signal.SIGINT)
+  assert code == 130 and "the same command goes on" in screen
+  assert "Traceback" not in screen
+  code, _ = stop_after_a_checkpoint(arguments, workdir, signal.SIGKILL)
+  assert code == -signal.SIGKILL
   again = subprocess.run(arguments, capture_output=True, text=True, cwd=ROOT)
   assert again.returncode == 0, again.stderr
   assert "Going on from step" in again.stderr
