@@ -98,8 +98,7 @@ class NFBlock(keras.layers.Layer):
     )
     super().build(input_shape)
 
-  # Nothing here branches on a tensor; converted, F7+ takes a fifth longer to
-  # build and to trace.
+  # Nothing here branches on a tensor, and converting every block is slow.
   @tf.autograph.experimental.do_not_convert
   def call(self, inputs, training=False):
     out = self._activate(inputs) * self.beta

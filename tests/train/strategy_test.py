@@ -8,9 +8,7 @@ from nfnets_tf.train import strategy
 def test_without_accelerators_auto_is_one_cpu():
   found = strategy.auto()
   assert strategy.describe(found) == "OneDeviceStrategy, 1 replica"
-  assert found.extended.worker_devices == ("/device:CPU:0",) or "CPU:0" in str(
-    found.extended.worker_devices
-  )
+  assert "CPU:0" in str(found.extended.worker_devices)
 
 
 def test_a_missing_tpu_ends_in_the_bindings_that_help(monkeypatch):
