@@ -20,6 +20,11 @@ def spatial_mean(images: tf.Tensor) -> tf.Tensor:
   return tf.reduce_mean(tf.cast(images, tf.float32), axis=[1, 2])
 
 
+def _examples(inputs: tf.Tensor):
+  """Number of examples, static if it is known: TPUs want it so."""
+  return inputs.shape[0] or tf.shape(inputs)[0]
+
+
 @register
 class SpatialMean(keras.layers.Layer):
   """Global average pooling, in float32 under every policy."""
@@ -182,10 +187,8 @@ class StochasticDepth(keras.layers.Layer):
   def call(self, inputs, training=False):
     if not training or not self.rate:
       return inputs
-    shape = [tf.shape(inputs)[0], 1, 1, 1]
-    uniform = tf.random.stateless_uniform(shape, draws.seed_for(self.name))
-    keep = tf.cast(uniform >= self.rate, inputs.dtype)
-    return inputs * keep
+    numbers = draws.uniform(self.name, [_examples(inputs), 1, 1, 1])
+    return inputs * tf.cast(numbers >= self.rate, inputs.dtype)
 
   def get_config(self):
     return {**super().get_config(), "rate": self.rate}
@@ -194,6 +197,8 @@ class StochasticDepth(keras.layers.Layer):
 @register
 class Dropout(keras.layers.Layer):
   """Dropout whose mask is a function of the step's seed (`ops.draws`).
+
+  All axes of its input but the first have a fixed size.
 
   Args:
     rate: probability that an entry is dropped; the rest is scaled up.
@@ -206,9 +211,9 @@ class Dropout(keras.layers.Layer):
   def call(self, inputs, training=False):
     if not training or not self.rate:
       return inputs
-    return tf.nn.experimental.stateless_dropout(
-      inputs, self.rate, seed=draws.seed_for(self.name)
-    )
+    numbers = draws.uniform(self.name, [_examples(inputs), *inputs.shape[1:]])
+    keep = tf.cast(numbers >= self.rate, inputs.dtype)
+    return inputs * keep / (1.0 - self.rate)
 
   def get_config(self):
     return {**super().get_config(), "rate": self.rate}

@@ -209,7 +209,7 @@ def _stem(images, size: variants.Variant, activation: str):
   """Four convolutions, stride 4 in all, with no activation after the last."""
   widths = (*size.stem_widths, size.widths[0] // 2)
   outputs = images
-  for index, (width, strides) in enumerate(zip(widths, (2, 1, 1, 2))):
+  for index, (width, strides) in enumerate(zip(widths, size.stem_strides)):
     if index:
       activate = ScaledActivation(activation, name=f"stem_act{index - 1}")
       outputs = activate(outputs)

@@ -22,6 +22,7 @@ class Variant:
     group_width: channels in each group of the 3x3 convolutions.
     stem_widths: channels of the first three stem convolutions; the fourth has
       half of `widths[0]`.
+    stem_strides: of the four stem convolutions.
   """
 
   depths: tuple[int, ...]
@@ -29,6 +30,7 @@ class Variant:
   widths: tuple[int, ...] = (256, 512, 1536, 1536)
   group_width: int = 128
   stem_widths: tuple[int, ...] = (16, 32, 64)
+  stem_strides: tuple[int, ...] = (2, 1, 1, 2)
 
 
 _PUBLISHED = {
@@ -51,6 +53,13 @@ _WIDER = {
 _SMALL = {
   "femto": Variant((1, 1, 1, 1), 0.0, (16, 16, 32, 32), 4, (8, 8, 8)),
   "nano": Variant((1, 1, 2, 1), 0.0, (32, 64, 128, 128), 16, (8, 16, 32)),
+  "micro": Variant(
+    (1, 2, 3, 1),
+    0.0,
+    (96, 192, 384, 384),
+    64,
+    stem_strides=(2, 1, 1, 1),  # for images of 32 pixels
+  ),
 }
 
 VARIANTS = {**_PUBLISHED, **_WIDER, **_SMALL}

@@ -2,13 +2,17 @@
 
 Dropout and stochastic depth draw from a seed that the training step sets, so
 that a step can be repeated with the same draws (the two passes of SAM, a run
-that is resumed) and so that replicas differ. Synopsis:
+that is resumed) and so that replicas differ. An example's draws do not depend
+on how many others share its pass. Synopsis:
 
   with draws.using(tf.stack([seed, step])):
     logits = network(images, training=True)
+  with draws.using(tf.stack([seed, step]), start=4, whole=8):
+    rest = network(images[4:6], training=True)  # equal to logits[4:6]
 """
 
 import contextlib
+import dataclasses
 import threading
 import zlib
 from collections.abc import Iterator
@@ -18,15 +22,33 @@ import tensorflow as tf
 _ACTIVE = threading.local()  # replicas are traced in threads of their own
 
 
+@dataclasses.dataclass(frozen=True)
+class _Step:
+  seed: tf.Tensor
+  start: tf.Tensor | int
+  whole: tf.Tensor | int | None
+
+
 @contextlib.contextmanager
-def using(seed: tf.Tensor) -> Iterator[None]:
-  """Makes layers called inside draw from `seed`, an integer tensor [2]."""
-  before = getattr(_ACTIVE, "seed", None)
-  _ACTIVE.seed = seed
+def using(
+  seed: tf.Tensor,
+  *,
+  start: tf.Tensor | int = 0,
+  whole: tf.Tensor | int | None = None,
+) -> Iterator[None]:
+  """Makes layers called inside draw from `seed`.
+
+  Args:
+    seed: integer tensor [2].
+    start: position, in the whole batch, of the first example of a pass.
+    whole: number of examples of the whole batch; None is those of the pass.
+  """
+  before = getattr(_ACTIVE, "step", None)
+  _ACTIVE.step = _Step(seed, start, whole)
   try:
     yield
   finally:
-    _ACTIVE.seed = before
+    _ACTIVE.step = before
 
 
 def seed_for(name: str) -> tf.Tensor:
@@ -35,8 +57,38 @@ def seed_for(name: str) -> tf.Tensor:
   Outside `using` it is drawn from TensorFlow's own generator, so that a layer
   in any Keras model still sees new numbers at every call.
   """
-  seed = getattr(_ACTIVE, "seed", None)
-  if seed is None:
+  step = getattr(_ACTIVE, "step", None)
+  if step is None:
     return tf.random.uniform([2], maxval=2**31 - 1, dtype=tf.int32)
   salt = zlib.crc32(name.encode()) & 0x7FFFFFFF
-  return tf.random.experimental.stateless_fold_in(seed, salt)
+  return tf.random.experimental.stateless_fold_in(step.seed, salt)
+
+
+def uniform(name: str, shape: list) -> tf.Tensor:
+  """Draws numbers in [0, 1) for the layer called `name`.
+
+  Args:
+    name: of the layer.
+    shape: of the result; its first entry counts the examples of the pass.
+
+  Returns:
+    A float32 tensor: of the numbers of the whole batch, those of this pass.
+  """
+  seed = seed_for(name)
+  step = getattr(_ACTIVE, "step", None)
+  if step is None or step.whole is None:
+    return tf.random.stateless_uniform(shape, seed)
+  numbers = tf.random.stateless_uniform([step.whole, *shape[1:]], seed)
+  begin = [step.start] + [0] * (len(shape) - 1)
+  return tf.slice(numbers, begin, shape)
+
+
+def step_seed(seed: int, step: tf.Tensor) -> tf.Tensor:
+  """Returns the seed [2] of a step, to be called in a replica context.
+
+  It differs between steps and between replicas.
+  """
+  replica = tf.distribute.get_replica_context().replica_id_in_sync_group
+  return tf.random.experimental.stateless_fold_in(
+    tf.stack([seed, tf.cast(step, tf.int32)]), tf.cast(replica, tf.int32)
+  )

@@ -11,6 +11,7 @@ import enum
 import tensorflow as tf
 
 _MARK = "_nfnets_role"
+_RATE = "_nfnets_rate"
 
 
 class Role(enum.Enum):
@@ -41,3 +42,14 @@ def role_of(variable: tf.Variable) -> Role:
   """Returns the variable's mark, or what its rank says where it has none."""
   by_rank = Role.KERNEL if variable.shape.rank >= 2 else Role.VECTOR
   return getattr(variable, _MARK, by_rank)
+
+
+def mark_rate(variable: tf.Variable, factor: float) -> tf.Variable:
+  """Marks `variable` to learn at `factor` times the rate; returns it."""
+  setattr(variable, _RATE, factor)
+  return variable
+
+
+def rate_of(variable: tf.Variable) -> float:
+  """Returns the factor on the variable's learning rate, 1 if none is marked."""
+  return getattr(variable, _RATE, 1.0)

@@ -58,14 +58,25 @@ class WarmupCosine(keras.optimizers.schedules.LearningRateSchedule):
 
 
 def steps_for_epochs(
-  *, epochs: float, num_examples: int, batch_size: int
+  *,
+  epochs: float,
+  num_examples: int,
+  batch_size: int,
+  multiplicity: int = 1,
 ) -> int:
-  """Returns the number of steps that read `epochs` times `num_examples`."""
+  """Returns the number of steps that read `epochs` times `num_examples`.
+
+  Args:
+    epochs: passes over the examples.
+    num_examples: of the training split.
+    batch_size: images a step.
+    multiplicity: how many of those come from one example.
+  """
   if batch_size < 1:
     raise UserError(
       f"BATCH_SIZE = {batch_size} cannot be used; bind it to at least 1."
     )
-  steps = round(epochs * num_examples / batch_size)
+  steps = round(epochs * num_examples * multiplicity / batch_size)
   if steps < 1:
     raise UserError(
       f"{epochs} epochs of {num_examples:,} examples are less than one batch"

@@ -6,7 +6,7 @@ import tensorflow as tf
 from tensorflow import keras
 
 from nfnets_tf.ops.clipping import clip_unitwise
-from nfnets_tf.ops.roles import role_of
+from nfnets_tf.ops.roles import rate_of, role_of
 
 
 @keras.saving.register_keras_serializable(package="nfnets_tf")
@@ -24,7 +24,8 @@ class SGD(keras.optimizers.Optimizer):
   buffer, unlike in Keras' own SGD, where a changing rate also rescales the
   momentum. Clipping happens here, not in Keras' `clipnorm`, because only
   `update_step` sees the sum over replicas. The defaults are the papers' for
-  ImageNet at batch 4096; `ops.roles` says what a variable's treatment is.
+  ImageNet at batch 4096; `ops.roles` says what a variable's treatment is, and
+  may mark a factor on its rate.
 
   Args:
     learning_rate: a float or a `LearningRateSchedule`.
@@ -69,6 +70,7 @@ class SGD(keras.optimizers.Optimizer):
       for variable in var_list
     ]
     self._roles = [role_of(variable) for variable in var_list]
+    self._rates = [rate_of(variable) for variable in var_list]
     self._built = True
 
   def update_step(self, gradient, variable):
@@ -82,7 +84,7 @@ class SGD(keras.optimizers.Optimizer):
       )
     if self.coupled_decay and role.decayed:
       gradient += self.coupled_decay * variable
-    rate = tf.cast(self.learning_rate, variable.dtype)
+    rate = tf.cast(self.learning_rate * self._rates[index], variable.dtype)
     # One pass over memory; written out, the last two lines of the class'
     # recurrence take six, which a small batch feels.
     tf.raw_ops.ResourceApplyMomentum(

@@ -2,7 +2,11 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from nfnets_tf.ops.clipping import clip_unitwise, unitwise_norm
+from nfnets_tf.ops.clipping import (
+  clip_unitwise,
+  largest_norm,
+  unitwise_norm,
+)
 
 SHAPES = [(), (5,), (4, 3), (3, 3, 2, 5), (1, 1, 1, 6)]
 
@@ -69,3 +73,9 @@ def test_a_gradient_of_zero_stays_zero():
 
 def test_a_vector_has_one_norm():
   assert unitwise_norm(tf.constant([3.0, 4.0])).numpy().tolist() == [5.0]
+
+
+def test_largest_norm_has_a_floor():
+  weight = tf.constant([[3.0, 0.0], [4.0, 0.0]])
+  largest = largest_norm(weight, clipping=0.1, eps=1e-3)
+  np.testing.assert_allclose(largest, [[0.5, 1e-4]], rtol=1e-6)

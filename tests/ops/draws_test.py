@@ -35,8 +35,27 @@ def test_replicas_traced_in_other_threads_do_not_see_it():
   seen = []
   with draws.using(tf.constant([0, 1])):
     thread = threading.Thread(
-      target=lambda: seen.append(getattr(draws._ACTIVE, "seed", None))
+      target=lambda: seen.append(getattr(draws._ACTIVE, "step", None))
     )
     thread.start()
     thread.join()
   assert seen == [None]
+
+
+def test_a_part_of_the_batch_draws_what_it_draws_in_the_whole():
+  seed = tf.constant([0, 1])
+  with draws.using(seed):
+    whole = draws.uniform("layer", [8, 3]).numpy()
+  assert 0 <= whole.min() and whole.max() < 1 and len(np.unique(whole)) == 24
+  for start, size in ((0, 8), (0, 3), (2, 4), (7, 1)):
+    with draws.using(seed, start=start, whole=8):
+      part = draws.uniform("layer", [size, 3])
+    np.testing.assert_array_equal(part, whole[start : start + size])
+
+
+def test_steps_have_seeds_of_their_own():
+  def seed(first, step):
+    return tuple(draws.step_seed(first, tf.constant(step, tf.int64)).numpy())
+
+  assert seed(0, 1) == seed(0, 1)
+  assert len({seed(0, 0), seed(0, 1), seed(1, 0), seed(1, 1)}) == 4

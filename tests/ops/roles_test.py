@@ -1,6 +1,6 @@
 import tensorflow as tf
 
-from nfnets_tf.ops.roles import Role, mark, role_of
+from nfnets_tf.ops.roles import Role, mark, mark_rate, rate_of, role_of
 
 
 def test_without_a_mark_the_rank_decides():
@@ -23,3 +23,9 @@ def test_treatments():
     Role.HEAD_KERNEL: (False, True),
     Role.VECTOR: (True, False),
   }
+
+
+def test_rates():
+  variable = tf.Variable(0.0)
+  assert rate_of(variable) == 1.0
+  assert rate_of(mark_rate(variable, 0.25)) == 0.25

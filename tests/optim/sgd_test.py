@@ -4,7 +4,7 @@ import tensorflow as tf
 from tensorflow import keras
 
 from nfnets_tf.ops.clipping import clip_unitwise
-from nfnets_tf.ops.roles import Role, mark
+from nfnets_tf.ops.roles import Role, mark, mark_rate
 from nfnets_tf.optim.sgd import SGD
 
 RATES = [0.5, 0.1, 0.3]
@@ -99,3 +99,15 @@ def test_trains_a_plain_keras_model():
   x = np.random.default_rng(0).normal(size=[256, 2])
   history = model.fit(x, x @ [1.0, -2.0], epochs=20, verbose=0).history["loss"]
   assert history[-1] < 0.01 < history[0]
+
+
+def test_a_marked_rate_scales_every_step():
+  slow = mark_rate(tf.Variable(START), 0.25)
+  plain = tf.Variable(START)
+  options = {"clipping": None, "weight_decay": 0.0, "momentum": 0.5}
+  optimizer = SGD(0.4, **options)
+  alone = SGD(0.1, **options)
+  for gradient in map(tf.constant, GRADIENTS):
+    optimizer.apply_gradients([(gradient, slow)])
+    alone.apply_gradients([(gradient, plain)])
+  np.testing.assert_allclose(slow, plain, rtol=1e-6)
