@@ -1,6 +1,7 @@
 """From shards to batches: the only place that orders the stages.
 
-Training: order -> parse -> preprocess -> batch -> prefetch, without end.
+Training: order -> parse -> preprocess -> batch -> prefetch, without end; with
+repeated augmentation every image is preprocessed several times over.
 Evaluation: every example once, then padding of weight 0 to whole batches.
 """
 
@@ -28,6 +29,10 @@ class Split:
     split: name of the split, such as "train".
     num_classes: number of classes; every label must be below.
     operations: `preprocess` operations, applied in order.
+    multiplicity: how many times an image that is read for training enters the
+      batch, each time with other random operations: repeated augmentation
+      (Fort et al. 2021, arXiv 2105.13343). The batch keeps its size, so that it
+      holds fewer different images, and copies share a replica.
   """
 
   def __init__(
@@ -37,11 +42,18 @@ class Split:
     split: str,
     num_classes: int,
     operations: Sequence[preprocess.Operation],
+    multiplicity: int = 1,
   ):
+    if not isinstance(multiplicity, int) or multiplicity < 1:
+      raise UserError(
+        f"Split.multiplicity = {multiplicity!r} cannot be used; bind"
+        " MULTIPLICITY to a whole number of at least 1."
+      )
     self.directory = os.path.expanduser(directory)
     self.split = split
     self.num_classes = num_classes
     self.operations = tuple(operations)
+    self.multiplicity = multiplicity
     self._preprocess = preprocess.compose(self.operations)
 
   def index(self) -> SplitIndex:
@@ -84,14 +96,24 @@ class Split:
 
     Args:
       index: what `index()` returned.
-      host_batch: examples that this host reads for one step.
+      host_batch: images of this host in one step, copies included.
       replicas: of this host; each batch is for one of them.
       start_step: number of steps already made.
       shuffle_buffer: examples held in memory for shuffling.
       seed: of the order and of each example's random operations.
       host: index of this host.
       num_hosts: number of hosts.
+
+    Raises:
+      UserError: if a replica's batch is no multiple of the multiplicity.
     """
+    copies = self.multiplicity
+    batch = host_batch // replicas
+    if batch % copies:
+      raise UserError(
+        f"a replica's batch of {batch} does not divide by MULTIPLICITY ="
+        f" {copies}; bind BATCH_SIZE to a multiple of {copies * replicas}."
+      )
     order = ShardOrder(
       index.files,
       index.counts,
@@ -102,16 +124,21 @@ class Split:
     )
 
     def load(position, serialized):
-      # Every host counts from 0; interleaved, no two examples share a seed.
-      own_seed = tf.stack([seed, position * num_hosts + host])
-      return self._load(serialized, own_seed)
+      # Every host counts from 0; interleaved, no two images share a seed.
+      number = (position * num_hosts + host) * copies
+      views = [
+        self._load(serialized, tf.stack([seed, number + copy]))
+        for copy in range(copies)
+      ]
+      return tuple(map(tf.stack, zip(*views)))
 
-    examples = order.examples(start_step * host_batch).map(
+    examples = order.examples(start_step * (host_batch // copies)).map(
       load, tf.data.AUTOTUNE, deterministic=True
     )
     batches = (
       self._sized(examples)
-      .batch(host_batch // replicas, drop_remainder=True)
+      .batch(batch // copies, drop_remainder=True)
+      .map(_side_by_side)
       .prefetch(tf.data.AUTOTUNE)
     )
     return batches.with_options(_options())
@@ -171,6 +198,13 @@ class Split:
 def evaluation_steps(index: SplitIndex, batch_size: int) -> int:
   """Number of batches that hold the whole split."""
   return -(-index.num_examples // batch_size)
+
+
+def _side_by_side(images, labels):
+  """Joins the axes of images and copies: [n, copies, ...] to [n * copies]."""
+  batch = images.shape[0] * images.shape[1]
+  shape = [batch, *images.shape[2:]]
+  return tf.reshape(images, shape), tf.reshape(labels, [batch])
 
 
 def _options() -> tf.data.Options:

@@ -9,7 +9,7 @@ import dataclasses
 import json
 import os
 import uuid
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import tensorflow as tf
 
@@ -17,6 +17,7 @@ from nfnets_tf.ops.errors import UserError
 
 INDEX = "index.json"
 IMAGE, LABEL = "image/encoded", "image/class/label"
+FILENAME = "image/filename"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +36,7 @@ class Record:
       IMAGE: self.encoded,
       "image/format": self.format.encode(),
       "image/class/text": self.text.encode(),
-      "image/filename": self.filename.encode(),
+      FILENAME: self.filename.encode(),
     }
     features = {
       name: tf.train.Feature(bytes_list=tf.train.BytesList(value=[value]))
@@ -94,36 +95,40 @@ def write_dataset(
       f"the folder {directory!r} exists already and is not overwritten; remove"
       " it or write to another folder."
     )
-  for records in splits.values():
-    _check_labels(records, len(class_names))
   partial = f"{directory}.partial-{uuid.uuid4().hex[:8]}"
   tf.io.gfile.makedirs(partial)
-  index = {"format": 1, "class_names": list(class_names), "splits": {}}
-  for split, records in splits.items():
-    index["splits"][split] = _write_split(
-      partial, split, records, num_shards[split]
-    )
-  with tf.io.gfile.GFile(os.path.join(partial, INDEX), "w") as file:
-    json.dump(index, file, indent=1)
-  tf.io.gfile.rename(partial, directory)
-
-
-def _check_labels(records: Iterable[Record], num_classes: int) -> None:
-  for record in records:
-    if not 0 <= record.label < num_classes:
-      raise UserError(
-        f"{record.filename!r} has label {record.label}; expected 0 to"
-        f" {num_classes - 1}, one for each of the {num_classes} class names."
+  try:
+    index = {"format": 1, "class_names": list(class_names), "splits": {}}
+    for split, records in splits.items():
+      index["splits"][split] = _write_split(
+        partial, split, records, num_shards[split], len(class_names)
       )
+    with tf.io.gfile.GFile(os.path.join(partial, INDEX), "w") as file:
+      json.dump(index, file, indent=1)
+    tf.io.gfile.rename(partial, directory)
+  except BaseException:
+    tf.io.gfile.rmtree(partial)
+    raise
 
 
-def _write_split(directory, split, records, num_shards) -> list[dict]:
+def _check_label(record: Record, num_classes: int) -> None:
+  if not 0 <= record.label < num_classes:
+    raise UserError(
+      f"{record.filename!r} has label {record.label}; expected 0 to"
+      f" {num_classes - 1}, one for each of the {num_classes} class names."
+    )
+
+
+def _write_split(
+  directory, split, records, num_shards, num_classes
+) -> list[dict]:
   shards = []
   for shard in range(num_shards):
     name = f"{split}-{shard:05d}-of-{num_shards:05d}.tfrecord"
     part = records[shard::num_shards]
     with tf.io.TFRecordWriter(os.path.join(directory, name)) as writer:
       for record in part:
+        _check_label(record, num_classes)
         writer.write(record.serialize())
     size = tf.io.gfile.stat(os.path.join(directory, name)).length
     shards.append({"file": name, "examples": len(part), "bytes": size})
@@ -216,3 +221,11 @@ def _labels(path: str) -> list[int]:
       f" {LABEL!r}; write the shards again with one label for every image."
     )
   return labels
+
+
+def read_filenames(index: SplitIndex) -> list[str]:
+  """Returns the file name of every example, "" where it has none, in order."""
+  feature = {FILENAME: tf.io.FixedLenFeature([], tf.string, default_value="")}
+  batches = tf.data.TFRecordDataset(list(index.files)).batch(1024)
+  batches = batches.map(lambda x: tf.io.parse_example(x, feature)[FILENAME])
+  return [name.decode() for batch in batches for name in batch.numpy()]

@@ -1,13 +1,19 @@
 """Where shards come from: images that are at hand, written once."""
 
+import concurrent.futures
 import os
+from collections.abc import Sequence
 
 import numpy as np
 import tensorflow as tf
 
+from nfnets_tf.data.listing import FORMATS, Listing, digest, list_folder
+from nfnets_tf.data.preprocess import decode
 from nfnets_tf.data.records import INDEX, Record, write_dataset
+from nfnets_tf.ops.errors import UserError
 
 _HELD_OUT_SHARE = 5  # one digit in five is held out
+_EXAMPLES_A_SHARD = 1024
 
 
 class Digits:
@@ -59,3 +65,103 @@ class Digits:
       )
       for i in order
     ]
+
+
+def shards_of(*, directory: str, heldout_share: float, cache: str) -> str:
+  """Returns where the folder's shards lie, or will lie, below `cache`.
+
+  The name follows from every image's path and size and from the split: if the
+  folder changes, it is read anew, and older shards stay what they were.
+  """
+  listing = list_folder(directory, heldout_share)
+  lines = [
+    f"{split} {label} {path}"
+    f" {tf.io.gfile.stat(os.path.join(listing.directory, path)).length}"
+    for split, images in listing.splits.items()
+    for path, label in images
+  ]
+  name = os.path.basename(os.path.abspath(listing.directory))
+  key = digest("\n".join(lines))[:12]
+  return os.path.join(os.path.expanduser(cache), f"{name}-{key}")
+
+
+class Folder:
+  """Writes a folder's images as shards, if they are not there yet.
+
+  Args:
+    directory: folder of class folders.
+    heldout_share: see `list_folder`.
+    shards: folder of the shards; `shards_of` names one.
+  """
+
+  def __init__(self, *, directory: str, heldout_share: float, shards: str):
+    self.directory = directory
+    self.heldout_share = heldout_share
+    self.shards = shards
+
+  def __call__(self) -> bool:
+    """Writes the shards; returns whether there was anything to write.
+
+    Raises:
+      UserError: if images cannot be decoded; it names some of them.
+    """
+    if tf.io.gfile.exists(os.path.join(self.shards, INDEX)):
+      return False
+    listing = list_folder(self.directory, self.heldout_share)
+    _check_images(listing)
+    write_dataset(
+      self.shards,
+      {name: _Records(listing, part) for name, part in listing.splits.items()},
+      num_shards={
+        name: -(-len(part) // _EXAMPLES_A_SHARD)
+        for name, part in listing.splits.items()
+      },
+      class_names=listing.class_names,
+    )
+    return True
+
+
+class _Records(Sequence):
+  """The images of a split as records, read when they are asked for."""
+
+  def __init__(self, listing: Listing, images):
+    self._listing, self._images = listing, images
+
+  def __len__(self):
+    return len(self._images)
+
+  def __getitem__(self, index):
+    if isinstance(index, slice):
+      return _Records(self._listing, self._images[index])
+    path, label = self._images[index]
+    return Record(
+      encoded=_read(self._listing.directory, path),
+      label=label,
+      text=self._listing.class_names[label],
+      filename=path,
+      format=FORMATS[os.path.splitext(path)[1].lower()],
+    )
+
+
+def _read(directory: str, path: str) -> bytes:
+  with tf.io.gfile.GFile(os.path.join(directory, path), "rb") as file:
+    return file.read()
+
+
+def _check_images(listing: Listing) -> None:
+  def fault(path):
+    try:
+      decode(tf.constant(_read(listing.directory, path)))
+    except tf.errors.InvalidArgumentError:
+      return path
+    return None
+
+  paths = [path for part in listing.splits.values() for path, _ in part]
+  with concurrent.futures.ThreadPoolExecutor() as threads:
+    faults = [path for path in threads.map(fault, paths) if path]
+  if faults:
+    some = ", ".join(faults[:3]) + ", ..." * (len(faults) > 3)
+    raise UserError(
+      f"{len(faults)} of the {len(paths)} images in {listing.directory!r}"
+      f" cannot be decoded ({some}); repair or remove them."
+    )

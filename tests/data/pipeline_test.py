@@ -8,13 +8,16 @@ from nfnets_tf.data.records import INDEX
 from nfnets_tf.ops.errors import UserError
 
 
-def make(directory, split="train", operations=None, num_classes=4):
+def make(
+  directory, split="train", operations=None, num_classes=4, multiplicity=1
+):
   operations = operations or [preprocess.Resize(image_size=8)]
   return pipeline.Split(
     directory=directory,
     split=split,
     num_classes=num_classes,
     operations=operations,
+    multiplicity=multiplicity,
   )
 
 
@@ -125,3 +128,44 @@ def test_image_shape_and_home_folder():
   split = make("~/data")
   assert split.image_shape() == (8, 8, 3)
   assert split.directory == os.path.expanduser("~/data")
+
+
+def test_repeated_augmentation_puts_copies_side_by_side(make_dataset):
+  """A batch of 8 holds 2 images 4 times; the order is that of no copies."""
+  split = make(make_dataset(), multiplicity=4)
+  batches = training(split, 50)
+  values = np.concatenate([images[:, 0, 0, 0] for images, _ in batches])
+  np.testing.assert_array_equal(values[::4], values[3::4])
+  assert np.bincount(values[::4]).tolist() == [2] * 50  # 100 of 50 images
+  plain = training(make(split.directory), 13)
+  once = np.concatenate([images[:, 0, 0, 0] for images, _ in plain])
+  np.testing.assert_array_equal(values[::4], once[:100])
+  for images, labels in batches:
+    np.testing.assert_array_equal(images[:, 0, 0, 0] % 4, labels)
+  assert_same(training(split, 20, start_step=30), batches[30:])
+
+
+def test_every_copy_is_drawn_for_itself(make_dataset):
+  operations = [preprocess.Shift(pixels=3), preprocess.Resize(image_size=8)]
+  split = make(make_dataset(), operations=operations, multiplicity=4)
+  sheets = np.concatenate([images for images, _ in training(split, 25)])
+  # The border that a shift leaves black tells how far an image was moved.
+  moves = {
+    tuple(tuple((sheet[..., 0] > 0).any(axis=axis).tolist()) for axis in (0, 1))
+    for sheet in sheets
+  }
+  assert len(moves) > 20
+  copies = sheets.reshape(-1, 4, *sheets.shape[1:])
+  alike = [np.array_equal(a, b) for a, b, *_ in copies]
+  assert np.mean(alike) < 0.3
+
+
+def test_multiplicities_that_cannot_be(make_dataset):
+  directory = make_dataset()
+  with pytest.raises(UserError, match="multiplicity = 0 cannot be used"):
+    make(directory, multiplicity=0)
+  split = make(directory, multiplicity=3)
+  with pytest.raises(
+    UserError, match="batch of 4 .* MULTIPLICITY = 3; .* of 6"
+  ):
+    training(split, 1, replicas=2)

@@ -125,3 +125,9 @@ def test_the_index_is_plain_json(make_dataset):
   with open(os.path.join(make_dataset(), records.INDEX)) as file:
     index = json.load(file)
   assert index["format"] == 1 and set(index["splits"]) == {"train", "heldout"}
+
+
+def test_file_names_come_in_the_order_of_the_records(make_dataset):
+  index = records.read_index(make_dataset(train=7, train_shards=2), "train")
+  names = records.read_filenames(index)
+  assert names == [f"{i}.png" for i in (0, 2, 4, 6, 1, 3, 5)]

@@ -1,9 +1,12 @@
 import numpy as np
+import pytest
 import tensorflow as tf
 from sklearn import datasets
 
-from nfnets_tf.data.records import IMAGE, LABEL, read_index
-from nfnets_tf.data.sources import Digits
+from nfnets_tf.data.listing import list_folder
+from nfnets_tf.data.records import IMAGE, LABEL, read_filenames, read_index
+from nfnets_tf.data.sources import Digits, Folder, shards_of
+from nfnets_tf.ops.errors import UserError
 
 
 def read(directory, split):
@@ -45,3 +48,73 @@ def test_the_split_is_fixed(tmp_path):
     index = read_index(directory, "heldout")
     names.append([tf.io.gfile.GFile(f, "rb").read() for f in index.files])
   assert names[0] == names[1]
+
+
+@pytest.fixture
+def folder(tmp_path):
+  """Two classes of images whose pixels tell which one they are."""
+  list_folder.cache_clear()
+  for label, name in enumerate(("cat", "dog")):
+    (tmp_path / "images" / name).mkdir(parents=True)
+    for i in range(6):
+      pixels = np.full([8, 8, 3], 100 * label + i, np.uint8)
+      encode = tf.io.encode_png if i % 2 else tf.io.encode_jpeg
+      path = tmp_path / "images" / name / f"{i}.{'png' if i % 2 else 'JPG'}"
+      path.write_bytes(encode(pixels).numpy())
+  return str(tmp_path / "images")
+
+
+def shards(folder, tmp_path, share=0.34):
+  return shards_of(
+    directory=folder, heldout_share=share, cache=str(tmp_path / "cache")
+  )
+
+
+def test_a_folder_becomes_shards_once(folder, tmp_path):
+  directory = shards(folder, tmp_path)
+  source = Folder(directory=folder, heldout_share=0.34, shards=directory)
+  assert source() is True
+  assert source() is False
+  found = {}
+  for split, count in (("train", 8), ("heldout", 4)):
+    index = read_index(directory, split)
+    assert index.num_examples == count
+    assert index.class_names == ("cat", "dog")
+    for name in read_filenames(index):
+      with open(f"{folder}/{name}", "rb") as file:
+        found[name] = file.read()
+    for path in index.files:
+      for serialized in tf.data.TFRecordDataset(path):
+        features = tf.train.Example.FromString(serialized.numpy()).features
+        feature = features.feature
+        name = feature["image/filename"].bytes_list.value[0].decode()
+        encoded = feature[IMAGE].bytes_list.value[0]
+        assert found[name] == encoded  # byte for byte
+        label = feature[LABEL].int64_list.value[0]
+        assert name.startswith(("cat/", "dog/")[label])
+        kind = feature["image/format"].bytes_list.value[0]
+        assert kind == (b"png" if name.endswith("png") else b"jpeg")
+  assert len(found) == 12
+
+
+def test_shards_are_called_after_what_is_in_the_folder(folder, tmp_path):
+  first = shards(folder, tmp_path)
+  assert first.startswith(str(tmp_path / "cache" / "images-"))
+  assert shards(folder, tmp_path) == first
+  assert shards(folder, tmp_path, share=0.5) != first
+  list_folder.cache_clear()
+  with open(f"{folder}/cat/1.png", "ab") as file:
+    file.write(b"more")
+  assert shards(folder, tmp_path) != first
+
+
+def test_images_that_cannot_be_decoded_are_named(folder, tmp_path):
+  for name in ("cat/0.JPG", "dog/5.png"):
+    with open(f"{folder}/{name}", "wb") as file:
+      file.write(b"\xff\xd8 torn")
+  directory = shards(folder, tmp_path)
+  source = Folder(directory=folder, heldout_share=0.34, shards=directory)
+  with pytest.raises(UserError, match="2 of the 12 images .*cannot") as error:
+    source()
+  assert "cat/0.JPG" in str(error.value) and "dog/5.png" in str(error.value)
+  assert not (tmp_path / "cache").exists()

@@ -1,0 +1,178 @@
+"""What a folder of class folders holds: its classes and a fixed split.
+
+`DIRECTORY/CLASS/*.jpg` is split by the names of the files, so that the same
+folder is always split in the same way; `DIRECTORY/train/CLASS/*.jpg` beside
+`test`, `val`, `valid`, `validation` or `heldout` is split already.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import logging
+import os
+from collections.abc import Mapping
+
+import tensorflow as tf
+
+from nfnets_tf.ops.errors import UserError
+
+LOGGER = logging.getLogger("nfnets_tf")
+
+HELDOUT_NAMES = ("heldout", "test", "val", "valid", "validation")
+FORMATS = {
+  ".jpg": "jpeg",
+  ".jpeg": "jpeg",
+  ".png": "png",
+  ".gif": "gif",
+  ".bmp": "bmp",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Listing:
+  """What a folder of class folders holds.
+
+  Attributes:
+    directory: the folder.
+    class_names: sorted; a label is a position in it.
+    splits: (path below the folder, label) of every image of "train" and
+      "heldout".
+  """
+
+  directory: str
+  class_names: tuple[str, ...]
+  splits: Mapping[str, tuple[tuple[str, int], ...]]
+
+
+@functools.lru_cache(maxsize=8)
+def list_folder(directory: str | None, heldout_share: float) -> Listing:
+  """Finds classes and images and splits them.
+
+  Args:
+    directory: the folder; "~" is the home folder.
+    heldout_share: share of every class that is held out, in (0, 1), if the
+      folder is not split already; at least one image of a class with two.
+
+  Raises:
+    UserError: if the folder is no folder of class folders with images.
+  """
+  directory = os.path.expanduser(directory or "")
+  if not 0 < heldout_share < 1:
+    raise UserError(
+      f"HELDOUT_SHARE = {heldout_share} cannot be used; bind it to a share of"
+      " the images between 0 and 1, such as 0.1."
+    )
+  if not tf.io.gfile.isdir(directory):
+    raise UserError(
+      f"the folder {directory!r} does not exist; bind DATA_DIR to a folder that"
+      " holds one folder of images for every class."
+      if directory
+      else "DATA_DIR is not given; bind it to a folder that holds one folder of"
+      " images for every class."
+    )
+  subfolders = _subfolders(directory)
+  train = os.path.join(directory, "train")
+  # A class may be called "train": then it holds images, not folders.
+  if "train" in subfolders and _subfolders(train):
+    heldout = [name for name in HELDOUT_NAMES if name in subfolders]
+    if len(heldout) > 1:
+      raise UserError(
+        f"{directory!r} has {' and '.join(map(repr, heldout))} beside 'train';"
+        " leave one of them there, and keep the other elsewhere."
+      )
+    if heldout:
+      return _listing_of_split_folder(directory, heldout[0])
+    return _split(directory, "train", heldout_share)
+  return _split(directory, "", heldout_share)
+
+
+def _split(directory: str, root: str, share: float) -> Listing:
+  found = _images_by_class(directory, root)
+  splits = {"train": [], "heldout": []}
+  for label, paths in enumerate(found.values()):
+    count = max(1, round(share * len(paths))) if len(paths) > 1 else 0
+    heldout = set(sorted(paths, key=digest)[:count])
+    for path in paths:
+      name = "heldout" if path in heldout else "train"
+      splits[name].append((path, label))
+  return Listing(
+    directory, tuple(found), {k: tuple(v) for k, v in splits.items()}
+  )
+
+
+def _listing_of_split_folder(directory: str, heldout: str) -> Listing:
+  train = _images_by_class(directory, "train")
+  rest = _images_by_class(directory, heldout, at_least=1)
+  if unknown := [name for name in rest if name not in train]:
+    raise UserError(
+      f"{os.path.join(directory, heldout)!r} has the class"
+      f" {unknown[0]!r}, which 'train' has not; both need the same class"
+      " folders."
+    )
+  labels = {name: label for label, name in enumerate(train)}
+  splits = {
+    split: tuple(
+      (path, labels[name]) for name, paths in found.items() for path in paths
+    )
+    for split, found in (("train", train), ("heldout", rest))
+  }
+  return Listing(directory, tuple(train), splits)
+
+
+def _images_by_class(directory: str, root: str, at_least: int = 2):
+  """Returns {class: paths below `directory`} of the class folders of `root`."""
+  base, found, others = os.path.join(directory, root), {}, []
+  for name in _subfolders(base):
+    found[name] = []
+    for folder, _, files in tf.io.gfile.walk(os.path.join(base, name)):
+      for file in sorted(files):
+        path = os.path.relpath(os.path.join(folder, file), directory)
+        known = os.path.splitext(file)[1].lower() in FORMATS
+        if not file.startswith("."):
+          (found[name] if known else others).append(path)
+  if others:
+    LOGGER.warning(
+      "Left out %d files of %s that are no %s, such as %s.",
+      len(others),
+      base,
+      ", ".join(FORMATS),
+      others[0],
+    )
+  if len(found) < at_least:
+    raise UserError(
+      f"{base!r} has {len(found)} class folders; expected at least {at_least},"
+      " each with the images of one class."
+    )
+  if empty := [name for name, paths in found.items() if not paths]:
+    raise UserError(
+      f"the class folder {os.path.join(base, empty[0])!r} holds no images"
+      f" ({', '.join(FORMATS)}); add some or remove the folder."
+    )
+  return found
+
+
+def _subfolders(directory: str) -> list[str]:
+  names = (name.rstrip("/") for name in tf.io.gfile.listdir(directory))
+  return sorted(
+    name
+    for name in names
+    if not name.startswith(".")
+    and tf.io.gfile.isdir(os.path.join(directory, name))
+  )
+
+
+def digest(text: str) -> str:
+  """Returns the SHA-256 of a text, in hexadecimal digits."""
+  return hashlib.sha256(text.encode()).hexdigest()
+
+
+def count_classes(*, directory: str, heldout_share: float) -> int:
+  """Returns the number of class folders."""
+  return len(list_folder(directory, heldout_share).class_names)
+
+
+def count_training_images(*, directory: str, heldout_share: float) -> int:
+  """Returns the number of images that are trained on."""
+  return len(list_folder(directory, heldout_share).splits["train"])
