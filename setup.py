@@ -25,9 +25,11 @@ setup(
   install_requires=[
     "absl-py",
     "gin-config==0.5.0",
+    "h5py>=3.8",
     "keras==2.15.0",
     "matplotlib>=3.7",
     "numpy<2",
+    "pandas>=2.0",
     "scikit-learn>=1.3",
     "setuptools<81",
     "tensorflow==2.15.1",

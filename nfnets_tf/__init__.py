@@ -11,7 +11,9 @@ __version__ = "0.1.0"
 _HOMES = {
   "NFNet": "nfnets_tf.models.nfnet",
   "SGD": "nfnets_tf.optim.sgd",
+  "SAM": "nfnets_tf.optim.sam",
   "Classifier": "nfnets_tf.train.classifier",
+  "load_weights": "nfnets_tf.train.pretrained",
   "export_saved_model": "nfnets_tf.serving.export",
 }
 

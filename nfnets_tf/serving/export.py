@@ -8,6 +8,7 @@ import tensorflow as tf
 from tensorflow import keras
 
 from nfnets_tf.data import preprocess
+from nfnets_tf.models import naming
 from nfnets_tf.ops.errors import UserError
 
 
@@ -91,8 +92,9 @@ class _Service(tf.Module):
   def __init__(self, model, class_names, operations):
     super().__init__(name="service")
     # The variables alone are tracked: saving the Keras objects as well would
-    # trace every layer once more and tie the result to their classes.
-    self._weights = list(model.network.variables)
+    # trace every layer once more and tie the result to their classes. By their
+    # names, `load_weights` finds them again.
+    self.parameters = naming.named_variables(model.network)
     self._class_names = tf.constant(list(class_names))
 
     preprocess_one = preprocess.compose(operations)

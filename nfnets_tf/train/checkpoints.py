@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tensorflow as tf
 
+from nfnets_tf.models import naming
 from nfnets_tf.ops.errors import UserError
 from nfnets_tf.train.classifier import Classifier
 
@@ -18,11 +19,10 @@ class Checkpoints:
   """
 
   def __init__(self, directory: str, classifier: Classifier, *, keep: int):
-    # The averages are the classifier's own variables; its metrics, which
-    # restart at every interval, are no state.
+    # Its metrics, which restart at every interval, are no state.
     self._checkpoint = tf.train.Checkpoint(
-      network=classifier.network,
-      averages=list(classifier.averages),
+      parameters=naming.named_variables(classifier.network),
+      averages=classifier.named_averages(),
       optimizer=classifier.optimizer,
     )
     self._manager = tf.train.CheckpointManager(

@@ -8,14 +8,22 @@ from collections.abc import Iterator, Sequence
 import tensorflow as tf
 from tensorflow import keras
 
+from nfnets_tf.models import naming
 from nfnets_tf.ops import draws
 from nfnets_tf.ops.errors import UserError
 from nfnets_tf.ops.losses import softmax_cross_entropy
 from nfnets_tf.optim import ema
+from nfnets_tf.optim.sam import SAM
+from nfnets_tf.train import layerwise
+from nfnets_tf.train.gradients import Share, find
+from nfnets_tf.train.telemetry import Scores, Telemetry
 
 # Of ImageNet, in units of [0, 1]: what the published weights expect.
 MEAN_RGB = (0.485, 0.456, 0.406)
 STDDEV_RGB = (0.229, 0.224, 0.225)
+
+_serialize = keras.saving.serialize_keras_object
+_deserialize = keras.saving.deserialize_keras_object
 
 
 @keras.saving.register_keras_serializable(package="nfnets_tf")
@@ -30,7 +38,8 @@ class Classifier(keras.Model):
   normalised on the device. Labels are integers [batch] or distributions [batch,
   classes]; with weights, an example of weight 0 counts nowhere. The loss is the
   mean over the global batch. `evaluate` gives the plain cross-entropy, never
-  the smoothed one, so that runs can be compared.
+  the smoothed one, so that runs can be compared; a step's loss and accuracies
+  are those at the weights themselves, with SAM as well.
 
   Args:
     network: maps normalised images to logits.
@@ -39,6 +48,16 @@ class Classifier(keras.Model):
     mean_rgb: subtracted from images, in units of [0, 1].
     stddev_rgb: divides images, in units of [0, 1].
     seed: of dropout and stochastic depth.
+    sam: how the step's gradient is taken at perturbed weights; None is plain.
+    micro_batches: number of equal parts in which a replica computes its batch,
+      one after the other, for less memory; the update is the same.
+    layer_decay: the learning rate of each part of the network is this times
+      that of the next part towards the head; 1 is the same for all.
+    frozen: parts of the network that do not learn, such as ["stem", "stage1"],
+      or "backbone", which is all but the classifier.
+
+  Raises:
+    UserError: if `frozen` names what the network has not.
   """
 
   def __init__(
@@ -50,6 +69,10 @@ class Classifier(keras.Model):
     mean_rgb: Sequence[float] = MEAN_RGB,
     stddev_rgb: Sequence[float] = STDDEV_RGB,
     seed: int = 0,
+    sam: SAM | None = None,
+    micro_batches: int = 1,
+    layer_decay: float = 1.0,
+    frozen: Sequence[str] | str = (),
     **kwargs,
   ):
     # Images are normalised in float32 under every policy; the network casts.
@@ -60,9 +83,13 @@ class Classifier(keras.Model):
     self.mean_rgb = tuple(mean_rgb)
     self.stddev_rgb = tuple(stddev_rgb)
     self.seed = seed
-    self._loss = keras.metrics.Mean(name="loss")
-    self._top1 = keras.metrics.Mean(name="top1")
-    self._top5 = keras.metrics.Mean(name="top5")
+    self.sam = sam
+    self.micro_batches = micro_batches
+    self.layer_decay = layer_decay
+    self.frozen = frozen if isinstance(frozen, str) else tuple(frozen)
+    layerwise.prepare(network, frozen=frozen, layer_decay=layer_decay)
+    self._scores = Scores()
+    self._telemetry = None
     self._compile_options = None
     self.averages = [] if ema_decay is None else self._make_averages()
     self.built = True
@@ -92,33 +119,34 @@ class Classifier(keras.Model):
     for name in ("loss", "loss_weights", "metrics", "weighted_metrics"):
       if kwargs.pop(name, None) is not None:
         raise UserError(
-          f"Classifier.compile received {name}, but it computes its own loss"
-          " (softmax cross-entropy), top-1 and top-5; leave it out, and set"
+          f"Classifier.compile received {name}, but has a loss (softmax"
+          " cross-entropy) and metrics of its own; leave it out, and set"
           " label_smoothing if need be."
         )
     super().compile(optimizer=optimizer, **kwargs)
     self._compile_options = kwargs
+    variables = self.network.trainable_variables
     with self.distribute_strategy.scope():
-      self.optimizer.build(self.network.trainable_variables)
+      self.optimizer.build(variables)
+      self._telemetry = Telemetry(self.network, self.optimizer, self.sam)
     if self.averages and not self.optimizer.iterations.numpy():
-      ema.start(self.averages, self.network.trainable_variables)
+      ema.start(self.averages, variables)
 
   def get_compile_config(self):
     """Returns what `compile` was given, for `save`; None before it."""
     if self._compile_options is None:
       return None
-    optimizer = keras.saving.serialize_keras_object(self.optimizer)
-    return {"optimizer": optimizer, **self._compile_options}
+    return {"optimizer": _serialize(self.optimizer), **self._compile_options}
 
   def compile_from_config(self, config):
     """Compiles as `get_compile_config` says, for `load_model`."""
-    optimizer = keras.saving.deserialize_keras_object(config["optimizer"])
-    self.compile(**{**config, "optimizer": optimizer})
+    self.compile(**{**config, "optimizer": _deserialize(config["optimizer"])})
 
   @property
   def metrics(self):
-    """Running means of the loss and the accuracies."""
-    return [self._loss, self._top1, self._top5]
+    """Running means of the scores and of how training goes."""
+    telemetry = self._telemetry.metrics if self._telemetry else []
+    return [*self._scores.metrics, *telemetry]
 
   def call(self, images, training=False):
     """Returns the logits of images in [0, 255]."""
@@ -133,33 +161,57 @@ class Classifier(keras.Model):
 
   def train_step(self, data):
     """Makes one step on a replica's share of the global batch."""
-    images, labels, weights = keras.utils.unpack_x_y_sample_weight(data)
+    tensors = keras.utils.unpack_x_y_sample_weight(data)
     variables = self.network.trainable_variables
-    with tf.GradientTape() as tape, draws.using(self._step_seed()):
-      logits = self(images, training=True)
-      losses = softmax_cross_entropy(
-        logits, labels, label_smoothing=self.label_smoothing
-      )
-      if weights is not None:
-        losses *= tf.cast(weights, losses.dtype)
-      replicas = self.distribute_strategy.num_replicas_in_sync
-      # Summed over replicas, this is the mean over the global batch.
-      loss = tf.reduce_mean(losses) / replicas
     step = tf.identity(self.optimizer.iterations)
-    self.optimizer.minimize(loss, variables, tape=tape)
+    share = Share(
+      self._evaluate_for_training,
+      variables,
+      [tensor for tensor in tensors if tensor is not None],
+      seed=draws.step_seed(self.seed, step),
+      replicas=self.distribute_strategy.num_replicas_in_sync,
+      micro_batches=self.micro_batches,
+    )
+    if self.sam is None:
+      taken = share.plain()
+    else:
+      taken = share.sharpness_aware(self.sam, self.sam.active_at(step))
+    pairs = self.optimizer.aggregate_gradients(zip(taken.gradients, variables))
+    gradients, _ = zip(*pairs)
+    self._telemetry.update(variables, gradients, taken)
+    self.optimizer.apply_gradients(
+      zip(gradients, variables), skip_gradients_aggregation=True
+    )
     if self.averages:
       decay = ema.warmed_decay(step, self.ema_decay)
       ema.update(self.averages, variables, decay)
-    self._update_metrics(losses, logits, labels, weights)
-    return self.get_metrics_result()
+    self._scores.update(taken.clean)
+    return {**self._scores.results(), **self._telemetry.results()}
+
+  def _evaluate_for_training(self, images, labels, weights=None):
+    """Maps some examples to (losses by weight, findings)."""
+    logits = self(images, training=True)
+    smoothing = self.label_smoothing
+    losses = softmax_cross_entropy(logits, labels, label_smoothing=smoothing)
+    found = find(logits, labels, losses, weights)
+    return losses * found.weights, found
 
   def test_step(self, data):
     """Evaluates a replica's share of a batch: plain loss and accuracies."""
     images, labels, weights = keras.utils.unpack_x_y_sample_weight(data)
     logits = self(images, training=False)
     losses = softmax_cross_entropy(logits, labels)
-    self._update_metrics(losses, logits, labels, weights)
-    return self.get_metrics_result()
+    self._scores.update(find(logits, labels, losses, weights))
+    return self._scores.results()
+
+  def named_averages(self) -> dict[str, tf.Variable]:
+    """Returns {name of the weight: its average}."""
+    names = {
+      id(variable): name
+      for name, variable in naming.named_variables(self.network).items()
+    }
+    variables = self.network.trainable_variables
+    return {names[id(v)]: a for v, a in zip(variables, self.averages)}
 
   @contextlib.contextmanager
   def averaged(self) -> Iterator[None]:
@@ -172,38 +224,27 @@ class Classifier(keras.Model):
     with ema.exchanged(self.averages, self.network.trainable_variables):
       yield
 
-  def _step_seed(self):
-    """A seed that differs between steps and between replicas."""
-    step = tf.cast(self.optimizer.iterations, tf.int32)
-    replica = tf.distribute.get_replica_context().replica_id_in_sync_group
-    return tf.random.experimental.stateless_fold_in(
-      tf.stack([self.seed, step]), tf.cast(replica, tf.int32)
-    )
-
-  def _update_metrics(self, losses, logits, labels, weights):
-    if labels.shape.rank == 2:
-      labels = tf.argmax(labels, axis=-1)
-    self._loss.update_state(losses, weights)
-    for metric, k in ((self._top1, 1), (self._top5, 5)):
-      hits = tf.math.in_top_k(labels, logits, k)
-      metric.update_state(tf.cast(hits, tf.float32), weights)
-
   def get_config(self):
     """Returns the constructor's arguments; the network is serialized."""
     return {
       "name": self.name,
-      "network": keras.saving.serialize_keras_object(self.network),
+      "network": _serialize(self.network),
       "label_smoothing": self.label_smoothing,
       "ema_decay": self.ema_decay,
       "mean_rgb": self.mean_rgb,
       "stddev_rgb": self.stddev_rgb,
       "seed": self.seed,
+      "sam": self.sam and _serialize(self.sam),
+      "micro_batches": self.micro_batches,
+      "layer_decay": self.layer_decay,
+      "frozen": self.frozen,
     }
 
   @classmethod
   def from_config(cls, config, custom_objects=None):
     """Builds the classifier that `get_config` described."""
-    network = keras.saving.deserialize_keras_object(
-      config["network"], custom_objects=custom_objects
-    )
-    return cls(**{**config, "network": network})
+    parts = {
+      name: config[name] and _deserialize(config[name], custom_objects)
+      for name in ("network", "sam")
+    }
+    return cls(**{**config, **parts})

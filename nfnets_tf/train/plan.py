@@ -1,10 +1,13 @@
 """What a run would do, in words and numbers, before anything is allocated."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 
 from tensorflow import keras
 
 from nfnets_tf.models import cost
+from nfnets_tf.optim.sam import SAM
 
 _BARS = "▁▂▃▄▅▆▇█"
 _CURVE_WIDTH = 48
@@ -29,13 +32,17 @@ def describe_network(build: Callable[[], keras.Model], image_size: int):
   ], macs
 
 
-def describe_length(num_examples: int, batch_size: int, steps: int):
+def describe_length(
+  num_examples: int, batch_size: int, steps: int, multiplicity: int
+):
   """Returns lines about images, epochs and steps."""
   images = steps * batch_size
+  epochs = images / multiplicity / num_examples
+  copies = f", {multiplicity} times each" if multiplicity > 1 else ""
   return [
     (
       "images",
-      f"{images:,} = {images / num_examples:.4g} epochs of {num_examples:,}",
+      f"{images:,} = {epochs:.4g} epochs of {num_examples:,}{copies}",
     ),
     ("steps", f"{steps:,} at batch {batch_size:,}"),
   ]
@@ -76,9 +83,31 @@ def describe_reading(split, num_examples: int, batch_size: int):
   ]
 
 
-def describe_compute(compute, variant: str, macs: int, images: int, epochs):
+def describe_gradient(sam: SAM | None):
+  """Returns lines about how a step's gradient is taken."""
+  if sam is None:
+    return []
+  scopes = {
+    "micro_batch": "of each micro-batch alone",
+    "replica": "of each replica alone",
+    "global": "of the whole batch",
+  }
+  every = "every step" if sam.every == 1 else f"one step in {sam.every}"
+  return [
+    (
+      "gradient",
+      f"SAM, rho {sam.rho:g} {scopes[sam.scope]}, from"
+      f" {sam.ascent_fraction:.0%} of it, {every}",
+    )
+  ]
+
+
+def describe_compute(
+  compute, variant: str, macs: int, images: int, epochs, sam: SAM | None
+):
   """Returns lines about TPU-v4 core-hours: the paper's and the FLOPs'."""
-  hours = compute.core_hours(macs, images)
+  passes = 1.0 if sam is None else sam.passes
+  hours = compute.core_hours(macs, passes * images)
   lines = [
     (
       "compute",

@@ -16,7 +16,9 @@ from tensorflow import keras
 from nfnets_tf.data.pipeline import Split
 from nfnets_tf.data.records import SplitIndex
 from nfnets_tf.ops.errors import UserError
+from nfnets_tf.optim.sam import SAM
 from nfnets_tf.train import plan
+from nfnets_tf.train.pretrained import Start
 from nfnets_tf.train.session import Session
 from nfnets_tf.train.strategy import describe
 from nfnets_tf.train.summary import summarize
@@ -31,13 +33,16 @@ class Training:
   Args:
     variant: name of the network's size, for the reports.
     network: makes the network, once, under the strategy.
-    classifier: makes the training step around `network=`.
+    classifier: makes the training step around `network=` with `sam=`.
+    sam: a `SAM`, or None for plain gradients.
     optimizer: makes the optimizer from `learning_rate=`.
     strategy: makes the `tf.distribute.Strategy`.
     export: writes a SavedModel; called as `serving.export.export_version`.
     compute: predicts core-hours; a `scaling.compute.TpuV4`.
     prepare: called before reading, to write shards that are not there yet; or
       None.
+    start: gives the network its first weights; a `pretrained.Start`.
+    report: called at the end as `report.ClassificationReport`, or None.
     train_split: what is trained on.
     heldout_split: what is evaluated on.
     learning_rate: the schedule.
@@ -61,11 +66,14 @@ class Training:
     variant: str,
     network: Callable[[], keras.Model],
     classifier: Callable[..., keras.Model],
+    sam: SAM | None,
     optimizer: Callable[..., keras.optimizers.Optimizer],
     strategy: Callable[[], tf.distribute.Strategy],
     export: Callable[..., str],
     compute,
     prepare: Callable[[], bool] | None,
+    start: Start,
+    report: Callable[..., dict] | None,
     train_split: Split,
     heldout_split: Split,
     learning_rate: keras.optimizers.schedules.LearningRateSchedule,
@@ -85,11 +93,14 @@ class Training:
     self.variant = variant
     self.network = network
     self.classifier = classifier
+    self.sam = sam
     self.optimizer = optimizer
     self.strategy = strategy
     self.export = export
     self.compute = compute
     self.prepare = prepare
+    self.start = start
+    self.report = report
     self.train_split = train_split
     self.heldout_split = heldout_split
     self.learning_rate = learning_rate
@@ -150,8 +161,12 @@ class Training:
     network, macs = plan.describe_network(self.network, size)
     lines = [
       *network,
+      ("start", self.start.describe()),
       *plan.describe_length(
-        self.num_examples, self.batch_size, self.total_steps
+        self.num_examples,
+        self.batch_size,
+        self.total_steps,
+        self.train_split.multiplicity,
       ),
       *plan.describe_learning_rate(self.learning_rate, self.total_steps),
       (
@@ -162,8 +177,9 @@ class Training:
       *plan.describe_reading(
         self.train_split, self.num_examples, self.batch_size
       ),
+      *plan.describe_gradient(self.sam),
       *plan.describe_compute(
-        self.compute, self.variant, macs, images, round(epochs, 4)
+        self.compute, self.variant, macs, images, round(epochs, 4), self.sam
       ),
     ]
     return plan.table(lines)
@@ -197,6 +213,8 @@ class Training:
       return summarize(result, files)
     strategy = self.strategy()
     self._check_batch(strategy)
+    if tf.train.latest_checkpoint(files.checkpoints) is None:
+      self.start.check()
     if self.prepare is not None and self.prepare():
       LOGGER.info("Wrote the shards in %s.", self.train_split.directory)
     indexes = self._read_indexes()

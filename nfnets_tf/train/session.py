@@ -14,6 +14,7 @@ from nfnets_tf.data.records import SplitIndex
 from nfnets_tf.train.callbacks import Every, LogTraining
 from nfnets_tf.train.checkpoints import Checkpoints
 from nfnets_tf.train.curves import draw_curves
+from nfnets_tf.train.delivery import deliver
 from nfnets_tf.train.metrics_log import MetricsLog, read_records
 from nfnets_tf.train.progress import Progress
 from nfnets_tf.train.strategy import describe
@@ -48,7 +49,7 @@ class Session:
     keras.utils.set_random_seed(job.seed)
     keras.mixed_precision.set_global_policy(job.policy)
     with strategy.scope():
-      self._classifier = job.classifier(network=job.network())
+      self._classifier = job.classifier(network=job.network(), sam=job.sam)
       self._classifier.compile(
         optimizer=job.optimizer(learning_rate=job.learning_rate),
         steps_per_execution=job.steps_per_execution,
@@ -56,6 +57,9 @@ class Session:
     self._checkpoints = Checkpoints(
       files.checkpoints, self._classifier, keep=job.checkpoints_to_keep
     )
+    if self._checkpoints.latest is None:
+      # A run that goes on needs those weights no more, and may have lost them.
+      job.start(self._classifier)
     self._step = self._checkpoints.restore()
     self._log = MetricsLog(files, step=self._step)
     self._heldout_batches = strategy.distribute_datasets_from_function(
@@ -119,19 +123,14 @@ class Session:
     ]
 
   def finish(self) -> dict:
-    """Evaluates, exports, draws the curves and marks the run as done."""
+    """Evaluates, delivers and marks the run as done; returns its result."""
     record = self._evaluate()
     network = self._classifier.network
     record["weights_sha256"] = weights_sha256(network.trainable_variables)
     if self._classifier.averages:
       record["ema_weights_sha256"] = weights_sha256(self._classifier.averages)
-    names = self._heldout.class_names or map(str, range(self._job.num_classes))
-    saved_model = self._job.export(
-      self._classifier,
-      self._files.saved_models,
-      class_names=list(names),
-      operations=self._job.heldout_split.operations,
-      averaged=bool(self._classifier.averages),
+    saved_model = deliver(
+      self._job, self._files, self._classifier, self._heldout
     )
     self._save_sample()
     self._log.write(self._step, record)

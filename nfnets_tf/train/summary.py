@@ -1,5 +1,7 @@
 """The last words of a run: how good, where everything lies, what next."""
 
+import tensorflow as tf
+
 from nfnets_tf.train.plan import table
 from nfnets_tf.train.workdir import Workdir
 
@@ -13,7 +15,8 @@ def summarize(result: dict, files: Workdir) -> str:
   """
   lines = [
     ("run", f"NFNet {result['variant']}, {result['step']:,} steps, finished"),
-    ("held-out top-1", _accuracy(result)),
+    ("held-out top-1", _accuracy(result, "top1")),
+    ("held-out top-5", _accuracy(result, "top5")),
     ("weights", f"sha256 {result['weights_sha256']}"),
   ]
   if "ema_weights_sha256" in result:
@@ -25,6 +28,10 @@ def summarize(result: dict, files: Workdir) -> str:
     ("metrics", files.metrics),
     ("configuration", files.config),
     ("curves", files.curves),
+  ]
+  if tf.io.gfile.exists(files.report):
+    lines.append(("report", files.report))
+  lines += [
     (
       "serve it",
       f"saved_model_cli run --dir {result['saved_model']} --tag_set serve"
@@ -34,8 +41,8 @@ def summarize(result: dict, files: Workdir) -> str:
   return table(lines)
 
 
-def _accuracy(result: dict) -> str:
-  text = f"{result['heldout_top1']:.2%}"
-  if "ema_heldout_top1" in result:
-    text += f" raw, {result['ema_heldout_top1']:.2%} averaged weights"
+def _accuracy(result: dict, name: str) -> str:
+  text = f"{result[f'heldout_{name}']:.2%}"
+  if f"ema_heldout_{name}" in result:
+    text += f" raw, {result[f'ema_heldout_{name}']:.2%} averaged weights"
   return f"{text}, of {result['heldout_examples']:,} images"

@@ -26,6 +26,7 @@ class Workdir:
     self.saved_models = os.path.join(root, "saved_model")
     self.tensorboard = os.path.join(root, "tensorboard")
     self.sample = os.path.join(root, "heldout_sample.npy")
+    self.report = os.path.join(root, "report")
     self.result = os.path.join(root, "result.json")
 
   def keep_configuration(self, text: str) -> None:

@@ -18,6 +18,7 @@ OVERLAYS = sorted(
 )
 EVERY = sorted(p for p in (ROOT / "gin").rglob("*.gin"))
 PAPER = ("F0", "F1", "F3", "F3+", "F7", "F7+")
+FOLDER, IMAGENET = "gin/finetune_folder.gin", "gin/finetune_imagenet.gin"
 BUDGETS = (0.25, 0.5, 1, 2, 4, 8)
 
 
@@ -34,9 +35,25 @@ def rows(name):
     return list(csv.DictReader(file))
 
 
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+  """A folder of two classes, for the run that finds out about its data."""
+  root = tmp_path_factory.mktemp("images")
+  for name in ("cat", "dog"):
+    (root / name).mkdir()
+    for i in range(640):
+      (root / name / f"{i}.jpg").touch()
+  return str(root)
+
+
+def configure(run, *files, images):
+  given = [f"DATA_DIR = {images!r}"] if run == FOLDER else []
+  return Configuration([run, *files], given)
+
+
 @pytest.mark.parametrize("run", RUNS)
-def test_a_run_parses_builds_and_finalizes(run):
-  configuration = Configuration([run])
+def test_a_run_parses_builds_and_finalizes(run, images):
+  configuration = configure(run, images=images)
   assert configuration.build_job().total_steps > 0
   gin.finalize()
   with gin.unlock_config():
@@ -45,14 +62,15 @@ def test_a_run_parses_builds_and_finalizes(run):
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
 @pytest.mark.parametrize("run", RUNS)
-def test_a_run_takes_every_overlay(run, overlay):
-  assert Configuration([run, overlay]).build_job().total_steps > 0
+def test_a_run_takes_every_overlay(run, overlay, images):
+  assert configure(run, overlay, images=images).build_job().total_steps > 0
 
 
 def test_every_model_of_the_paper_has_a_run():
   for variant in PAPER:
     assert job(variant).variant == variant
-  assert set(RUNS) == {*map(run_of, PAPER), "gin/quickstart.gin"}
+  others = {"gin/quickstart.gin", FOLDER, IMAGENET}
+  assert set(RUNS) == {*map(run_of, PAPER), *others}
 
 
 def test_every_variant_has_a_model_file():
@@ -131,3 +149,54 @@ def test_a_file_is_short_and_says_what_it_is(path):
   lines = path.read_text().splitlines()
   assert lines[0].startswith("# ") and len(lines) <= 80
   assert "REQUIRED" not in path.read_text()
+
+
+def model_file(variant):
+  return f"gin/models/{variant.lower().replace('+', 'plus')}.gin"
+
+
+@pytest.mark.parametrize("variant", PAPER)
+def test_what_the_papers_say_of_fine_tuning(variant):
+  """Section 2 of the scaling paper; A.4 and A.5 of the NFNet paper."""
+  configuration = Configuration([IMAGENET, model_file(variant)])
+  built = configuration.build_job()
+  assert built.variant == variant
+  assert built.total_steps == round(50 * 1_281_167 / 2_048)
+  assert built.batch_size == 2_048 and built.num_classes == 1_000
+  assert built.train_split.image_shape() == (384, 384, 3)
+  assert built.heldout_split.image_shape() == (480, 480, 3)
+  assert built.learning_rate.get_config() == {
+    "peak": 0.1,
+    "warmup_steps": 5_000,
+    "total_steps": built.total_steps,
+  }
+  assert (built.sam.rho, built.sam.scope) == (0.05, "replica")
+  assert built.sam.ascent_fraction == 1.0 and built.sam.every == 1
+  assert built.start.path and not built.start.keep_head
+  optimizer = built.optimizer(learning_rate=0.1).get_config()
+  assert optimizer["weight_decay"] == 1e-5 and optimizer["clipping"] == 0.01
+  statements = configuration.statements
+  assert statements["nfnet.NFNet.drop_rate"] == "0.25"
+  assert statements["nfnet.NFNet.stochdepth_rate"] == "0.1"
+  assert statements["classifier.Classifier.ema_decay"] == "0.9999"
+
+
+def test_repeated_augmentation_costs_the_same():
+  """The scaling paper's footnote 4."""
+  plain = Configuration([IMAGENET]).build_job()
+  overlay = "gin/overlays/repeated_augmentation.gin"
+  repeated = Configuration([IMAGENET, overlay]).build_job()
+  assert repeated.train_split.multiplicity == 4
+  assert repeated.heldout_split.multiplicity == 1
+  assert repeated.total_steps == plain.total_steps
+  assert repeated.batch_size == plain.batch_size
+
+
+def test_a_folder_is_found_out_about(images):
+  built = configure(FOLDER, images=images).build_job()
+  assert built.num_classes == 2
+  assert built.num_examples == 2 * (640 - 64)
+  assert built.train_split.directory == built.prepare.shards
+  assert built.start.describe() == "from scratch" and built.sam is None
+  built = configure(FOLDER, "gin/overlays/sam.gin", images=images).build_job()
+  assert built.sam.rho == 0.05

@@ -90,7 +90,7 @@ def test_replicas_draw_differently_and_the_same_from_run_to_run():
     @tf.function
     def step():
       def replica():
-        with draws.using(model._step_seed()):
+        with draws.using(draws.step_seed(0, tf.constant(3))):
           return draws.seed_for("layer")
 
       return strategy.run(replica)

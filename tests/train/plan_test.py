@@ -2,6 +2,7 @@ import pytest
 
 from nfnets_tf.data import pipeline, preprocess
 from nfnets_tf.models.nfnet import NFNet
+from nfnets_tf.optim.sam import SAM
 from nfnets_tf.optim.schedules import WarmupCosine
 from nfnets_tf.scaling.compute import TpuV4
 from nfnets_tf.train import plan
@@ -21,9 +22,23 @@ def test_network():
 
 
 def test_length():
-  lines = text(plan.describe_length(4_000_000_000, 4_096, 244_141))
+  lines = text(plan.describe_length(4_000_000_000, 4_096, 244_141, 1))
   assert "1,000,001,536 = 0.25 epochs of 4,000,000,000" in lines
   assert "244,141 at batch 4,096" in lines
+
+
+def test_length_with_repeated_augmentation():
+  lines = text(plan.describe_length(1_000, 100, 500, 4))
+  assert "50,000 = 12.5 epochs of 1,000, 4 times each" in lines
+
+
+def test_gradient():
+  assert plan.describe_gradient(None) == []
+  how = SAM(0.05, scope="replica", ascent_fraction=0.2, every=2)
+  assert text(plan.describe_gradient(how)) == (
+    "gradient: SAM, rho 0.05 of each replica alone, from 20% of it, one step in"
+    " 2"
+  )
 
 
 def test_learning_rate():
@@ -50,12 +65,27 @@ def test_compute():
   images = 32_000_000_000
   lines = text(
     plan.describe_compute(
-      TpuV4(utilisation=0.33), "F7+", 100_857_131_008, images, 8.0
+      TpuV4(utilisation=0.33), "F7+", 100_857_131_008, images, 8.0, None
     )
   )
   assert "106,600 TPU-v4 core-hours in the paper's figure 2" in lines
-  lines = text(plan.describe_compute(TpuV4(utilisation=0.5), "F2", 1, 1, 3.0))
+  lines = text(
+    plan.describe_compute(TpuV4(utilisation=0.5), "F2", 1, 1, 3.0, None)
+  )
   assert "figure 2" not in lines
+
+
+@pytest.mark.parametrize(
+  "sam, passes", [(SAM(), 2), (SAM(ascent_fraction=0.2, every=2), 1.1)]
+)
+def test_sam_costs_its_passes(sam, passes):
+  def hours(sam):
+    lines = plan.describe_compute(
+      TpuV4(utilisation=0.33), "F2", 10**11, 10**9, 3.0, sam
+    )
+    return float(lines[0][1].split()[0].replace(",", ""))
+
+  assert hours(sam) / hours(None) == pytest.approx(passes, rel=1e-3)
 
 
 def test_table_aligns_the_values():

@@ -1,0 +1,63 @@
+"""What SAM costs: whole training steps, side by side.
+
+  python -m benchmarks.sam
+
+Three steps are timed in turn: plain, with SAM, and with SAM whose first pass
+takes a fifth of the batch (Brock et al. 2021, appendix A.4). AGC, momentum,
+decay, the average of the weights and all that is logged are part of each.
+"""
+
+import json
+import sys
+
+import numpy as np
+from absl import flags
+from tensorflow import keras
+
+from benchmarks.timing import seconds_side_by_side
+from nfnets_tf.models.nfnet import NFNet
+from nfnets_tf.optim.sam import SAM
+from nfnets_tf.optim.sgd import SGD
+from nfnets_tf.train.classifier import Classifier
+
+_VARIANT = flags.DEFINE_string("variant", "F0", "Size of the network.")
+_IMAGE_SIZE = flags.DEFINE_integer("image_size", 128, "Pixels of a side.")
+_BATCH_SIZE = flags.DEFINE_integer("batch_size", 20, "Images a step.")
+_POLICY = flags.DEFINE_string("policy", "float32", "Keras' precision policy.")
+_ROUNDS = flags.DEFINE_integer("rounds", 7, "Steps that are timed.")
+
+
+def main() -> None:
+  """Prints seconds a step and, last, the ratios as JSON."""
+  flags.FLAGS(sys.argv)
+  keras.mixed_precision.set_global_policy(_POLICY.value)
+  size, batch = _IMAGE_SIZE.value, _BATCH_SIZE.value
+  images = np.random.default_rng(0).integers(
+    0, 255, [batch, size, size, 3], np.uint8
+  )
+  labels = np.zeros([batch], np.int32)
+
+  def step(sam):
+    model = Classifier(NFNet(_VARIANT.value, 1000), sam=sam)
+    model.compile(SGD(0.1))
+    return lambda: model.train_on_batch(images, labels)
+
+  seconds = seconds_side_by_side(
+    {
+      "plain": step(None),
+      "sam": step(SAM()),
+      "sam_fifth": step(SAM(ascent_fraction=0.2)),
+    },
+    rounds=_ROUNDS.value,
+  )
+  for name, taken in seconds.items():
+    print(f"{name:>10} {taken * 1e3:8.0f} ms a step")
+  ratios = {
+    "sam_over_plain": seconds["sam"] / seconds["plain"],
+    "sam_fifth_over_plain": seconds["sam_fifth"] / seconds["plain"],
+  }
+  print(json.dumps({name: round(value, 3) for name, value in ratios.items()}))
+
+
+if __name__ == "__main__":
+  main()

@@ -1,0 +1,94 @@
+import numpy as np
+import pytest
+from tensorflow import keras
+
+from nfnets_tf.models.nfnet import NFNet
+from nfnets_tf.models.parts import layers_by_part, variables_by_part
+from nfnets_tf.ops.errors import UserError
+from nfnets_tf.ops.roles import rate_of
+from nfnets_tf.optim.sgd import SGD
+from nfnets_tf.train.classifier import Classifier
+from nfnets_tf.train.layerwise import freeze, mark_rates, prepare
+
+PARTS = (
+  "stem",
+  "stage1",
+  "stage2",
+  "stage3",
+  "stage4",
+  "final_conv",
+  "classifier",
+)
+
+
+def train(**options):
+  """Returns how far each part moved in two steps, and its averages' number."""
+  keras.utils.set_random_seed(0)
+  network = NFNet("femto", 4)
+  for variable in network.variables:
+    if variable.name.endswith("skip_gain:0"):
+      variable.assign(1.0)
+  model = Classifier(network, **options)
+  model.compile(SGD(0.1, clipping=None, momentum=0.0, weight_decay=0.0))
+  r = np.random.default_rng(0)
+  images = r.integers(0, 255, [8, 32, 32, 3]).astype(np.uint8)
+  before = {k: [v.numpy() for v in vs] for k, vs in by_part(model).items()}
+  model.train_on_batch(images, r.integers(0, 4, 8))
+  moved = {
+    name: np.sqrt(
+      sum(((v - b) ** 2).numpy().sum() for v, b in zip(vs, before[name]))
+    )
+    for name, vs in by_part(model).items()
+  }
+  return moved, model
+
+
+def by_part(model):
+  return variables_by_part(model.network)
+
+
+def test_frozen_parts_do_not_move_and_have_no_averages():
+  moved, model = train(frozen="backbone", ema_decay=0.9)
+  assert [name for name in PARTS if moved[name] > 0] == ["classifier"]
+  assert len(model.averages) == 2
+  with model.averaged():
+    pass
+  moved, _ = train(frozen=["stem", "stage2"])
+  assert {name for name in PARTS if moved[name] == 0} == {"stem", "stage2"}
+
+
+def test_each_part_learns_at_its_share_of_the_rate():
+  """Without momentum and clipping a step is the rate times the gradient."""
+  plain, _ = train()
+  slow, _ = train(layer_decay=0.5)
+  for distance, name in enumerate(reversed(PARTS)):
+    assert slow[name] / plain[name] == pytest.approx(0.5**distance, rel=1e-3)
+
+
+def test_a_saved_classifier_stays_frozen_and_slow(tmp_path):
+  model = Classifier(NFNet("femto", 4), frozen=["stem"], layer_decay=0.5)
+  model.compile(SGD(0.1))
+  model.save(tmp_path / "c.keras")
+  again = keras.models.load_model(tmp_path / "c.keras")
+  parts = by_part(again)
+  stem = layers_by_part(again.network)["stem"]
+  assert not any(layer.trainable for layer in stem)
+  assert {rate_of(v) for v in parts["final_conv"]} == {0.5}
+  assert {rate_of(v) for v in parts["classifier"]} == {1.0}
+
+
+def test_what_the_network_has_not_is_refused():
+  network = NFNet("femto", 4)
+  with pytest.raises(UserError, match="names 'stage5', .* 'stage4', .*'backb"):
+    freeze(network, ["stage5"])
+  with pytest.raises(UserError, match="names every part"):
+    freeze(network, list(PARTS))
+  other = keras.Sequential()
+  with pytest.raises(UserError, match="'stem'.*expected an NFNet"):
+    prepare(other, frozen=["stem"], layer_decay=1.0)
+  with pytest.raises(UserError, match="layer_decay = 0.5 needs an NFNet"):
+    mark_rates(other, 0.5)
+  for decay in (0.0, 1.5):
+    with pytest.raises(UserError, match=f"layer_decay = {decay} cannot"):
+      mark_rates(network, decay)
+  prepare(other, frozen=(), layer_decay=1.0)
