@@ -13,6 +13,7 @@ import tensorflow as tf
 from tensorflow import keras
 
 from nfnets_tf.data.records import Record, write_dataset
+from nfnets_tf.models import layers
 
 TESTDATA = pathlib.Path(__file__).parent / "testdata"
 
@@ -71,6 +72,28 @@ def png_record(label, position, size=8):
     filename=f"{position}.png",
     format="png",
   )
+
+
+@pytest.fixture(scope="session")
+def drawing_network():
+  """Makes a network that compiles at once, with every kind of draw."""
+
+  def make(dropout=0.3, stochastic_depth=0.5, classes=4):
+    keras.utils.set_random_seed(1)
+    return keras.Sequential(
+      [
+        keras.Input([32, 32, 3]),
+        layers.WSConv2D(8, 3, strides=4),
+        layers.ScaledActivation("gelu"),
+        # Draws follow from the names.
+        layers.StochasticDepth(stochastic_depth, name="depth"),
+        layers.SpatialMean(),
+        layers.Dropout(dropout, name="dropout"),
+        layers.ClassifierHead(classes),
+      ]
+    )
+
+  return make
 
 
 @pytest.fixture

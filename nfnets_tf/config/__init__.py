@@ -144,7 +144,9 @@ def _parse(gin_files: Sequence[str], gin_params: Sequence[str]) -> str:
       f"--gin_param={param!r}",
       lambda param=param: gin.parse_config(f"{imports}\n{param}"),
     )
-  return gin.config_str(max_line_length=10_000)
+  # Statements stay on one line each; gin's rulers need not be as long.
+  text = gin.config_str(max_line_length=10_000)
+  return re.sub(r"(?m)^# =+$", "# " + 78 * "=", text)
 
 
 def _parse_one(given: str, parse) -> None:

@@ -19,6 +19,8 @@ from collections.abc import Iterator
 
 import tensorflow as tf
 
+# Left to choose, XLA would draw other bits than other devices.
+_ALGORITHM = "philox"
 _ACTIVE = threading.local()  # replicas are traced in threads of their own
 
 
@@ -61,7 +63,7 @@ def seed_for(name: str) -> tf.Tensor:
   if step is None:
     return tf.random.uniform([2], maxval=2**31 - 1, dtype=tf.int32)
   salt = zlib.crc32(name.encode()) & 0x7FFFFFFF
-  return tf.random.experimental.stateless_fold_in(step.seed, salt)
+  return tf.random.experimental.stateless_fold_in(step.seed, salt, _ALGORITHM)
 
 
 def uniform(name: str, shape: list) -> tf.Tensor:
@@ -77,10 +79,18 @@ def uniform(name: str, shape: list) -> tf.Tensor:
   seed = seed_for(name)
   step = getattr(_ACTIVE, "step", None)
   if step is None or step.whole is None:
-    return tf.random.stateless_uniform(shape, seed)
-  numbers = tf.random.stateless_uniform([step.whole, *shape[1:]], seed)
+    return _uniform(shape, seed)
+  numbers = _uniform([step.whole, *shape[1:]], seed)
   begin = [step.start] + [0] * (len(shape) - 1)
   return tf.slice(numbers, begin, shape)
+
+
+def _uniform(shape: list, seed: tf.Tensor) -> tf.Tensor:
+  # TensorFlow's own floats are not the same under XLA; the bits are.
+  bits = tf.random.stateless_uniform(
+    shape, seed, minval=None, dtype=tf.uint32, alg=_ALGORITHM
+  )
+  return tf.cast(tf.bitwise.right_shift(bits, 8), tf.float32) * 2.0**-24
 
 
 def step_seed(seed: int, step: tf.Tensor) -> tf.Tensor:
@@ -90,5 +100,7 @@ def step_seed(seed: int, step: tf.Tensor) -> tf.Tensor:
   """
   replica = tf.distribute.get_replica_context().replica_id_in_sync_group
   return tf.random.experimental.stateless_fold_in(
-    tf.stack([seed, tf.cast(step, tf.int32)]), tf.cast(replica, tf.int32)
+    tf.stack([seed, tf.cast(step, tf.int32)]),
+    tf.cast(replica, tf.int32),
+    _ALGORITHM,
   )

@@ -1,5 +1,7 @@
 """Replicas compute what one device computes."""
 
+import functools
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -7,6 +9,7 @@ from tensorflow import keras
 
 from nfnets_tf.models.nfnet import NFBlock, NFNet
 from nfnets_tf.ops import draws
+from nfnets_tf.optim.sam import SAM
 from nfnets_tf.optim.sgd import SGD
 from nfnets_tf.train.classifier import Classifier
 
@@ -23,21 +26,26 @@ def batches(strategy, weights=None):
   return strategy.distribute_datasets_from_function(lambda context: dataset)
 
 
-def build(strategy):
+def femto():
+  network = NFNet("femto", 4)
+  for layer in network.layers:
+    if isinstance(layer, NFBlock):
+      layer.skip_gain.assign(1.0)  # else the branches have no part in it
+  return network
+
+
+def build(strategy, network=femto, **options):
   keras.utils.set_random_seed(1)
   with strategy.scope():
-    network = NFNet("femto", 4)
-    for layer in network.layers:
-      if isinstance(layer, NFBlock):
-        layer.skip_gain.assign(1.0)  # else the branches have no part in it
-    model = Classifier(network, ema_decay=0.9)
+    network = network()
+    model = Classifier(network, ema_decay=0.9, **options)
     # A clipping that bites some units and a decay that can be seen.
     model.compile(SGD(0.5, clipping=0.05, weight_decay=1e-2))
   return model
 
 
-def train(strategy):
-  model = build(strategy)
+def train(strategy, **options):
+  model = build(strategy, **options)
   history = model.fit(
     batches(strategy), steps_per_epoch=STEPS, epochs=1, verbose=0
   ).history
@@ -54,20 +62,75 @@ def one_device():
   return train(tf.distribute.OneDeviceStrategy("CPU:0"))
 
 
-@pytest.mark.parametrize("replicas", [2, 4])
-def test_weights_averages_and_metrics_equal_one_devices(one_device, replicas):
-  devices = [f"CPU:{i}" for i in range(replicas)]
-  # One process cannot hold collectives of two sizes.
-  got = train(
-    tf.distribute.MirroredStrategy(
-      devices, tf.distribute.ReductionToOneDevice() if replicas > 2 else None
-    )
+def mirrored(replicas, collectives=False):
+  # One process cannot hold the collectives of two strategies; SAM's are run by
+  # the processes of workers_test.py.
+  return tf.distribute.MirroredStrategy(
+    [f"CPU:{i}" for i in range(replicas)],
+    None if collectives else tf.distribute.ReductionToOneDevice(),
   )
-  for a, b in zip(got[0], one_device[0]):
+
+
+def assert_same(got, want):
+  """Weights and averages to 1e-6; what is logged, clipping included, too."""
+  for a, b in zip(got[0], want[0]):
     np.testing.assert_allclose(a, b, rtol=0, atol=1e-6)
   for part in (1, 2):
-    for name, value in one_device[part].items():
+    assert got[part].keys() == want[part].keys()
+    for name, value in want[part].items():
       np.testing.assert_allclose(got[part][name], value, rtol=1e-5)
+
+
+@pytest.mark.parametrize("replicas", [2, 4])
+def test_weights_averages_and_metrics_equal_one_devices(one_device, replicas):
+  got = train(mirrored(replicas, collectives=replicas == 2))
+  assert_same(got, one_device)
+  assert 0 < got[1]["clipped"][0] < 1
+
+
+@pytest.fixture
+def small(drawing_network):
+  """Trains a network that compiles at once, and draws nothing."""
+  network = functools.partial(
+    drawing_network, dropout=0.0, stochastic_depth=0.0
+  )
+  return functools.partial(train, network=network)
+
+
+ONE = tf.distribute.OneDeviceStrategy("CPU:0")
+
+
+def test_sam_of_global_scope_equals_one_device_with_the_whole_batch(small):
+  how = SAM(0.2, scope="global")
+  want = small(ONE, sam=how)
+  assert_same(small(mirrored(2), sam=how), want)
+  alone = small(mirrored(2), sam=SAM(0.2, scope="replica"))
+  moved = max(np.abs(a - b).max() for a, b in zip(alone[0], want[0]))
+  assert moved > 1e-4  # the scope makes a difference
+
+
+def test_sam_of_each_replica_equals_one_devices_micro_batches(small):
+  """Which is how one device mimics many (Brock et al. 2021, A.4)."""
+  how = SAM(0.2, scope="micro_batch")
+  want = small(ONE, sam=how, micro_batches=2)
+  assert_same(small(mirrored(2), sam=SAM(0.2, scope="replica")), want)
+
+
+def test_sam_now_and_then_in_parts_on_replicas(small):
+  """Branches, loops and what replicas do together, all in one step."""
+  how = SAM(0.2, scope="global", ascent_fraction=0.5, every=2)
+  # Pairs of images either way, the first of each pair for the first pass.
+  got = small(mirrored(2), sam=how, micro_batches=2)
+  assert_same(got, small(ONE, sam=how, micro_batches=4))
+  assert got[1]["sam_active"] == [pytest.approx(2 / 3)]
+
+
+def test_sam_of_an_nfnet_on_replicas_equals_one_devices(one_device):
+  how = SAM(0.2, scope="global")
+  got, want = train(mirrored(2), sam=how), train(ONE, sam=how)
+  assert_same(got, want)
+  moved = max(np.abs(a - b).max() for a, b in zip(got[0], one_device[0]))
+  assert moved > 1e-3
 
 
 def test_training_has_moved_the_weights(one_device):

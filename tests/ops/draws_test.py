@@ -59,3 +59,14 @@ def test_steps_have_seeds_of_their_own():
 
   assert seed(0, 1) == seed(0, 1)
   assert len({seed(0, 0), seed(0, 1), seed(1, 0), seed(1, 1)}) == 4
+
+
+def test_numbers_are_the_same_when_compiled_and_evenly_spread():
+  def draw():
+    with draws.using(tf.constant([0, 1])):
+      return draws.uniform("layer", [100, 100])
+
+  numbers = draw().numpy()
+  np.testing.assert_array_equal(tf.function(draw, jit_compile=True)(), numbers)
+  counts, _ = np.histogram(numbers, bins=10, range=(0, 1))
+  assert counts.sum() == 10_000 and abs(counts - 1000).max() < 150

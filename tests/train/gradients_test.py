@@ -5,7 +5,6 @@ import pytest
 import tensorflow as tf
 from tensorflow import keras
 
-from nfnets_tf.models.nfnet import NFBlock, NFNet
 from nfnets_tf.ops.errors import UserError
 from nfnets_tf.optim.sam import SAM
 from nfnets_tf.optim.sgd import SGD
@@ -17,14 +16,9 @@ IMAGES = R.integers(0, 255, [8, 32, 32, 3]).astype(np.uint8)
 LABELS = R.integers(0, 4, 8)
 
 
-def femto(**options):
-  """An NFNet that draws, whose branches take part."""
-  keras.utils.set_random_seed(1)
-  network = NFNet("femto", 4, drop_rate=0.3, stochdepth_rate=0.5)
-  for layer in network.layers:
-    if isinstance(layer, NFBlock):
-      layer.skip_gain.assign(1.0)
-  return Classifier(network, **options)
+@pytest.fixture
+def model(drawing_network):
+  return Classifier(drawing_network())
 
 
 def share(model, micro_batches=1, size=8, step=0, weights=None):
@@ -117,9 +111,11 @@ def test_a_step_is_the_two_passes_worked_out_in_numpy(fraction, few):
 
 
 @pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16"])
-def test_rho_0_gives_the_plain_step_and_the_same_draws_bit_for_bit(policy):
+def test_rho_0_gives_the_plain_step_and_the_same_draws_bit_for_bit(
+  drawing_network, policy
+):
   keras.mixed_precision.set_global_policy(policy)
-  model = femto()
+  model = Classifier(drawing_network())
   plain = take(model)
   for scope in ("replica", "global"):
     sharp = take(model, SAM(0.0, scope=scope))
@@ -131,17 +127,18 @@ def test_rho_0_gives_the_plain_step_and_the_same_draws_bit_for_bit(policy):
   assert not np.array_equal(other.clean.losses, plain.clean.losses)
 
 
-def test_a_part_of_the_batch_draws_what_it_draws_in_the_whole():
-  model = femto()
+def test_a_part_of_the_batch_draws_what_it_draws_in_the_whole(model):
   sharp = take(model, SAM(0.0, ascent_fraction=0.5))
   assert sharp.clean.losses.shape == [4]
   assert_close([sharp.clean.losses], [sharp.perturbed.losses[:4]])
 
 
 @pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16"])
-def test_the_perturbation_changes_the_gradient_and_no_weight(policy):
+def test_the_perturbation_changes_the_gradient_and_no_weight(
+  drawing_network, policy
+):
   keras.mixed_precision.set_global_policy(policy)
-  model = femto()
+  model = Classifier(drawing_network())
   before, plain = values(model), take(model)
   sharp = take(model, SAM(0.5))
   assert_equal(values(model), before)
@@ -154,8 +151,7 @@ def test_the_perturbation_changes_the_gradient_and_no_weight(policy):
   assert_equal(sharp.clean, plain.clean)
 
 
-def test_micro_batches_give_the_gradient_of_the_whole_batch():
-  model = femto()
+def test_micro_batches_give_the_gradient_of_the_whole_batch(model):
   weights = np.float32([1, 1, 0, 1, 0.5, 1, 1, 2])
   whole = take(model, weights=weights)
   for parts in (2, 8):
@@ -165,18 +161,17 @@ def test_micro_batches_give_the_gradient_of_the_whole_batch():
 
 
 @pytest.mark.parametrize("scope", ["replica", "global"])
-def test_micro_batches_share_the_perturbation_of_the_whole_batch(scope):
-  model = femto()
+def test_micro_batches_share_the_perturbation_of_the_whole_batch(model, scope):
   how = SAM(0.5, scope=scope)
   whole, split = take(model, how), take(model, how, micro_batches=4)
   assert_close(split.gradients, whole.gradients)
   assert_close([*split.clean, *split.perturbed], [*whole[1], *whole[2]])
 
 
-def test_scope_micro_batch_perturbs_for_each_part_alone():
+def test_scope_micro_batch_perturbs_for_each_part_alone(drawing_network):
   """The mean of the parts' SAM gradients, as the SAM paper's section 4.1."""
-  keras.utils.set_random_seed(1)
-  model = Classifier(NFNet("femto", 4), ema_decay=None)  # draws nothing
+  network = drawing_network(dropout=0.0, stochastic_depth=0.0)
+  model = Classifier(network, ema_decay=None)
   how = SAM(0.5, scope="micro_batch")
   split = take(model, how, micro_batches=2)
   halves = []
@@ -198,8 +193,7 @@ def test_scope_micro_batch_perturbs_for_each_part_alone():
 
 
 @pytest.mark.parametrize("scope", ["micro_batch", "replica", "global"])
-def test_a_step_that_sam_leaves_out_is_plain(scope):
-  model = femto()
+def test_a_step_that_sam_leaves_out_is_plain(model, scope):
   plain = take(model)
   off = take(model, SAM(0.5, scope=scope, every=2), tf.constant(False))
   assert_close(off.gradients, plain.gradients)
@@ -214,8 +208,7 @@ def test_a_step_that_sam_leaves_out_is_plain(scope):
   assert_close([on.clean.losses[rows]], [always.clean.losses])
 
 
-def test_a_batch_of_unknown_size_splits_too():
-  model = femto()
+def test_a_batch_of_unknown_size_splits_too(model):
 
   @tf.function(
     input_signature=[
@@ -241,9 +234,9 @@ def test_a_batch_of_unknown_size_splits_too():
   assert seven.perturbed.losses.shape == [7]
 
 
-def test_parts_that_do_not_divide_are_refused():
+def test_parts_that_do_not_divide_are_refused(model):
   with pytest.raises(UserError, match="8 examples a replica do not .* into 3"):
-    share(femto(), micro_batches=3)
+    share(model, micro_batches=3)
 
 
 def test_findings_of_logits():

@@ -11,7 +11,11 @@ from nfnets_tf.train.session import Session
 from nfnets_tf.train.strategy import one_device
 from nfnets_tf.train.workdir import Workdir
 
-SMOKE = ["gin/quickstart.gin", "gin/overlays/smoke.gin"]
+SMOKE = [
+  "gin/quickstart.gin",
+  "gin/overlays/smoke.gin",
+  "gin/overlays/sam.gin",
+]
 
 
 class Killed(Exception):
@@ -30,6 +34,8 @@ def job(make_dataset):
     "run.Training.checkpoint_every = 8",
     "nfnet.NFNet.stochdepth_rate = 0.3",
     "nfnet.NFNet.drop_rate = 0.3",
+    "sam.SAM.every = 3",
+    "classifier.Classifier.micro_batches = 2",
   ]
   built = Configuration(SMOKE, params).build_job()
   assert built.total_steps == 13

@@ -1,0 +1,73 @@
+"""Runs of `launch/train.py` side by side: a table and a picture.
+
+  python -m benchmarks.compare_runs --output=docs/images/x.png \
+      --runs="plain=runs/plain_*" --runs="SAM=runs/sam_*:ema"
+
+Each group is NAME=PATTERN of work directories, with ":ema" for the averaged
+weights. Held-out top-1 is drawn against passes: the images that were computed,
+twice each where SAM takes two passes. The last line is a JSON object with the
+mean and the range of every group's final top-1.
+"""
+
+import glob
+import json
+import pathlib
+import re
+import sys
+
+from absl import flags
+from matplotlib.figure import Figure
+
+_RUNS = flags.DEFINE_multi_string("runs", [], "NAME=PATTERN, see above.")
+_OUTPUT = flags.DEFINE_string("output", None, "The picture, a PNG.")
+_TITLE = flags.DEFINE_string("title", "", "Of the picture.")
+
+
+def main() -> None:
+  """Draws the groups and prints a line for each."""
+  flags.FLAGS(sys.argv)
+  figure = Figure(figsize=(7, 4.2), layout="constrained")
+  axes = figure.subplots()
+  table = {}
+  for number, text in enumerate(_RUNS.value):
+    name, pattern = text.split("=", 1)
+    pattern, _, weights = pattern.partition(":")
+    key = "ema_heldout_top1" if weights == "ema" else "heldout_top1"
+    last = []
+    for folder in sorted(glob.glob(pattern)):
+      points = _points(pathlib.Path(folder), key)
+      label = None if last else name
+      axes.plot(*zip(*points), "o-", color=f"C{number}", label=label, ms=3)
+      last.append(points[-1][1])
+    mean = sum(last) / len(last)
+    table[name] = [round(v, 2) for v in (mean, min(last), max(last))]
+    extent = f"{min(last):.2f} to {max(last):.2f}, {len(last)} runs"
+    print(f"{name:>20} {mean:6.2f} % ({extent})")
+  axes.set(
+    xlabel="images computed (thousands; twice each with SAM)",
+    ylabel="held-out top-1 (%)",
+    title=_TITLE.value,
+  )
+  axes.grid(alpha=0.3)
+  axes.legend()
+  if _OUTPUT.value:
+    figure.savefig(_OUTPUT.value, dpi=110)
+  print(json.dumps(table))
+
+
+def _points(folder: pathlib.Path, key: str) -> list[tuple[float, float]]:
+  """Returns (thousands of images computed, top-1 in %) of a run."""
+  config = (folder / "config.gin").read_text()
+  batch = int(re.search(r"^BATCH_SIZE = (\d+)", config, re.M)[1])
+  lines = (folder / "metrics.jsonl").read_text().splitlines()
+  records = [json.loads(line) for line in lines]
+  passes = 2 if any("sam_active" in record for record in records) else 1
+  return [
+    (record["step"] * batch * passes / 1e3, 100 * record[key])
+    for record in records
+    if key in record
+  ]
+
+
+if __name__ == "__main__":
+  main()
