@@ -217,10 +217,11 @@ class Training:
       self.start.check()
     if self.prepare is not None and self.prepare():
       LOGGER.info("Wrote the shards in %s.", self.train_split.directory)
-    indexes = self._read_indexes()
-    session = Session(self, files, strategy, *indexes)
+    train, heldout = self._read_indexes()
+    session = Session(self, files, strategy, train, heldout)
     # Not before: a configuration that was refused must not bind the folder.
     files.keep_configuration(configuration)
+    files.keep_data(train=train, heldout=heldout)
     started()
     session.fit(terminal)
     result = session.finish()

@@ -9,6 +9,9 @@ from collections.abc import Iterable
 
 import tensorflow as tf
 
+from nfnets_tf.data.records import SplitIndex
+from nfnets_tf.ops.errors import UserError
+
 
 class Workdir:
   """The files of one run below one folder, local or gs://.
@@ -20,6 +23,7 @@ class Workdir:
   def __init__(self, root: str):
     self.root = root
     self.config = os.path.join(root, "config.gin")
+    self.data = os.path.join(root, "data.json")
     self.metrics = os.path.join(root, "metrics.jsonl")
     self.curves = os.path.join(root, "curves.png")
     self.checkpoints = os.path.join(root, "checkpoints")
@@ -34,6 +38,35 @@ class Workdir:
     tf.io.gfile.makedirs(self.root)
     if not tf.io.gfile.exists(self.config):
       replace_file(self.config, text)
+
+  def keep_data(self, **splits: SplitIndex) -> None:
+    """Writes down what the run reads, once.
+
+    Args:
+      **splits: {split: what it holds}.
+
+    Raises:
+      UserError: if the run was begun on something else.
+    """
+    data = {
+      split: {
+        "folder": os.path.dirname(index.files[0]),
+        "examples": index.num_examples,
+      }
+      for split, index in splits.items()
+    }
+    if not tf.io.gfile.exists(self.data):
+      replace_file(self.data, json.dumps(data, indent=1) + "\n")
+      return
+    with tf.io.gfile.GFile(self.data) as file:
+      before = json.load(file)
+    for split in data:
+      if before.get(split) != data[split]:
+        raise UserError(
+          f"the {split!r} data have changed since the run in {self.root!r} was"
+          f" begun (then {before.get(split)}, now {data[split]}); restore them,"
+          " or start anew in another --workdir."
+        )
 
   def read_result(self) -> dict | None:
     """Returns the result of a finished run, None of any other."""

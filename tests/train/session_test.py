@@ -35,7 +35,6 @@ def job(make_dataset):
     "nfnet.NFNet.stochdepth_rate = 0.3",
     "nfnet.NFNet.drop_rate = 0.3",
     "sam.SAM.every = 3",
-    "classifier.Classifier.micro_batches = 2",
   ]
   built = Configuration(SMOKE, params).build_job()
   assert built.total_steps == 13

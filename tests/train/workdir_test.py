@@ -1,9 +1,13 @@
+import dataclasses
 import hashlib
 import os
 
 import numpy as np
+import pytest
 import tensorflow as tf
 
+from nfnets_tf.data.records import SplitIndex
+from nfnets_tf.ops.errors import UserError
 from nfnets_tf.train.workdir import Workdir, replace_file, weights_sha256
 
 
@@ -20,6 +24,19 @@ def test_the_configuration_is_written_once(tmp_path):
   files.keep_configuration("A = 2\n")
   with open(files.config) as file:
     assert file.read() == "A = 1\n"
+
+
+def test_data_that_have_changed_are_refused(tmp_path):
+  files = Workdir(str(tmp_path))
+  index = SplitIndex(("data/a", "data/b"), (3, 4), 2, ())
+  for _ in range(2):
+    files.keep_data(train=index, heldout=index)
+  for other in (
+    dataclasses.replace(index, counts=(3, 5)),
+    dataclasses.replace(index, files=("other/a", "other/b")),
+  ):
+    with pytest.raises(UserError, match="'heldout' data have changed .* 7"):
+      files.keep_data(train=index, heldout=other)
 
 
 def test_a_replaced_file_is_whole_and_leaves_nothing_beside_it(tmp_path):
