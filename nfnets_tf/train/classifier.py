@@ -15,7 +15,8 @@ from nfnets_tf.ops.losses import softmax_cross_entropy
 from nfnets_tf.optim import ema
 from nfnets_tf.optim.sam import SAM
 from nfnets_tf.train import layerwise
-from nfnets_tf.train.gradients import Share, find
+from nfnets_tf.train.findings import find
+from nfnets_tf.train.gradients import Share
 from nfnets_tf.train.telemetry import Scores, Telemetry
 
 # Of ImageNet, in units of [0, 1]: what the published weights expect.
@@ -45,8 +46,7 @@ class Classifier(keras.Model):
     network: maps normalised images to logits.
     label_smoothing: share of the target that is spread over all classes.
     ema_decay: decay of the average of the weights; None keeps none.
-    mean_rgb: subtracted from images, in units of [0, 1].
-    stddev_rgb: divides images, in units of [0, 1].
+    mean_rgb, stddev_rgb: what images are normalised by, in units of [0, 1].
     seed: of dropout and stochastic depth.
     sam: how the step's gradient is taken at perturbed weights; None is plain.
     micro_batches: number of equal parts in which a replica computes its batch,

@@ -15,37 +15,10 @@ import tensorflow as tf
 from nfnets_tf.ops import draws
 from nfnets_tf.ops.errors import UserError
 from nfnets_tf.optim import sam
+from nfnets_tf.train.findings import COLUMNS, Findings, from_table, to_table
 
 # A pass returns (gradients, tables of findings).
 Pass = Callable[..., tuple[list[tf.Tensor], tuple[tf.Tensor, ...]]]
-
-COLUMNS = 4
-
-
-class Findings(NamedTuple):
-  """What a pass found of every example, float32 [examples] each.
-
-  Attributes:
-    losses: smoothed cross-entropy, without the examples' weights.
-    top1: 1 where the label's class has the largest logit.
-    top5: 1 where it is among the five largest.
-    weights: of the examples; 0 counts nowhere.
-  """
-
-  losses: tf.Tensor
-  top1: tf.Tensor
-  top5: tf.Tensor
-  weights: tf.Tensor
-
-
-def find(logits, labels, losses, weights=None) -> Findings:
-  """Returns the findings of logits [examples, classes] and their labels."""
-  if labels.shape.rank == 2:
-    labels = tf.argmax(labels, axis=-1)
-  hits = (tf.math.in_top_k(labels, logits, k) for k in (1, 5))
-  weights = tf.ones_like(losses) if weights is None else weights
-  columns = (losses, *hits, weights)
-  return Findings(*(tf.cast(column, tf.float32) for column in columns))
 
 
 class StepGradient(NamedTuple):
@@ -64,6 +37,21 @@ class StepGradient(NamedTuple):
   clean: Findings
   perturbed: Findings | None
   active: tf.Tensor | None
+
+
+def check_parts(examples: int, micro_batches: int) -> None:
+  """Raises a UserError unless a replica's batch divides into equal parts."""
+  if not isinstance(micro_batches, int) or micro_batches < 1:
+    raise UserError(
+      f"Classifier.micro_batches = {micro_batches!r} cannot be used; bind it to"
+      " a whole number of at least 1."
+    )
+  if examples % micro_batches:
+    raise UserError(
+      f"{examples} examples a replica do not divide into {micro_batches}"
+      " micro-batches; choose another batch size or number, and"
+      " drop_remainder=True where a data set is batched."
+    )
 
 
 class Share:
@@ -98,18 +86,14 @@ class Share:
     self._replicas = replicas
     self._parts = micro_batches
     self._examples = data[0].shape[0] or tf.shape(data[0])[0]
-    if isinstance(self._examples, int) and self._examples % micro_batches:
-      raise UserError(
-        f"{self._examples} examples a replica do not divide into"
-        f" {micro_batches} micro-batches; choose another batch size or number,"
-        " and drop_remainder=True where the data set is batched."
-      )
+    if isinstance(self._examples, int):
+      check_parts(self._examples, micro_batches)
     self._part_size = -(-self._examples // micro_batches)
 
   def plain(self) -> StepGradient:
     """Returns the gradient at the weights."""
     gradients, (table,) = self._summed(self._one_pass, [self._part_size])
-    return StepGradient(gradients, _findings(table), None, None)
+    return StepGradient(gradients, from_table(table), None, None)
 
   def sharpness_aware(
     self, how: sam.SAM, active: tf.Tensor | None
@@ -176,7 +160,7 @@ class Share:
       loss, self._variables, unconnected_gradients=tf.UnconnectedGradients.ZERO
     )
     gradients = [tf.convert_to_tensor(gradient) for gradient in gradients]
-    return gradients, (tf.stack(findings, axis=1),)
+    return gradients, (to_table(findings),)
 
   def _summed(self, take: Pass, rows):
     """Sums the gradients of all parts and joins their tables.
@@ -190,26 +174,21 @@ class Share:
       return take(0, size)
 
     def body(index, total, arrays):
-      start = index * size
-      known = isinstance(size, int)
-      part = (
-        size if known else tf.clip_by_value(self._examples - start, 0, size)
-      )
+      start, part = index * size, size
+      if not isinstance(size, int):  # then the last part may be smaller
+        part = tf.clip_by_value(self._examples - start, 0, size)
       gradients, tables = take(start, part)
       total = [a + b for a, b in zip(total, gradients)]
-      return (
-        index + 1,
-        total,
-        [a.write(index, t) for a, t in zip(arrays, tables)],
-      )
+      arrays = [a.write(index, t) for a, t in zip(arrays, tables)]
+      return index + 1, total, arrays
 
-    arrays = []
-    for count in rows:
+    def array(count):
       shape = [count if isinstance(count, int) else None, COLUMNS]
-      array = tf.TensorArray(
+      return tf.TensorArray(
         tf.float32, parts, infer_shape=False, element_shape=shape
       )
-      arrays.append(array)
+
+    arrays = [array(count) for count in rows]
     zeros = [tf.zeros(v.shape, v.dtype) for v in self._variables]
     _, gradients, arrays = tf.while_loop(
       lambda index, *_: index < parts,
@@ -231,13 +210,9 @@ def _cut(tensor: tf.Tensor, start, size) -> tf.Tensor:
   )
 
 
-def _findings(table: tf.Tensor) -> Findings:
-  return Findings(*tf.unstack(table, COLUMNS, axis=1))
-
-
 def _sharp_step(gradients, first, second, active) -> StepGradient:
   """Sorts the findings of the two passes into clean and perturbed ones."""
-  clean, perturbed = _findings(first), _findings(second)
+  clean, perturbed = from_table(first), from_table(second)
   if active is None:
     return StepGradient(gradients, clean, perturbed, tf.constant(1.0))
   # Where the first pass was left out, the second was not perturbed.

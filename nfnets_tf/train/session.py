@@ -15,6 +15,7 @@ from nfnets_tf.train.callbacks import Every, LogTraining
 from nfnets_tf.train.checkpoints import Checkpoints
 from nfnets_tf.train.curves import draw_curves
 from nfnets_tf.train.delivery import deliver
+from nfnets_tf.train.gradients import check_parts
 from nfnets_tf.train.metrics_log import MetricsLog, read_records
 from nfnets_tf.train.progress import Progress
 from nfnets_tf.train.strategy import describe
@@ -50,6 +51,8 @@ class Session:
     keras.mixed_precision.set_global_policy(job.policy)
     with strategy.scope():
       self._classifier = job.classifier(network=job.network(), sam=job.sam)
+      replicas = strategy.num_replicas_in_sync
+      check_parts(job.batch_size // replicas, self._classifier.micro_batches)
       self._classifier.compile(
         optimizer=job.optimizer(learning_rate=job.learning_rate),
         steps_per_execution=job.steps_per_execution,

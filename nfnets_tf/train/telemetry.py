@@ -15,7 +15,8 @@ from nfnets_tf.models.parts import variables_by_part
 from nfnets_tf.ops.clipping import largest_norm, unitwise_norm
 from nfnets_tf.ops.roles import role_of
 from nfnets_tf.optim.sam import SAM
-from nfnets_tf.train.gradients import Findings, StepGradient
+from nfnets_tf.train.findings import Findings
+from nfnets_tf.train.gradients import StepGradient
 
 
 class Scores:

@@ -9,7 +9,7 @@ from nfnets_tf.ops.errors import UserError
 from nfnets_tf.optim.sam import SAM
 from nfnets_tf.optim.sgd import SGD
 from nfnets_tf.train.classifier import Classifier
-from nfnets_tf.train.gradients import Findings, Share, find
+from nfnets_tf.train.gradients import Share, check_parts
 
 R = np.random.default_rng(0)
 IMAGES = R.integers(0, 255, [8, 32, 32, 3]).astype(np.uint8)
@@ -239,17 +239,10 @@ def test_parts_that_do_not_divide_are_refused(model):
     share(model, micro_batches=3)
 
 
-def test_findings_of_logits():
-  logits = tf.constant(np.eye(7, dtype=np.float32)[[0, 1, 2]])
-  losses = tf.constant([1.0, 2.0, 3.0])
-  found = find(logits, tf.constant([0, 2, 6]), losses)
-  # Ties below the largest: ranks 2 to 7 are equal, and none is ahead of five.
-  assert isinstance(found, Findings)
-  np.testing.assert_array_equal(found.top1, [1, 0, 0])
-  np.testing.assert_array_equal(found.weights, [1, 1, 1])
-  ranked = tf.constant([[7.0, 6, 5, 4, 3, 2, 1]] * 3)
-  found = find(ranked, tf.constant([0, 4, 5]), losses, tf.constant([1, 0, 2]))
-  np.testing.assert_array_equal(found.top5, [1, 1, 0])
-  np.testing.assert_array_equal(found.weights, [1, 0, 2])
-  dense = tf.one_hot([0, 4, 5], 7)
-  assert_equal(find(ranked, dense, losses).top5, [1, 1, 0])
+def test_check_parts():
+  check_parts(8, 4)
+  with pytest.raises(UserError, match="7 examples .* into 2 micro-batches"):
+    check_parts(7, 2)
+  for number in (0, -1, 2.0):
+    with pytest.raises(UserError, match="micro_batches = .* cannot be used"):
+      check_parts(8, number)

@@ -49,6 +49,9 @@ def test_a_batch_that_does_not_divide_among_the_replicas(
     ("NUM_CLASSES = 3", "has 4 classes, but NUM_CLASSES = 3"),
     ("DATA_DIR = '/nowhere'", "'/nowhere' does not exist"),
     ("VARIANT = 'F9'", "'F9' does not exist"),
+    ("classifier.Classifier.micro_batches = 3", "32 examples a replica do not"),
+    ("classifier.Classifier.frozen = 'head'", "frozen names 'head'"),
+    ("pretrained.Start.path = '/nowhere'", "'/nowhere' does not exist; expec"),
   ],
 )
 def test_data_and_models_that_do_not_fit(make_dataset, tmp_path, param, words):

@@ -9,7 +9,8 @@ from nfnets_tf.ops.clipping import clip_unitwise
 from nfnets_tf.ops.roles import role_of
 from nfnets_tf.optim.sam import SAM
 from nfnets_tf.optim.sgd import SGD
-from nfnets_tf.train.gradients import Findings, StepGradient
+from nfnets_tf.train.findings import Findings
+from nfnets_tf.train.gradients import StepGradient
 from nfnets_tf.train.telemetry import Scores, Telemetry
 
 PARTS = ("stem", "stage1", "stage2", "stage3", "stage4", "final_conv")
