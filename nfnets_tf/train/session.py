@@ -17,6 +17,7 @@ from nfnets_tf.train.curves import draw_curves
 from nfnets_tf.train.delivery import deliver
 from nfnets_tf.train.gradients import check_parts
 from nfnets_tf.train.metrics_log import MetricsLog, read_records
+from nfnets_tf.train.plan import describe_gradient
 from nfnets_tf.train.progress import Progress
 from nfnets_tf.train.strategy import describe
 from nfnets_tf.train.workdir import Workdir, weights_sha256
@@ -209,6 +210,8 @@ class Session:
       len(self._train.files),
       job.train_split.directory,
     )
+    for _, gradient in describe_gradient(job.sam):
+      LOGGER.info("Gradients by %s.", gradient)
     if self._step:
       LOGGER.info(
         "Going on from step %d (%s).", self._step, self._checkpoints.latest

@@ -1,0 +1,66 @@
+#!/usr/bin/env bash
+# The measurements of docs/finetuning.md, about four hours on two cores:
+#
+#   bash benchmarks/cifar10.sh CIFAR10 RUNS
+#
+# CIFAR10 holds train/CLASS/*.jpg and test/CLASS/*.jpg. Every run goes on where it
+# was stopped, and a finished one is not made again.
+set -euo pipefail
+data=$(realpath "$1") runs=$2
+mkdir -p "$runs"
+cd "$(dirname "$0")/.."
+
+train() { # NAME, folder, then other flags
+  local name=$1 folder=$2
+  shift 2
+  python launch/train.py --gin_file=gin/finetune_folder.gin \
+    --gin_file=gin/data/cifar10.gin --gin_param="DATA_DIR = '$folder'" \
+    --gin_param="POLICY = 'mixed_bfloat16'" --workdir="$runs/$name" "$@"
+}
+
+copy() { # the first N images of each of some classes: TARGET N CLASSES...
+  local target=$1 count=$2 class
+  shift 2
+  [ -e "$target" ] && return
+  for class in "$@"; do
+    mkdir -p "$target/train/$class" "$target/test"
+    # shellcheck disable=SC2012
+    ls "$data/train/$class" | sed "${count}q" |
+      xargs -I{} cp "$data/train/$class/{}" "$target/train/$class/"
+    cp -r "$data/test/$class" "$target/test/"
+  done
+}
+
+mapfile -t classes < <(ls "$data/train")
+copy "$runs/data/tenth" 500 "${classes[@]}"
+copy "$runs/data/first_half" 5000 "${classes[@]:0:5}"
+copy "$runs/data/second_half" 5000 "${classes[@]:5}"
+copy "$runs/data/second_tenth" 500 "${classes[@]:5}"
+
+# Plain steps against half as many of SAM, which cost the same.
+for seed in 0 1 2; do
+  options=(--gin_param="SEED = $seed")
+  sam=(--gin_file=gin/overlays/sam.gin)
+  train "full_plain_$seed" "$data" "${options[@]}" --gin_param="EPOCHS = 3"
+  train "full_sam_$seed" "$data" "${options[@]}" "${sam[@]}" \
+    --gin_param="EPOCHS = 1.5"
+  train "tenth_plain_$seed" "$runs/data/tenth" "${options[@]}" \
+    --gin_param="EPOCHS = 30"
+  train "tenth_sam_$seed" "$runs/data/tenth" "${options[@]}" "${sam[@]}" \
+    --gin_param="EPOCHS = 15"
+done
+
+# Five classes, then the other five.
+train pretrained "$runs/data/first_half" --gin_param="EPOCHS = 12"
+for size in half tenth; do
+  epochs=$([ "$size" = half ] && echo 3 || echo 30)
+  for seed in 0 1 2; do
+    options=(--gin_param="SEED = $seed" --gin_param="EPOCHS = $epochs")
+    train "scratch_${size}_$seed" "$runs/data/second_$size" "${options[@]}"
+    train "finetuned_${size}_$seed" "$runs/data/second_$size" "${options[@]}" \
+      --gin_param="WEIGHTS = '$runs/pretrained'"
+  done
+done
+
+# All of it for long.
+train long "$data"
