@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The measurements of docs/finetuning.md, about four hours on two cores:
+# The measurements of docs/finetuning.md, about three hours on two cores:
 #
 #   bash benchmarks/cifar10.sh CIFAR10 RUNS
 #
@@ -41,19 +41,19 @@ copy "$runs/data/second_tenth" 500 "${classes[@]:5}"
 for seed in 0 1 2; do
   options=(--gin_param="SEED = $seed")
   sam=(--gin_file=gin/overlays/sam.gin)
-  train "full_plain_$seed" "$data" "${options[@]}" --gin_param="EPOCHS = 3"
+  train "full_plain_$seed" "$data" "${options[@]}" --gin_param="EPOCHS = 2"
   train "full_sam_$seed" "$data" "${options[@]}" "${sam[@]}" \
-    --gin_param="EPOCHS = 1.5"
+    --gin_param="EPOCHS = 1"
   train "tenth_plain_$seed" "$runs/data/tenth" "${options[@]}" \
-    --gin_param="EPOCHS = 30"
+    --gin_param="EPOCHS = 20"
   train "tenth_sam_$seed" "$runs/data/tenth" "${options[@]}" "${sam[@]}" \
-    --gin_param="EPOCHS = 15"
+    --gin_param="EPOCHS = 10"
 done
 
 # Five classes, then the other five.
-train pretrained "$runs/data/first_half" --gin_param="EPOCHS = 12"
+train pretrained "$runs/data/first_half" --gin_param="EPOCHS = 8"
 for size in half tenth; do
-  epochs=$([ "$size" = half ] && echo 3 || echo 30)
+  epochs=$([ "$size" = half ] && echo 2 || echo 20)
   for seed in 0 1 2; do
     options=(--gin_param="SEED = $seed" --gin_param="EPOCHS = $epochs")
     train "scratch_${size}_$seed" "$runs/data/second_$size" "${options[@]}"

@@ -3,10 +3,15 @@
 import json
 import os
 
+import numpy as np
 import pytest
+import tensorflow as tf
 
 from nfnets_tf.config import Configuration
+from nfnets_tf.models.nfnet import NFNet
 from nfnets_tf.train import session as session_module
+from nfnets_tf.train.checkpoints import Checkpoints
+from nfnets_tf.train.pretrained import Start, save_deepmind
 from nfnets_tf.train.session import Session
 from nfnets_tf.train.strategy import one_device
 from nfnets_tf.train.workdir import Workdir
@@ -41,14 +46,18 @@ def job(make_dataset):
   return built
 
 
-def run(job, directory):
-  session = Session(
+def make(job, directory):
+  return Session(
     job,
     Workdir(str(directory)),
     one_device(),
     job.train_split.index(),
     job.heldout_split.index(),
   )
+
+
+def run(job, directory):
+  session = make(job, directory)
   session.fit(None)
   return session.finish()
 
@@ -96,3 +105,27 @@ def test_stopped_behind_a_checkpoint_and_in_an_export(
     k: v for k, v in expected.items() if k not in different
   }
   assert records(parted) == records(whole)
+
+
+def test_given_weights_are_where_a_run_starts_and_not_where_it_goes_on(
+  job, tmp_path
+):
+  given = NFNet("femto", 9)
+  save_deepmind(given, str(tmp_path / "given.npz"))
+  job.start = Start(
+    path=str(tmp_path / "given.npz"), keep_head=False, averaged=True
+  )
+  classifier = make(job, tmp_path / "run")._classifier
+  network = classifier.network
+  for got, want in zip(network.variables[:-2], given.variables[:-2]):
+    np.testing.assert_array_equal(got, want)
+  for average, variable in zip(classifier.averages, network.variables):
+    np.testing.assert_array_equal(average, variable)
+
+  for variable in network.variables:
+    variable.assign_add(tf.ones_like(variable))
+  Checkpoints(str(tmp_path / "run" / "checkpoints"), classifier, keep=1).save()
+  os.remove(tmp_path / "given.npz")
+  again = make(job, tmp_path / "run")._classifier.network
+  for got, want in zip(again.variables, network.variables):
+    np.testing.assert_array_equal(got, want)
