@@ -55,6 +55,18 @@ def test_the_split_follows_from_the_names_alone(folder, tmp_path):
   assert len(again - set(first["heldout"])) <= 1
 
 
+def test_the_held_out_images_are_spread_over_the_names(tmp_path):
+  """The first ones may be one day's photographs."""
+  for name in "ab":
+    (tmp_path / name).mkdir()
+    for i in range(100):
+      (tmp_path / name / f"{i:03}.jpg").touch()
+  heldout = list_folder(str(tmp_path), 0.1).splits["heldout"]
+  numbers = [int(path[2:5]) for path, label in heldout if label == 0]
+  assert len(numbers) == 10 and 30 < sum(numbers) / 10 < 70
+  assert max(numbers) - min(numbers) > 50
+
+
 def test_other_files_and_deeper_folders(folder, caplog):
   (folder / "a" / "notes.txt").touch()
   (folder / "a" / ".hidden").touch()
