@@ -50,6 +50,16 @@ for seed in 0 1 2; do
     --gin_param="EPOCHS = 10"
 done
 
+# What the recipe's rate and clipping are worth: beside full_plain_0.
+for rate in 0.03 0.3; do
+  train "rate_$rate" "$data" --gin_param="EPOCHS = 2" \
+    --gin_param="PEAK_LR = $rate"
+done
+for clipping in 0.01 1.0 None; do
+  train "clipping_$clipping" "$data" --gin_param="EPOCHS = 2" \
+    --gin_param="sgd.SGD.clipping = $clipping"
+done
+
 # Five classes, then the other five.
 train pretrained "$runs/data/first_half" --gin_param="EPOCHS = 8"
 for size in half tenth; do

@@ -39,11 +39,13 @@ class Listing:
     class_names: sorted; a label is a position in it.
     splits: (path below the folder, label) of every image of "train" and
       "heldout".
+    key: SHA-256 of the splits and of every image's size.
   """
 
   directory: str
   class_names: tuple[str, ...]
   splits: Mapping[str, tuple[tuple[str, int], ...]]
+  key: str
 
 
 @functools.lru_cache(maxsize=8)
@@ -97,9 +99,7 @@ def _split(directory: str, root: str, share: float) -> Listing:
     for path in paths:
       name = "heldout" if path in heldout else "train"
       splits[name].append((path, label))
-  return Listing(
-    directory, tuple(found), {k: tuple(v) for k, v in splits.items()}
-  )
+  return _listing(directory, found, splits)
 
 
 def _listing_of_split_folder(directory: str, heldout: str) -> Listing:
@@ -113,12 +113,27 @@ def _listing_of_split_folder(directory: str, heldout: str) -> Listing:
     )
   labels = {name: label for label, name in enumerate(train)}
   splits = {
-    split: tuple(
+    split: [
       (path, labels[name]) for name, paths in found.items() for path in paths
-    )
+    ]
     for split, found in (("train", train), ("heldout", rest))
   }
-  return Listing(directory, tuple(train), splits)
+  return _listing(directory, train, splits)
+
+
+def _listing(directory: str, class_names, splits) -> Listing:
+  lines = [
+    f"{split} {label} {path}"
+    f" {tf.io.gfile.stat(os.path.join(directory, path)).length}"
+    for split, images in splits.items()
+    for path, label in images
+  ]
+  return Listing(
+    directory,
+    tuple(class_names),
+    {split: tuple(images) for split, images in splits.items()},
+    digest("\n".join(lines)),
+  )
 
 
 def _images_by_class(directory: str, root: str, at_least: int = 2):

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import tensorflow as tf
 
-from nfnets_tf.data.listing import FORMATS, Listing, digest, list_folder
+from nfnets_tf.data.listing import FORMATS, Listing, list_folder
 from nfnets_tf.data.preprocess import decode
 from nfnets_tf.data.records import INDEX, Record, write_dataset
 from nfnets_tf.ops.errors import UserError
@@ -74,15 +74,8 @@ def shards_of(*, directory: str, heldout_share: float, cache: str) -> str:
   folder changes, it is read anew, and older shards stay what they were.
   """
   listing = list_folder(directory, heldout_share)
-  lines = [
-    f"{split} {label} {path}"
-    f" {tf.io.gfile.stat(os.path.join(listing.directory, path)).length}"
-    for split, images in listing.splits.items()
-    for path, label in images
-  ]
   name = os.path.basename(os.path.abspath(listing.directory))
-  key = digest("\n".join(lines))[:12]
-  return os.path.join(os.path.expanduser(cache), f"{name}-{key}")
+  return os.path.join(os.path.expanduser(cache), f"{name}-{listing.key[:12]}")
 
 
 class Folder:

@@ -67,7 +67,7 @@ PLAIN = {
   "ShardOrder": lambda: order.ShardOrder(["a"], [1], seed=0, shuffle_buffer=1),
   "TpuV4": lambda: TpuV4(utilisation=0.3),
   "Workdir": lambda: Workdir("x"),
-  "Listing": lambda: listing.Listing("x", ("a",), {}),
+  "Listing": lambda: listing.Listing("x", ("a",), {}, "key"),
   "Folder": lambda: sources.Folder(
     directory="x", heldout_share=0.1, shards="y"
   ),
