@@ -10,8 +10,8 @@ import numpy as np
 import tensorflow as tf
 from tensorflow import keras
 
+from nfnets_tf.models.block import NFBlock
 from nfnets_tf.models.layers import ClassifierHead, WSConv2D
-from nfnets_tf.models.nfnet import NFBlock
 from nfnets_tf.ops.errors import UserError
 
 _ROOT = "NFNet/~"

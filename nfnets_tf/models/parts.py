@@ -4,7 +4,8 @@ import tensorflow as tf
 from tensorflow import keras
 
 from nfnets_tf.models import variants
-from nfnets_tf.models.nfnet import NFBlock, NFNet
+from nfnets_tf.models.block import NFBlock
+from nfnets_tf.models.nfnet import NFNet
 
 HEAD = "classifier"
 

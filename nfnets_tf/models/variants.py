@@ -58,7 +58,15 @@ _SMALL = {
     0.0,
     (96, 192, 384, 384),
     64,
-    stem_strides=(2, 1, 1, 1),  # for images of 32 pixels
+    stem_strides=(2, 1, 1, 1),  # for images of 32 pixels and more
+  ),
+  "pico": Variant(
+    (1, 2, 2, 1),
+    0.0,
+    (64, 128, 256, 384),
+    32,
+    stem_widths=(8, 16, 16),
+    stem_strides=(1, 1, 1, 1),  # for images of 32 pixels, kept whole
   ),
 }
 

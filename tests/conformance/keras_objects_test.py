@@ -18,7 +18,8 @@ from nfnets_tf.data import (
   sources,
 )
 from nfnets_tf.models import layers, variants
-from nfnets_tf.models.nfnet import NFBlock, NFNet
+from nfnets_tf.models.block import NFBlock
+from nfnets_tf.models.nfnet import NFNet
 from nfnets_tf.optim.sam import SAM
 from nfnets_tf.optim.schedules import WarmupCosine
 from nfnets_tf.optim.sgd import SGD
@@ -37,11 +38,19 @@ LAYERS = {
   "SpatialMean": lambda: layers.SpatialMean(),
   "ClassifierHead": lambda: layers.ClassifierHead(5),
   "NFBlock": lambda: NFBlock(
-    8, bottleneck=4, groups=2, beta=0.9, strides=2, stochdepth_rate=0.1
+    8,
+    bottleneck=4,
+    groups=2,
+    beta=0.9,
+    strides=2,
+    stochdepth_rate=0.1,
+    skip_gain=0.5,
   ),
 }
 OTHERS = {
-  "NFNet": lambda: NFNet("femto", 3, drop_rate=0.1, stochdepth_rate=0.2),
+  "NFNet": lambda: NFNet(
+    "femto", 3, drop_rate=0.1, stochdepth_rate=0.2, skip_gain=0.5
+  ),
   "Classifier": lambda: Classifier(
     NFNet("femto", 3),
     ema_decay=0.5,

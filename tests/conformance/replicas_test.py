@@ -7,7 +7,8 @@ import pytest
 import tensorflow as tf
 from tensorflow import keras
 
-from nfnets_tf.models.nfnet import NFBlock, NFNet
+from nfnets_tf.models.block import NFBlock
+from nfnets_tf.models.nfnet import NFNet
 from nfnets_tf.ops import draws
 from nfnets_tf.optim.sam import SAM
 from nfnets_tf.optim.sgd import SGD
