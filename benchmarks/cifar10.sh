@@ -72,5 +72,9 @@ for size in half tenth; do
   done
 done
 
-# All of it for long.
-train long "$data"
+# And a gain that AGC holds where DeepMind's networks start it: at 0.
+train skip_gain_0 "$data" --gin_param="EPOCHS = 2" \
+  --gin_param="nfnet.NFNet.skip_gain = 0.0"
+
+# All of it for long: at full resolution.
+train long "$data" --gin_file=gin/models/pico.gin --gin_param="EPOCHS = 25"
