@@ -19,16 +19,16 @@ train() { # NAME, folder, then other flags
 }
 
 copy() { # the first N images of each of some classes: TARGET N CLASSES...
-  local target=$1 count=$2 class
+  local target=$1 count=$2 class images
   shift 2
   [ -e "$target" ] && return
   for class in "$@"; do
-    mkdir -p "$target/train/$class" "$target/test"
-    # shellcheck disable=SC2012
-    ls "$data/train/$class" | sed "${count}q" |
-      xargs -I{} cp "$data/train/$class/{}" "$target/train/$class/"
-    cp -r "$data/test/$class" "$target/test/"
+    mkdir -p "$target.part/train/$class" "$target.part/test"
+    images=("$data/train/$class"/*)
+    cp "${images[@]:0:count}" "$target.part/train/$class/"
+    cp -r "$data/test/$class" "$target.part/test/"
   done
+  mv "$target.part" "$target"
 }
 
 mapfile -t classes < <(ls "$data/train")
@@ -50,16 +50,6 @@ for seed in 0 1 2; do
     --gin_param="EPOCHS = 10"
 done
 
-# What the recipe's rate and clipping are worth: beside full_plain_0.
-for rate in 0.03 0.3; do
-  train "rate_$rate" "$data" --gin_param="EPOCHS = 2" \
-    --gin_param="PEAK_LR = $rate"
-done
-for clipping in 0.01 1.0 None; do
-  train "clipping_$clipping" "$data" --gin_param="EPOCHS = 2" \
-    --gin_param="sgd.SGD.clipping = $clipping"
-done
-
 # Five classes, then the other five.
 train pretrained "$runs/data/first_half" --gin_param="EPOCHS = 8"
 for size in half tenth; do
@@ -72,9 +62,17 @@ for size in half tenth; do
   done
 done
 
-# And a gain that AGC holds where DeepMind's networks start it: at 0.
+# What the recipe's values are worth: beside full_plain_0.
 train skip_gain_0 "$data" --gin_param="EPOCHS = 2" \
   --gin_param="nfnet.NFNet.skip_gain = 0.0"
+for rate in 0.03 0.3; do
+  train "rate_$rate" "$data" --gin_param="EPOCHS = 2" \
+    --gin_param="PEAK_LR = $rate"
+done
+for clipping in None 0.01 1.0; do
+  train "clipping_$clipping" "$data" --gin_param="EPOCHS = 2" \
+    --gin_param="sgd.SGD.clipping = $clipping"
+done
 
 # All of it for long: at full resolution.
 train long "$data" --gin_file=gin/models/pico.gin --gin_param="EPOCHS = 25"

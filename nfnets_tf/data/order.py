@@ -10,6 +10,8 @@ from collections.abc import Sequence
 
 import tensorflow as tf
 
+_FILES_AT_ONCE = 16
+
 
 class ShardOrder:
   """The part of every epoch that one host reads, in order.
@@ -95,7 +97,7 @@ class ShardOrder:
     records = files.interleave(
       self._read,
       cycle_length=self._group_size,
-      num_parallel_calls=tf.data.AUTOTUNE,
+      num_parallel_calls=min(self._group_size, _FILES_AT_ONCE),
       deterministic=True,
     )
     own_seed = tf.random.experimental.stateless_fold_in(

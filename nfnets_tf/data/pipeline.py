@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import tensorflow as tf
 
-from nfnets_tf.data import preprocess
+from nfnets_tf.data import preprocess, tuning
 from nfnets_tf.data.order import ShardOrder
 from nfnets_tf.data.records import IMAGE, LABEL, SplitIndex, read_index
 from nfnets_tf.ops.errors import UserError
@@ -19,6 +19,7 @@ _FEATURES = {
   IMAGE: tf.io.FixedLenFeature([], tf.string),
   LABEL: tf.io.FixedLenFeature([], tf.int64),
 }
+_BATCHES_AHEAD = 2
 
 
 class Split:
@@ -133,15 +134,15 @@ class Split:
       return tuple(map(tf.stack, zip(*views)))
 
     examples = order.examples(start_step * (host_batch // copies)).map(
-      load, tf.data.AUTOTUNE, deterministic=True
+      load, tuning.parallel_calls(), deterministic=True
     )
     batches = (
       self._sized(examples)
       .batch(batch // copies, drop_remainder=True)
       .map(_side_by_side)
-      .prefetch(tf.data.AUTOTUNE)
+      .prefetch(_BATCHES_AHEAD)
     )
-    return batches.with_options(_options())
+    return batches.with_options(tuning.options())
 
   def evaluation_batches(
     self,
@@ -162,7 +163,7 @@ class Split:
       .shard(num_hosts, host)
       .map(
         lambda x: (*self._load(x, tf.zeros([2], tf.int64)), 1.0),
-        tf.data.AUTOTUNE,
+        tuning.parallel_calls(),
         deterministic=True,
       )
     )
@@ -174,9 +175,9 @@ class Split:
       .concatenate(padding.repeat())
       .take(total)
       .batch(host_batch // replicas, drop_remainder=True)
-      .prefetch(tf.data.AUTOTUNE)
+      .prefetch(_BATCHES_AHEAD)
     )
-    return batches.with_options(_options())
+    return batches.with_options(tuning.options())
 
   def _load(self, serialized, seed):
     features = tf.io.parse_single_example(serialized, _FEATURES)
@@ -205,13 +206,3 @@ def _side_by_side(images, labels):
   batch = images.shape[0] * images.shape[1]
   shape = [batch, *images.shape[2:]]
   return tf.reshape(images, shape), tf.reshape(labels, [batch])
-
-
-def _options() -> tf.data.Options:
-  options = tf.data.Options()
-  options.deterministic = True
-  # Hosts are told their part; TensorFlow's own guess falls back silently.
-  options.experimental_distribute.auto_shard_policy = (
-    tf.data.experimental.AutoShardPolicy.OFF
-  )
-  return options
