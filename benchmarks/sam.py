@@ -8,13 +8,14 @@ decay, the average of the weights and all that is logged are part of each.
 """
 
 import json
+import statistics
 import sys
 
 import numpy as np
 from absl import flags
 from tensorflow import keras
 
-from benchmarks.timing import seconds_side_by_side
+from benchmarks.timing import median_ratio, seconds_side_by_side
 from nfnets_tf.models.nfnet import NFNet
 from nfnets_tf.optim.sam import SAM
 from nfnets_tf.optim.sgd import SGD
@@ -51,10 +52,10 @@ def main() -> None:
     rounds=_ROUNDS.value,
   )
   for name, taken in seconds.items():
-    print(f"{name:>10} {taken * 1e3:8.0f} ms a step")
+    print(f"{name:>10} {statistics.median(taken) * 1e3:8.0f} ms a step")
   ratios = {
-    "sam_over_plain": seconds["sam"] / seconds["plain"],
-    "sam_fifth_over_plain": seconds["sam_fifth"] / seconds["plain"],
+    f"{name}_over_plain": median_ratio(seconds[name], seconds["plain"])
+    for name in ("sam", "sam_fifth")
   }
   print(json.dumps({name: round(value, 3) for name, value in ratios.items()}))
 

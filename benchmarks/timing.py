@@ -2,13 +2,13 @@
 
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 
 def seconds_side_by_side(
   functions: Mapping[str, Callable[[], object]], *, rounds: int
-) -> dict[str, float]:
-  """Calls every function once a round, in turn; returns median seconds.
+) -> dict[str, list[float]]:
+  """Calls every function once a round, in turn; returns each round's seconds.
 
   A round before the first warms up and compiles.
   """
@@ -19,4 +19,12 @@ def seconds_side_by_side(
       function()
       if turn:
         times[name].append(time.perf_counter() - start)
-  return {name: statistics.median(taken) for name, taken in times.items()}
+  return times
+
+
+def median_ratio(above: Sequence[float], below: Sequence[float]) -> float:
+  """Returns the median of the rounds' ratios.
+
+  Within a round a machine changes its speed less than from one to another.
+  """
+  return statistics.median(a / b for a, b in zip(above, below))

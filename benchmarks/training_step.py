@@ -7,13 +7,14 @@ of the weights are part of the step.
 """
 
 import json
+import statistics
 import sys
 
 import numpy as np
 from absl import flags
 from tensorflow import keras
 
-from benchmarks.timing import seconds_side_by_side
+from benchmarks.timing import median_ratio, seconds_side_by_side
 from nfnets_tf.models.nfnet import NFNet
 from nfnets_tf.optim.sgd import SGD
 from nfnets_tf.train.classifier import Classifier
@@ -43,10 +44,13 @@ def main() -> None:
     {policy: step(policy) for policy in ("float32", "mixed_bfloat16")},
     rounds=_ROUNDS.value,
   )
-  rates = {policy: batch / taken for policy, taken in seconds.items()}
+  rates = {
+    policy: batch / statistics.median(taken)
+    for policy, taken in seconds.items()
+  }
   for policy, rate in rates.items():
     print(f"{policy:>15} {rate:8.2f} images/s")
-  ratio = rates["mixed_bfloat16"] / rates["float32"]
+  ratio = median_ratio(seconds["float32"], seconds["mixed_bfloat16"])
   figures = {"float32_images_per_second": rates["float32"]}
   figures["bfloat16_over_float32"] = ratio
   print(json.dumps({name: round(value, 2) for name, value in figures.items()}))
