@@ -1,72 +1,18 @@
 """DeepMind's parameter files: {module: {name: array}}, pickled.
 
 The published `F0_haiku.npz` to `F6_haiku.npz` are, whatever their ending says,
-pickles. A pickle may call any function when it is opened, so this reader admits
-NumPy's arrays and plain containers and refuses everything else by name.
+pickles; `array_pickle` opens them and lets them do nothing.
 """
 
-import collections
 import pickle
 
 import numpy as np
 import tensorflow as tf
 
+from nfnets_tf.models import array_pickle
 from nfnets_tf.ops.errors import UserError
 
 Parameters = dict[str, dict[str, np.ndarray]]
-
-
-class _RefusedError(Exception):
-  """Names what a file asks for and does not get."""
-
-
-def _bytes_of_text(text: str, encoding: str) -> bytes:
-  """What protocol 2 calls to make bytes, for the one encoding that it uses."""
-  if encoding != "latin1":
-    raise _RefusedError(f"bytes in the encoding {encoding!r}")
-  return text.encode("latin1")
-
-
-def _frombuffer(buffer, dtype, shape, order) -> np.ndarray:
-  """What protocol 5 calls to make an array."""
-  return np.frombuffer(buffer, dtype=dtype).reshape(shape, order=order)
-
-
-def _array(subtype, shape, dtype) -> np.ndarray:
-  """What protocols up to 4 call to make an array, which is filled later."""
-  if subtype is not np.ndarray or shape != (0,):
-    raise _RefusedError(f"{subtype!r} of shape {shape!r}")
-  return np.empty(shape, dtype)
-
-
-def _scalar(dtype, content: bytes = b"") -> np.generic:
-  """What NumPy calls to make a scalar."""
-  return np.frombuffer(content, dtype=dtype)[0]
-
-
-_ADMITTED = {
-  ("collections", "OrderedDict"): collections.OrderedDict,
-  ("_codecs", "encode"): _bytes_of_text,
-  ("numpy", "ndarray"): np.ndarray,
-  ("numpy", "dtype"): np.dtype,
-}
-for _core in ("numpy.core", "numpy._core"):  # NumPy 1 and 2
-  _ADMITTED[f"{_core}.multiarray", "_reconstruct"] = _array
-  _ADMITTED[f"{_core}.multiarray", "scalar"] = _scalar
-  _ADMITTED[f"{_core}.numeric", "_frombuffer"] = _frombuffer
-
-
-class _ArrayUnpickler(pickle.Unpickler):
-  """Opens nothing but arrays in plain containers."""
-
-  def find_class(self, module, name):
-    try:
-      return _ADMITTED[module, name]
-    except KeyError:
-      raise _RefusedError(f"{module}.{name}") from None
-
-  def persistent_load(self, pid):
-    raise _RefusedError(f"a reference to {pid!r}")
 
 
 def read_parameters(path: str) -> Parameters:
@@ -84,8 +30,8 @@ def read_parameters(path: str) -> Parameters:
   """
   with tf.io.gfile.GFile(path, "rb") as file:
     try:
-      content = _ArrayUnpickler(_Reader(file)).load()
-    except _RefusedError as error:
+      content = array_pickle.load(_Reader(file))
+    except array_pickle.RefusedError as error:
       raise UserError(
         f"the parameter file {path!r} was not opened: it asks for {error}, and"
         " only NumPy arrays in dictionaries are admitted; a file of DeepMind's"
@@ -98,15 +44,16 @@ def read_parameters(path: str) -> Parameters:
         " again."
       ) from error
   _check(path, content)
-  return {module: dict(arrays) for module, arrays in content.items()}
+  return {
+    module: {name: array.array for name, array in arrays.items()}
+    for module, arrays in content.items()
+  }
 
 
 def _check(path: str, content) -> None:
   def fits(arrays):
     return isinstance(arrays, dict) and all(
-      isinstance(name, str)
-      and isinstance(array, (np.ndarray, np.generic))
-      and np.issubdtype(array.dtype, np.floating)
+      isinstance(name, str) and hasattr(array, "array")
       for name, array in arrays.items()
     )
 
@@ -143,13 +90,14 @@ def write_parameters(path: str, parameters: Parameters) -> None:
 
 
 class _Reader:
-  """A gfile as `pickle` wants it: `readline` must give bytes to the end."""
+  """A gfile as `pickle` wants it; it asks for no more than the file holds."""
 
   def __init__(self, file):
     self._file = file
+    self._size = file.size()
 
   def read(self, size: int) -> bytes:
-    return self._file.read(size)
+    return self._file.read(min(size, self._size - self._file.tell()))
 
   def readline(self) -> bytes:
     return self._file.readline()

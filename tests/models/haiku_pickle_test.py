@@ -1,7 +1,6 @@
-"""What a parameter file may hold, and that a hostile one runs nothing."""
+"""What a parameter file may hold."""
 
 import collections
-import os
 import pickle
 
 import numpy as np
@@ -23,16 +22,6 @@ PARAMETERS = {
 }
 
 
-class Calls:
-  """Pickles to a call of any function."""
-
-  def __init__(self, function, *arguments):
-    self._call = function, arguments
-
-  def __reduce__(self):
-    return self._call
-
-
 @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
 @pytest.mark.parametrize("mapping", [dict, collections.OrderedDict])
 def test_reads_what_every_protocol_writes(protocol, mapping, tmp_path):
@@ -47,54 +36,11 @@ def test_reads_what_every_protocol_writes(protocol, mapping, tmp_path):
       assert got[module][name].dtype == array.dtype
 
 
-@pytest.mark.parametrize("protocol", [0, 2, 4])
-def test_a_hostile_file_is_refused_by_name_and_runs_nothing(protocol, tmp_path):
-  mark = tmp_path / "was run"
-  bomb = Calls(os.system, f"touch '{mark}'")
-  pickle.loads(pickle.dumps(bomb, protocol=protocol))
-  assert mark.exists()  # what an ordinary reader does
-  mark.unlink()
-  path = tmp_path / "w.npz"
-  for content in (bomb, {"module": {"w": bomb}}, {bomb: PARAMETERS}):
-    path.write_bytes(pickle.dumps(content, protocol=protocol))
-    with pytest.raises(UserError, match=r"asks for (posix|nt)\.system"):
-      read_parameters(str(path))
-  assert not mark.exists()
-
-
-@pytest.mark.parametrize(
-  "call, name",
-  [
-    (Calls(eval, "1"), "builtins.eval"),
-    (Calls(getattr, {}, "keys"), "builtins.getattr"),
-    (Calls(np.load, "x", None, True), "numpy.load"),
-    (Calls(np.array, [1.0]), "numpy.*array"),
-    (Calls(Calls, 1), "haiku_pickle_test.Calls"),
-  ],
-)
-def test_nothing_else_is_admitted(call, name, tmp_path):
-  path = tmp_path / "w.npz"
-  path.write_bytes(pickle.dumps({"m": {"w": call}}))
-  with pytest.raises(UserError, match=f"asks for .*{name}"):
-    read_parameters(str(path))
-
-
-def test_no_array_is_made_larger_than_the_file(tmp_path):
-  reconstruct, _, _ = np.zeros(1).__reduce__()
-  path = tmp_path / "w.npz"
-  huge = Calls(reconstruct, np.ndarray, (10**15,), b"b")
-  path.write_bytes(pickle.dumps({"m": {"w": huge}}))
-  with pytest.raises(UserError, match="asks for .*ndarray.* of shape"):
-    read_parameters(str(path))
-
-
 @pytest.mark.parametrize(
   "content",
   [
     [1.0],
     {"m": np.zeros(3)},
-    {"m": {"w": np.array(["text"])}},
-    {"m": {"w": np.array([None, 1.0], object)}},
     {"m": {"w": [1.0, 2.0]}},
     {1: {"w": np.zeros(3)}},
   ],
