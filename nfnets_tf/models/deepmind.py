@@ -16,6 +16,7 @@ from nfnets_tf.ops.errors import UserError
 
 _ROOT = "NFNet/~"
 _HEAD = f"{_ROOT}/linear"
+HEAD_KEYS = ((_HEAD, "w"), (_HEAD, "b"))
 CONVOLUTIONS = ("conv0", "conv1", "conv1b", "conv2", "conv_shortcut")
 
 

@@ -8,6 +8,24 @@ import contextlib
 from collections.abc import Iterator, Sequence
 
 import tensorflow as tf
+from tensorflow import keras
+
+
+def add_averages(
+  model: keras.Model, variables: Sequence[tf.Variable]
+) -> list[tf.Variable]:
+  """Adds to a model an average of each variable, float32 and of value 0."""
+  return [
+    model.add_weight(
+      f"average_{index}",
+      variable.shape,
+      dtype=tf.float32,
+      initializer="zeros",
+      trainable=False,
+      experimental_autocast=False,
+    )
+    for index, variable in enumerate(variables)
+  ]
 
 
 def warmed_decay(step: tf.Tensor, decay: float) -> tf.Tensor:

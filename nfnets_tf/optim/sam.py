@@ -81,7 +81,8 @@ class SAM:
     if isinstance(examples, int):
       return max(1, round(self.ascent_fraction * examples))
     share = self.ascent_fraction * tf.cast(examples, tf.float32)
-    return tf.maximum(1, tf.cast(tf.round(share), tf.int32))
+    few = tf.maximum(1, tf.cast(tf.round(share), tf.int32))
+    return tf.minimum(few, examples)
 
   def active_at(self, step: tf.Tensor) -> tf.Tensor | None:
     """Returns whether a step is perturbed, a bool; None if all steps are."""

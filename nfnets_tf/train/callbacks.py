@@ -29,6 +29,8 @@ class LogTraining(keras.callbacks.Callback):
   def on_epoch_end(self, epoch, logs=None):
     step = current_step(self.model)
     record = {name: float(value) for name, value in logs.items()}
+    if record.get("sam_active") == 0:
+      del record["perturbed_loss"]  # there was none
     record["learning_rate"] = float(self._learning_rate(step))
     record["images_per_second"] = self._progress.update(step, record["loss"])
     self._log.write(step, record)

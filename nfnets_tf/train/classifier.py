@@ -75,8 +75,7 @@ class Classifier(keras.Model):
     frozen: Sequence[str] | str = (),
     **kwargs,
   ):
-    # Images are normalised in float32 under every policy; the network casts.
-    super().__init__(dtype="float32", **kwargs)
+    super().__init__(dtype="float32", **kwargs)  # the network casts
     self.network = network
     self.label_smoothing = label_smoothing
     self.ema_decay = ema_decay
@@ -91,26 +90,21 @@ class Classifier(keras.Model):
     self._scores = Scores()
     self._telemetry = None
     self._compile_options = None
-    self.averages = [] if ema_decay is None else self._make_averages()
+    self.averages = (
+      [] if ema_decay is None else ema.add_averages(self, self._averaged)
+    )
+    self.restart_averages()
     self.built = True
 
-  def _make_averages(self):
-    return [
-      self.add_weight(
-        f"average_{index}",
-        variable.shape,
-        dtype=tf.float32,
-        initializer="zeros",
-        trainable=False,
-        experimental_autocast=False,
-      )
-      for index, variable in enumerate(self.network.trainable_variables)
-    ]
+  @property
+  def _averaged(self) -> list[tf.Variable]:
+    # Frozen weights too, so that freezing changes no file.
+    return [v for v in self.network.variables if v.trainable]
 
   def compile(self, optimizer, **kwargs):
     """Configures training; the loss and the metrics are the class's own.
 
-    The average of the weights starts here as a copy, unless the optimizer has
+    The average of the weights starts anew as a copy, unless the optimizer has
     already made steps.
 
     Raises:
@@ -125,12 +119,18 @@ class Classifier(keras.Model):
         )
     super().compile(optimizer=optimizer, **kwargs)
     self._compile_options = kwargs
-    variables = self.network.trainable_variables
     with self.distribute_strategy.scope():
-      self.optimizer.build(variables)
+      self.optimizer.build(self.network.trainable_variables)
       self._telemetry = Telemetry(self.network, self.optimizer, self.sam)
-    if self.averages and not self.optimizer.iterations.numpy():
-      ema.start(self.averages, variables)
+    if self._before_first_step():
+      self.restart_averages()
+
+  def restart_averages(self) -> None:
+    """Sets the averages to the weights as they are."""
+    ema.start(self.averages, self._averaged)
+
+  def _before_first_step(self) -> bool:
+    return self.optimizer is not None and not self.optimizer.iterations.numpy()
 
   def get_compile_config(self):
     """Returns what `compile` was given, for `save`; None before it."""
@@ -184,7 +184,7 @@ class Classifier(keras.Model):
     )
     if self.averages:
       decay = ema.warmed_decay(step, self.ema_decay)
-      ema.update(self.averages, variables, decay)
+      ema.update(self.averages, self._averaged, decay)
     self._scores.update(taken.clean)
     return {**self._scores.results(), **self._telemetry.results()}
 
@@ -210,8 +210,7 @@ class Classifier(keras.Model):
       id(variable): name
       for name, variable in naming.named_variables(self.network).items()
     }
-    variables = self.network.trainable_variables
-    return {names[id(v)]: a for v, a in zip(variables, self.averages)}
+    return {names[id(v)]: a for v, a in zip(self._averaged, self.averages)}
 
   @contextlib.contextmanager
   def averaged(self) -> Iterator[None]:
@@ -221,7 +220,9 @@ class Classifier(keras.Model):
         "the averaged weights were asked for, but ema_decay is None: give the"
         " Classifier an ema_decay."
       )
-    with ema.exchanged(self.averages, self.network.trainable_variables):
+    if self._before_first_step():  # weights may have been loaded since
+      self.restart_averages()
+    with ema.exchanged(self.averages, self._averaged):
       yield
 
   def get_config(self):
@@ -243,8 +244,7 @@ class Classifier(keras.Model):
   @classmethod
   def from_config(cls, config, custom_objects=None):
     """Builds the classifier that `get_config` described."""
-    parts = {
-      name: config[name] and _deserialize(config[name], custom_objects)
-      for name in ("network", "sam")
-    }
-    return cls(**{**config, **parts})
+    for name in ("network", "sam"):
+      made = config[name] and _deserialize(config[name], custom_objects)
+      config = {**config, name: made}
+    return cls(**config)

@@ -13,9 +13,9 @@ from typing import NamedTuple
 import tensorflow as tf
 
 from nfnets_tf.ops import draws
-from nfnets_tf.ops.errors import UserError
 from nfnets_tf.optim import sam
 from nfnets_tf.train.findings import COLUMNS, Findings, from_table, to_table
+from nfnets_tf.train.shares import check_parts, cut, never_empty
 
 # A pass returns (gradients, tables of findings).
 Pass = Callable[..., tuple[list[tf.Tensor], tuple[tf.Tensor, ...]]]
@@ -37,21 +37,6 @@ class StepGradient(NamedTuple):
   clean: Findings
   perturbed: Findings | None
   active: tf.Tensor | None
-
-
-def check_parts(examples: int, micro_batches: int) -> None:
-  """Raises a UserError unless a replica's batch divides into equal parts."""
-  if not isinstance(micro_batches, int) or micro_batches < 1:
-    raise UserError(
-      f"Classifier.micro_batches = {micro_batches!r} cannot be used; bind it to"
-      " a whole number of at least 1."
-    )
-  if examples % micro_batches:
-    raise UserError(
-      f"{examples} examples a replica do not divide into {micro_batches}"
-      " micro-batches; choose another batch size or number, and"
-      " drop_remainder=True where a data set is batched."
-    )
 
 
 class Share:
@@ -83,16 +68,22 @@ class Share:
     self._variables = variables
     self._data = data
     self._seed = seed
-    self._replicas = replicas
-    self._parts = micro_batches
     self._examples = data[0].shape[0] or tf.shape(data[0])[0]
     if isinstance(self._examples, int):
       check_parts(self._examples, micro_batches)
-    self._part_size = -(-self._examples // micro_batches)
+      self._size = self._examples // micro_batches
+      self._whole = self._examples * replicas
+    else:  # the last batch of a data set: smaller, and not alike everywhere
+      context = tf.distribute.get_replica_context()
+      total = tf.distribute.ReduceOp.SUM
+      self._whole = tf.maximum(context.all_reduce(total, self._examples), 1)
+      self._data, self._examples = never_empty(data, self._examples)
+      self._size = -(-self._examples // micro_batches)
+    self._micro_batches = micro_batches
 
   def plain(self) -> StepGradient:
     """Returns the gradient at the weights."""
-    gradients, (table,) = self._summed(self._one_pass, [self._part_size])
+    gradients, (table,) = self._summed(self._one_pass, self._examples)
     return StepGradient(gradients, from_table(table), None, None)
 
   def sharpness_aware(
@@ -104,26 +95,24 @@ class Share:
       how: which perturbation.
       active: whether this step is perturbed, a scalar bool; None is always.
     """
-    size = self._part_size
-    few = how.ascent_examples(size)
-
-    def ascent(start, size):
-      return self._one_pass(start, how.ascent_examples(size))
-
     if how.scope == "micro_batch":
 
       def both(start, size):
-        first = self._if(active, few, lambda: ascent(start, size))
+        few = how.ascent_examples(size)
+        first = self._if(active, few, lambda: self._one_pass(start, few))
         return self._sharp(how, first, lambda: self._one_pass(start, size))
 
-      gradients, tables = self._summed(both, [few, size])
+      few = how.ascent_examples(self._size)
+      gradients, tables = self._summed(both, self._examples, first_rows=few)
     else:
+      few = how.ascent_examples(self._examples)
+      parts, size = self._parts_of(few)
       gradients, tables = self._sharp(
         how,
         self._if(
-          active, few * self._parts, lambda: self._summed(ascent, [few])
+          active, parts * size, lambda: self._summed(self._one_pass, few)
         ),
-        lambda: self._summed(self._one_pass, [size]),
+        lambda: self._summed(self._one_pass, self._examples),
       )
     return _sharp_step(gradients, *tables, active)
 
@@ -150,44 +139,58 @@ class Share:
 
   def _one_pass(self, start, size):
     """Gradient of `size` examples' part of the global batch's mean loss."""
-    part = [_cut(tensor, start, size) for tensor in self._data]
+    part = [cut(tensor, start, size) for tensor in self._data]
     step = draws.using(self._seed, start=start, whole=self._examples)
     with tf.GradientTape() as tape, step:
       losses, findings = self._evaluate(*part)
-      whole = tf.cast(self._examples * self._replicas, losses.dtype)
-      loss = tf.reduce_sum(losses) / whole
+      loss = tf.reduce_sum(losses) / tf.cast(self._whole, losses.dtype)
     gradients = tape.gradient(
       loss, self._variables, unconnected_gradients=tf.UnconnectedGradients.ZERO
     )
     gradients = [tf.convert_to_tensor(gradient) for gradient in gradients]
     return gradients, (to_table(findings),)
 
-  def _summed(self, take: Pass, rows):
-    """Sums the gradients of all parts and joins their tables.
+  def _parts_of(self, examples):
+    """Returns (number of parts, examples of each) of the first `examples`.
+
+    Parts that are known beforehand are of one size, so their number times it
+    may differ from `examples` by a few.
+    """
+    if self._micro_batches == 1:
+      return 1, examples
+    parts = -(-examples // self._size)
+    if isinstance(examples, int):
+      return parts, round(examples / parts)
+    return parts, -(-examples // parts)
+
+  def _summed(self, take: Pass, examples, *, first_rows=None):
+    """Sums the gradients of the parts and joins their tables.
 
     Args:
       take: maps (start, size) to (gradients, tables).
-      rows: of each table of a part.
+      examples: how many, from the first one on.
+      first_rows: of the first of two tables of a part; None is one table.
     """
-    size, parts = self._part_size, self._parts
-    if parts == 1:
+    parts, size = self._parts_of(examples)
+    if isinstance(parts, int) and parts == 1:
       return take(0, size)
 
     def body(index, total, arrays):
       start, part = index * size, size
       if not isinstance(size, int):  # then the last part may be smaller
-        part = tf.clip_by_value(self._examples - start, 0, size)
+        part = tf.clip_by_value(examples - start, 0, size)
       gradients, tables = take(start, part)
       total = [a + b for a, b in zip(total, gradients)]
       arrays = [a.write(index, t) for a, t in zip(arrays, tables)]
       return index + 1, total, arrays
 
-    def array(count):
-      shape = [count if isinstance(count, int) else None, COLUMNS]
+    def array(rows):
+      shape = [rows if isinstance(rows, int) else None, COLUMNS]
       return tf.TensorArray(
         tf.float32, parts, infer_shape=False, element_shape=shape
       )
 
+    rows = [size] if first_rows is None else [first_rows, size]
     arrays = [array(count) for count in rows]
     zeros = [tf.zeros(v.shape, v.dtype) for v in self._variables]
     _, gradients, arrays = tf.while_loop(
@@ -198,16 +201,6 @@ class Share:
       maximum_iterations=parts,
     )
     return gradients, tuple(array.concat() for array in arrays)
-
-
-def _cut(tensor: tf.Tensor, start, size) -> tf.Tensor:
-  """Returns `size` examples from `start` on, of a known shape if it can be."""
-  begin = [start] + [0] * (tensor.shape.rank - 1)
-  shape = tf.concat([[size], tf.shape(tensor)[1:]], axis=0)
-  known = size if isinstance(size, int) else None
-  return tf.ensure_shape(
-    tf.slice(tensor, begin, shape), [known, *tensor.shape[1:]]
-  )
 
 
 def _sharp_step(gradients, first, second, active) -> StepGradient:

@@ -28,6 +28,19 @@ _FOLDERS = {
   ClassifierHead: "classifier_head",
 }
 
+# Where a classifier is, for a network that has none.
+_HEAD_PLACES = [
+  (place, key)
+  for key, places in zip(
+    deepmind.HEAD_KEYS,
+    [
+      ("classifier/kernel:0", "layers/classifier_head/vars/0"),
+      ("classifier/bias:0", "layers/classifier_head/vars/1"),
+    ],
+  )
+  for place in places
+]
+
 
 def read_keras_file(
   path: str, network: NFNet, *, averaged: bool
@@ -40,27 +53,26 @@ def read_keras_file(
     averaged: whether to take a `Classifier`'s averages, if it has them.
 
   Raises:
-    UserError: if the file is no such file, or it has averages of a part of the
-      weights only.
+    UserError: if the file is no such file, or it has averages of other weights.
   """
   arrays = _read_arrays(path)
   averages = _averages_in_order(arrays)
   arrays = {k: v for k, v in arrays.items() if not k.startswith(_AVERAGES)}
   keys = {id(v): key for key, v in deepmind.parameter_table(network).items()}
   found = {}
-  for name, variable in _places(network):
+  places = [(name, keys[id(v)]) for name, v in _places(network)]
+  for name, key in (*places, *_HEAD_PLACES):
     # The one at the end of a longer path: below a Classifier's network.
     matches = [p for p in arrays if p == name or p.endswith(f"/{name}")]
     for match in matches[:1]:
-      found[keys[id(variable)]] = arrays.pop(match)
-  if averaged and averages:
-    if len(averages) != len(network.variables):
+      found[key] = arrays.pop(match)
+  if averaged and averages and not arrays:
+    ordered = _in_order(found, network, keys)
+    if len(ordered) != len(averages):
       raise UserError(
-        f"the Keras file {path!r} has averages of {len(averages)} of the"
-        f" {len(network.variables)} variables, since others were frozen; give"
-        " averaged=False."
+        f"the Keras file {path!r} has {len(averages)} averages of"
+        f" {len(ordered)} variables; give averaged=False."
       )
-    ordered = (keys[id(v)] for v in network.variables)
     found = dict(zip(ordered, averages))
   parameters = {"left over": arrays} if arrays else {}
   for (module, name), array in found.items():
@@ -100,6 +112,13 @@ def _averages_in_order(arrays) -> list[np.ndarray]:
 
   paths = [path for path in arrays if path.startswith(_AVERAGES)]
   return [arrays[path] for path in sorted(paths, key=number)]
+
+
+def _in_order(found, network, keys) -> list:
+  """Sorts keys as the variables of a network, whose classifier comes last."""
+  sorted_keys = [keys[id(variable)] for variable in network.variables]
+  body = [key for key in sorted_keys if key not in deepmind.HEAD_KEYS]
+  return [key for key in (*body, *deepmind.HEAD_KEYS) if key in found]
 
 
 def _places(network: NFNet):

@@ -10,6 +10,8 @@ from nfnets_tf.models.parts import HEAD, layers_by_part, variables_by_part
 from nfnets_tf.ops.errors import UserError
 from nfnets_tf.ops.roles import mark_rate
 
+_FROZEN_HERE = "_frozen_by_classifier"
+
 
 def prepare(
   network: keras.Model, *, frozen: Sequence[str] | str, layer_decay: float
@@ -22,6 +24,9 @@ def prepare(
 def freeze(network: keras.Model, frozen: Sequence[str] | str) -> None:
   """Makes parts of an `NFNet` untrainable.
 
+  What an earlier call froze learns again unless it is named; what a user froze
+  by `layer.trainable = False` stays frozen.
+
   Args:
     network: an `NFNet`, unless nothing is frozen.
     frozen: names of parts, or "backbone", which is all but the classifier.
@@ -29,9 +34,13 @@ def freeze(network: keras.Model, frozen: Sequence[str] | str) -> None:
   Raises:
     UserError: if the network has no such part, or nothing would learn.
   """
+  parts = layers_by_part(network)
+  for layer in [layer for members in parts.values() for layer in members]:
+    if getattr(layer, _FROZEN_HERE, False):
+      layer.trainable = True
+      setattr(layer, _FROZEN_HERE, False)
   if not frozen:
     return
-  parts = layers_by_part(network)
   if frozen == "backbone":
     frozen = [name for name in parts if name != HEAD]
   names = [frozen] if isinstance(frozen, str) else list(frozen)
@@ -52,7 +61,9 @@ def freeze(network: keras.Model, frozen: Sequence[str] | str) -> None:
     )
   for name in names:
     for layer in parts[name]:
-      layer.trainable = False
+      if layer.trainable:
+        layer.trainable = False
+        setattr(layer, _FROZEN_HERE, True)
 
 
 def mark_rates(network: keras.Model, layer_decay: float) -> None:

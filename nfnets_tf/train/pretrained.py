@@ -11,7 +11,6 @@ from tensorflow import keras
 from nfnets_tf.models import deepmind, haiku_pickle, naming
 from nfnets_tf.models.nfnet import NFNet
 from nfnets_tf.ops.errors import UserError
-from nfnets_tf.optim import ema
 from nfnets_tf.train.keras_files import read_keras_file
 
 LOGGER = logging.getLogger("nfnets_tf")
@@ -68,8 +67,8 @@ def load_weights(
     deepmind.assign_parameters(network, parameters, keep_head=keep_head)
   except UserError as error:
     raise UserError(f"{kind} {path!r}: {error}") from error
-  if averages := getattr(model, "averages", None):
-    ema.start(averages, network.trainable_variables)
+  if model is not network:
+    model.restart_averages()
   LOGGER.info(
     "Loaded %s %s; the classifier %s.",
     kind,
@@ -103,7 +102,8 @@ class Start:
     if self.path is None:
       return
     path = os.path.expanduser(self.path)
-    if not tf.io.gfile.glob(f"{path}*"):  # a checkpoint's path is a prefix
+    exists = tf.io.gfile.exists  # a checkpoint's path is a prefix
+    if not exists(path) and not exists(f"{path}.index"):
       raise UserError(f"{path!r} does not exist; {_EXPECTED}")
 
   def describe(self) -> str:

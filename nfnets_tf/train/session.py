@@ -15,7 +15,7 @@ from nfnets_tf.train.callbacks import Every, LogTraining
 from nfnets_tf.train.checkpoints import Checkpoints
 from nfnets_tf.train.curves import draw_curves
 from nfnets_tf.train.delivery import deliver
-from nfnets_tf.train.gradients import check_parts
+from nfnets_tf.train.shares import check_parts
 from nfnets_tf.train.metrics_log import MetricsLog, read_records
 from nfnets_tf.train.plan import describe_gradient
 from nfnets_tf.train.progress import Progress

@@ -115,8 +115,12 @@ class Telemetry:
         metric.update_state(tf.add_n(counts[key]) / units[key])
 
   def results(self) -> dict[str, tf.Tensor]:
-    """Returns {name: mean}."""
-    return {metric.name: metric.result() for metric in self.metrics}
+    """Returns {name: mean}; not a number if no step was perturbed."""
+    means = {metric.name: metric.result() for metric in self.metrics}
+    if self._perturbed_loss is not None:
+      loss, active = means["perturbed_loss"], means["sam_active"]
+      means["perturbed_loss"] = tf.where(active > 0, loss, float("nan"))
+    return means
 
 
 def _part_names(network: keras.Model) -> list[str | None]:

@@ -117,13 +117,33 @@ def test_sam_of_each_replica_equals_one_devices_micro_batches(small):
   assert_same(small(mirrored(2), sam=SAM(0.2, scope="replica")), want)
 
 
-def test_sam_now_and_then_in_parts_on_replicas(small):
+def test_sam_now_and_then_in_parts_on_replicas(small, monkeypatch):
   """Branches, loops and what replicas do together, all in one step."""
   how = SAM(0.2, scope="global", ascent_fraction=0.5, every=2)
-  # Pairs of images either way, the first of each pair for the first pass.
   got = small(mirrored(2), sam=how, micro_batches=2)
-  assert_same(got, small(ONE, sam=how, micro_batches=4))
+  # The first half of each replica's images is the first half of one device's.
+  order = np.arange(STEPS * BATCH).reshape(STEPS, 2, 2, 2).swapaxes(1, 2)
+  for name, array in (("IMAGES", IMAGES), ("LABELS", LABELS)):
+    monkeypatch.setitem(globals(), name, array[order.ravel()])
+  want = small(ONE, sam=how, micro_batches=4)
+  # Evaluation counts the first 19 images, which are others now.
+  assert_same((*got[:2], {}), (*want[:2], {}))
   assert got[1]["sam_active"] == [pytest.approx(2 / 3)]
+
+
+@pytest.mark.parametrize("rest", [1, 3])
+def test_a_last_batch_that_replicas_do_not_share_evenly(rest):
+  """Each example counts as much, and a replica may get none."""
+  results = []
+  for strategy in (tf.distribute.OneDeviceStrategy("CPU:0"), mirrored(2)):
+    model = build(strategy)
+    data = tf.data.Dataset.from_tensor_slices((IMAGES, LABELS))
+    data = data.take(4 + rest).batch(4)
+    history = model.fit(data, verbose=0).history
+    results.append((model.get_weights(), history["loss"]))
+  for a, b in zip(results[0][0], results[1][0]):
+    np.testing.assert_allclose(a, b, rtol=0, atol=1e-5)
+  assert results[0][1] == pytest.approx(results[1][1], rel=1e-5)
 
 
 def test_training_has_moved_the_weights(one_device):

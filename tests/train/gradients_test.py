@@ -9,7 +9,7 @@ from nfnets_tf.ops.errors import UserError
 from nfnets_tf.optim.sam import SAM
 from nfnets_tf.optim.sgd import SGD
 from nfnets_tf.train.classifier import Classifier
-from nfnets_tf.train.gradients import Share, check_parts
+from nfnets_tf.train.gradients import Share
 
 R = np.random.default_rng(0)
 IMAGES = R.integers(0, 255, [8, 32, 32, 3]).astype(np.uint8)
@@ -208,7 +208,8 @@ def test_a_step_that_sam_leaves_out_is_plain(model, scope):
   assert_close([on.clean.losses[rows]], [always.clean.losses])
 
 
-def test_a_batch_of_unknown_size_splits_too(model):
+def take_unknown(model, how, size, micro_batches):
+  """As `take`, of a batch whose size is not known beforehand."""
 
   @tf.function(
     input_signature=[
@@ -217,32 +218,57 @@ def test_a_batch_of_unknown_size_splits_too(model):
     ]
   )
   def run(images, labels):
-    return Share(
+    part = Share(
       model._evaluate_for_training,
       model.network.trainable_variables,
       [images, labels],
       seed=tf.constant([7, 0]),
       replicas=1,
-      micro_batches=2,
-    ).sharpness_aware(SAM(0.5, ascent_fraction=0.5), None)
+      micro_batches=micro_batches,
+    )
+    return part.plain() if how is None else part.sharpness_aware(how, None)
 
   strategy = tf.distribute.OneDeviceStrategy("CPU:0")
-  got = strategy.run(run, args=(IMAGES, LABELS))
-  want = take(model, SAM(0.5, ascent_fraction=0.5), micro_batches=2)
-  assert_close(got.gradients, want.gradients)
-  seven = strategy.run(run, args=(IMAGES[:7], LABELS[:7]))
-  assert seven.perturbed.losses.shape == [7]
+  return strategy.run(run, args=(IMAGES[:size], LABELS[:size]))
+
+
+@pytest.mark.parametrize("micro_batches", [2, 4])
+@pytest.mark.parametrize("size", [1, 2, 5, 6, 7, 8])
+def test_a_batch_of_unknown_size_splits_too(model, size, micro_batches):
+  """Also where rounding up leaves fewer parts, or an uneven one."""
+  plain = take(model, size=size)
+  got = take_unknown(model, None, size, micro_batches)
+  assert_close(got.gradients, plain.gradients)
+  assert_close(got.clean, plain.clean)
+  how = SAM(0.5, ascent_fraction=0.5)
+  sharp = take(model, how, size=size)
+  got = take_unknown(model, how, size, micro_batches)
+  assert_close(got.gradients, sharp.gradients)
+  assert_close([*got.clean, *got.perturbed], [*sharp[1], *sharp[2]])
+
+
+@pytest.mark.parametrize(
+  "how", [None, *(SAM(0.5, scope=s) for s in ("micro_batch", "global"))]
+)
+def test_an_empty_share_gives_nothing(model, how):
+  """A replica gets none where the last batch is smaller than their number."""
+  for micro_batches in (1, 2):
+    got = take_unknown(model, how, 0, micro_batches)
+    assert tf.reduce_sum(got.clean.weights) == 0
+    assert_equal(got.gradients, [0 * v for v in values(model)])
+
+
+@pytest.mark.parametrize("micro_batches", [2, 4, 8])
+def test_the_ascent_takes_its_share_of_the_batch_not_of_each_part(
+  model, micro_batches
+):
+  how = SAM(0.5, ascent_fraction=0.25)
+  whole, split = take(model, how), take(model, how, micro_batches=micro_batches)
+  assert split.clean.losses.shape == [2]
+  assert_close(split.gradients, whole.gradients)
+  assert_close([*split.clean, *split.perturbed], [*whole[1], *whole[2]])
 
 
 def test_parts_that_do_not_divide_are_refused(model):
   with pytest.raises(UserError, match="8 examples a replica do not .* into 3"):
     share(model, micro_batches=3)
-
-
-def test_check_parts():
-  check_parts(8, 4)
-  with pytest.raises(UserError, match="7 examples .* into 2 micro-batches"):
-    check_parts(7, 2)
-  for number in (0, -1, 2.0):
-    with pytest.raises(UserError, match="micro_batches = .* cannot be used"):
-      check_parts(8, number)

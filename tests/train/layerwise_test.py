@@ -47,12 +47,12 @@ def by_part(model):
   return variables_by_part(model.network)
 
 
-def test_frozen_parts_do_not_move_and_have_no_averages():
+def test_frozen_parts_and_their_averages_do_not_move():
   moved, model = train(frozen="backbone", ema_decay=0.9)
   assert [name for name in PARTS if moved[name] > 0] == ["classifier"]
-  assert len(model.averages) == 2
-  with model.averaged():
-    pass
+  for average, variable in zip(model.averages, model.network.variables[:-2]):
+    np.testing.assert_array_equal(average, variable)
+  assert len(model.averages) == 97
   moved, _ = train(frozen=["stem", "stage2"])
   assert {name for name in PARTS if moved[name] == 0} == {"stem", "stage2"}
 
@@ -75,6 +75,29 @@ def test_a_saved_classifier_stays_frozen_and_slow(tmp_path):
   assert not any(layer.trainable for layer in stem)
   assert {rate_of(v) for v in parts["final_conv"]} == {0.5}
   assert {rate_of(v) for v in parts["classifier"]} == {1.0}
+
+
+def test_the_head_first_and_then_everything():
+  network = NFNet("femto", 4)
+  first = Classifier(network, frozen="backbone")
+  first.compile(SGD(0.1))
+  assert len(network.trainable_variables) == 2
+  second = Classifier(network)
+  second.compile(SGD(0.1))
+  assert len(network.trainable_variables) == 97
+  network.get_layer("stem_conv0").trainable = False
+  assert len(Classifier(network).network.trainable_variables) == 94
+
+
+def test_a_layer_frozen_by_hand_is_saved_and_loaded(tmp_path):
+  network = NFNet("femto", 4)
+  network.get_layer("stem_conv0").trainable = False
+  model = Classifier(network)
+  model.compile(SGD(0.1))
+  model.save(tmp_path / "c.keras")
+  again = keras.models.load_model(tmp_path / "c.keras")
+  for a, b in zip(again.averages, model.averages):
+    np.testing.assert_array_equal(a, b)
 
 
 def test_what_the_network_has_not_is_refused():

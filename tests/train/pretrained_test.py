@@ -15,7 +15,7 @@ from nfnets_tf.optim.sgd import SGD
 from nfnets_tf.serving.export import export_saved_model
 from nfnets_tf.train.checkpoints import Checkpoints
 from nfnets_tf.train.classifier import Classifier
-from nfnets_tf.train.pretrained import load_weights, save_deepmind
+from nfnets_tf.train.pretrained import Start, load_weights, save_deepmind
 
 
 def randomize(variables, seed):
@@ -145,13 +145,18 @@ def test_deepminds_file_of_f0_gives_deepminds_logits(
       np.testing.assert_array_equal(got[module][name], array)
 
 
-def test_a_network_without_top_takes_the_body(tmp_path):
+@pytest.mark.filterwarnings("ignore::UserWarning")  # Keras advises .keras
+@pytest.mark.parametrize("kind", RAW + WITH_AVERAGES)
+def test_a_network_without_top_takes_the_body(kind, tmp_path):
   model = source()
-  save_deepmind(model, str(tmp_path / "w.npz"))
+  path = saved(kind, model, tmp_path)
   network = NFNet("femto", include_top=False)
   with pytest.raises(UserError, match="2 left over .NFNet/~/linear:b, NFN"):
-    load_weights(network, str(tmp_path / "w.npz"))
-  load_weights(network, str(tmp_path / "w.npz"), keep_head=False)
+    load_weights(network, path)
+  load_weights(network, path, keep_head=False)
+  if kind in WITH_AVERAGES:
+    for variable, average in zip(model.network.variables, model.averages):
+      variable.assign(average)
   images = tf.random.normal([2, 32, 32, 3])
   pool = keras.Model(
     model.network.input, model.network.get_layer("pool").output
@@ -159,10 +164,11 @@ def test_a_network_without_top_takes_the_body(tmp_path):
   np.testing.assert_array_equal(network(images), pool(images))
 
 
-def test_another_variant_is_refused_with_lists(tmp_path):
-  save_deepmind(source(), str(tmp_path / "w.npz"))
+@pytest.mark.parametrize("kind", ["F0_haiku.npz", "classifier.keras"])
+def test_another_variant_is_refused_with_lists(kind, tmp_path):
+  path = saved(kind, source(), tmp_path)
   with pytest.raises(UserError) as error:
-    load_weights(NFNet("nano", 4), str(tmp_path / "w.npz"))
+    load_weights(NFNet("nano", 4), path)
   text = str(error.value)
   assert "missing (NFNet/~/nf_block_4/" in text
   assert "NFNet/~/stem_conv1:w is (3, 3, 8, 8), not (3, 3, 8, 16)" in text
@@ -179,22 +185,37 @@ def test_a_classifiers_averages_start_from_what_is_loaded(tmp_path):
     np.testing.assert_array_equal(*pair)
 
 
-@pytest.mark.parametrize("kind", ["checkpoint", "classifier.keras"])
-def test_frozen_parts_have_no_averages(kind, tmp_path):
+@pytest.mark.filterwarnings("ignore::UserWarning")  # Keras advises .keras
+@pytest.mark.parametrize("kind", WITH_AVERAGES)
+def test_a_file_of_frozen_parts_has_all_averages(kind, tmp_path):
   model = source(frozen="backbone")
-  path = saved(kind, model, tmp_path)
   network = NFNet("femto", 4)
-  if kind == "checkpoint":
-    load_weights(network, path)
-    want = [*model.network.variables[:-2], *model.averages]
-  else:
-    with pytest.raises(UserError, match="averages of 2 of the 97 variables"):
-      load_weights(network, path)
-    load_weights(network, path, averaged=False)
-    want = model.network.variables
-  assert len(want) == 97
-  for got, expected in zip(network.variables, want):
+  load_weights(network, saved(kind, model, tmp_path))
+  for got, expected in zip(network.variables, model.averages):
     np.testing.assert_array_equal(got, expected)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # Keras advises .keras
+@pytest.mark.parametrize("kind", WITH_AVERAGES[2:])
+def test_before_any_training_the_averages_are_the_weights(kind, tmp_path):
+  """Zeros would be exported, and loaded, without a word."""
+  network = NFNet("femto", 4)
+  randomize(network.variables, 5)
+  model = Classifier(network)
+  other = NFNet("femto", 4)
+  load_weights(other, saved(kind, model, tmp_path))
+  for got, expected in zip(other.variables, network.variables):
+    np.testing.assert_array_equal(got, expected)
+
+
+def test_a_path_with_brackets_is_a_path_and_a_prefix_is_none(tmp_path):
+  path = tmp_path / "run[1]"
+  path.mkdir()
+  save_deepmind(NFNet("femto", 4), str(path / "w.npz"))
+  options = {"keep_head": True, "averaged": True}
+  Start(path=str(path / "w.npz"), **options).check()
+  with pytest.raises(UserError, match="does not exist"):
+    Start(path=str(tmp_path / "ru"), **options).check()
 
 
 def test_what_is_no_weight_file_is_refused(tmp_path):

@@ -88,6 +88,17 @@ def test_means_are_over_the_steps_of_an_interval():
   assert results["perturbed_loss"] == 4.0  # of the perturbed step alone
 
 
+def test_the_perturbed_loss_of_no_perturbed_step_is_no_number():
+  network = keras.Sequential([keras.Input([3]), keras.layers.Dense(2)])
+  telemetry = Telemetry(network, SGD(0.1), SAM(0.1, every=2))
+  zeros = [tf.zeros(v.shape) for v in network.trainable_variables]
+  found = Findings(*[tf.zeros([2])] * 4)
+  telemetry.update(
+    network.trainable_variables, zeros, step(zeros, found, tf.constant(0.0))
+  )
+  assert np.isnan(telemetry.results()["perturbed_loss"])
+
+
 @pytest.mark.parametrize(
   "optimizer", [SGD(0.1, clipping=None), keras.optimizers.SGD(0.1)]
 )

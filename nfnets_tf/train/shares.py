@@ -1,0 +1,58 @@
+"""A replica's share of a batch, and its parts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import tensorflow as tf
+
+from nfnets_tf.ops.errors import UserError
+
+
+def check_parts(examples: int, micro_batches: int) -> None:
+  """Raises a UserError unless a replica's batch divides into equal parts."""
+  if not isinstance(micro_batches, int) or micro_batches < 1:
+    raise UserError(
+      f"Classifier.micro_batches = {micro_batches!r} cannot be used; bind it to"
+      " a whole number of at least 1."
+    )
+  if examples % micro_batches:
+    raise UserError(
+      f"{examples} examples a replica do not divide into {micro_batches}"
+      " micro-batches; choose another batch size or number, and"
+      " drop_remainder=True where a data set is batched."
+    )
+
+
+def never_empty(
+  data: Sequence[tf.Tensor], examples: tf.Tensor
+) -> tuple[list[tf.Tensor], tf.Tensor]:
+  """Gives a replica without examples one of weight 0.
+
+  TensorFlow's convolutions on a CPU fail on nothing.
+
+  Args:
+    data: images, labels and perhaps weights, of `examples` each.
+    examples: how many.
+
+  Returns:
+    Images, labels and weights, and how many they are now.
+  """
+  weights = data[2] if len(data) > 2 else tf.ones([examples])
+  missing = tf.maximum(1 - examples, 0)
+
+  def fill(tensor):
+    padding = [[0, missing]] + [[0, 0]] * (tensor.shape.rank - 1)
+    return tf.pad(tensor, padding)
+
+  return [fill(tensor) for tensor in (*data[:2], weights)], examples + missing
+
+
+def cut(tensor: tf.Tensor, start, size) -> tf.Tensor:
+  """Returns `size` examples from `start` on, of a known shape if it can be."""
+  begin = [start] + [0] * (tensor.shape.rank - 1)
+  shape = tf.concat([[size], tf.shape(tensor)[1:]], axis=0)
+  known = size if isinstance(size, int) else None
+  return tf.ensure_shape(
+    tf.slice(tensor, begin, shape), [known, *tensor.shape[1:]]
+  )
