@@ -4,13 +4,14 @@
       --runs="plain=runs/plain_*" --runs="SAM=runs/sam_*:ema"
 
 Each group is NAME=PATTERN of work directories, with ":ema" for the averaged
-weights. Held-out top-1 is drawn against passes: the images that were computed,
-twice each where SAM takes two passes. The last line is a JSON object with the
-mean and the range of every group's final top-1.
+weights. Held-out top-1 is drawn against the images that were computed, twice
+each where SAM takes two passes over all. The last line is a JSON object with
+the mean and the range of every group's final top-1.
 """
 
 import glob
 import json
+import os
 import pathlib
 import re
 import sys
@@ -34,7 +35,10 @@ def main() -> None:
     pattern, _, weights = pattern.partition(":")
     key = "ema_heldout_top1" if weights == "ema" else "heldout_top1"
     last = []
-    for folder in sorted(glob.glob(pattern)):
+    folders = sorted(glob.glob(f"{pattern}/result.json"))
+    if not folders:
+      sys.exit(f"no finished run at {pattern!r}: result.json is its last file.")
+    for folder in map(os.path.dirname, folders):
       points = _points(pathlib.Path(folder), key)
       label = None if last else name
       axes.plot(*zip(*points), "o-", color=f"C{number}", label=label, ms=3)
@@ -44,7 +48,7 @@ def main() -> None:
     extent = f"{min(last):.2f} to {max(last):.2f}, {len(last)} runs"
     print(f"{name:>20} {mean:6.2f} % ({extent})")
   axes.set(
-    xlabel="images computed (thousands; twice each with SAM)",
+    xlabel="images computed (thousands; twice each in two passes)",
     ylabel="held-out top-1 (%)",
     title=_TITLE.value,
   )
@@ -61,7 +65,9 @@ def _points(folder: pathlib.Path, key: str) -> list[tuple[float, float]]:
   batch = int(re.search(r"^BATCH_SIZE = (\d+)", config, re.M)[1])
   lines = (folder / "metrics.jsonl").read_text().splitlines()
   records = [json.loads(line) for line in lines]
-  passes = 2 if any("sam_active" in record for record in records) else 1
+  active = [r["sam_active"] for r in records if "sam_active" in r]
+  part = re.search(r"^sam.SAM.ascent_fraction = ([\d.]+)", config, re.M)
+  passes = 1 + float(part[1]) * sum(active) / len(active) if active else 1
   return [
     (record["step"] * batch * passes / 1e3, 100 * record[key])
     for record in records

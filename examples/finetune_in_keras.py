@@ -59,6 +59,9 @@ def main() -> None:
     epochs=options.epochs,
     rate=options.rate,
   )
+  # What was measured: the averages, which are the weights from here on.
+  for variable, average in zip(model.network.variables, model.averages):
+    variable.assign(average)
   model.save(options.output)
   print(json.dumps({"saved": options.output, **metrics}))
 

@@ -20,7 +20,18 @@ from nfnets_tf.ops.errors import UserError
 
 LOGGER = logging.getLogger("nfnets_tf")
 
-HELDOUT_NAMES = ("heldout", "test", "val", "valid", "validation")
+TRAIN_NAMES = ("train", "training")
+HELDOUT_NAMES = (
+  "heldout",
+  "test",
+  "testing",
+  "val",
+  "valid",
+  "validation",
+  "eval",
+  "evaluation",
+  "dev",
+)
 FORMATS = {
   ".jpg": "jpeg",
   ".jpeg": "jpeg",
@@ -39,7 +50,7 @@ class Listing:
     class_names: sorted; a label is a position in it.
     splits: (path below the folder, label) of every image of "train" and
       "heldout".
-    key: SHA-256 of the splits and of every image's size.
+    key: SHA-256 of the splits and of every image's size and time of change.
   """
 
   directory: str
@@ -74,20 +85,35 @@ def list_folder(directory: str | None, heldout_share: float) -> Listing:
       else "DATA_DIR is not given; bind it to a folder that holds one folder of"
       " images for every class."
     )
+  return _find_splits(directory, heldout_share)
+
+
+def _find_splits(directory: str, share: float) -> Listing:
   subfolders = _subfolders(directory)
-  train = os.path.join(directory, "train")
   # A class may be called "train": then it holds images, not folders.
-  if "train" in subfolders and _subfolders(train):
-    heldout = [name for name in HELDOUT_NAMES if name in subfolders]
-    if len(heldout) > 1:
-      raise UserError(
-        f"{directory!r} has {' and '.join(map(repr, heldout))} beside 'train';"
-        " leave one of them there, and keep the other elsewhere."
-      )
-    if heldout:
-      return _listing_of_split_folder(directory, heldout[0])
-    return _split(directory, "train", heldout_share)
-  return _split(directory, "", heldout_share)
+  trains = [
+    name
+    for name in subfolders
+    if name.lower() in TRAIN_NAMES and _subfolders(f"{directory}/{name}")
+  ]
+  if not trains:
+    return _split(directory, "", share)
+  heldout = [name for name in subfolders if name.lower() in HELDOUT_NAMES]
+  if len(trains) > 1 or len(heldout) > 1:
+    several = trains if len(trains) > 1 else heldout
+    raise UserError(
+      f"{directory!r} has {' and '.join(map(repr, several))}, of which one can"
+      " be used; keep the other elsewhere."
+    )
+  if others := sorted({*subfolders} - {*trains, *heldout}):
+    LOGGER.warning(
+      "Left out %s, which %s neither training nor held-out images.",
+      ", ".join(os.path.join(directory, name) for name in others),
+      "is" if len(others) == 1 else "are",
+    )
+  if heldout:
+    return _listing_of_split_folder(directory, trains[0], heldout[0])
+  return _split(directory, trains[0], share)
 
 
 def _split(directory: str, root: str, share: float) -> Listing:
@@ -102,13 +128,15 @@ def _split(directory: str, root: str, share: float) -> Listing:
   return _listing(directory, found, splits)
 
 
-def _listing_of_split_folder(directory: str, heldout: str) -> Listing:
-  train = _images_by_class(directory, "train")
+def _listing_of_split_folder(
+  directory: str, training: str, heldout: str
+) -> Listing:
+  train = _images_by_class(directory, training)
   rest = _images_by_class(directory, heldout, at_least=1)
   if unknown := [name for name in rest if name not in train]:
     raise UserError(
       f"{os.path.join(directory, heldout)!r} has the class"
-      f" {unknown[0]!r}, which 'train' has not; both need the same class"
+      f" {unknown[0]!r}, which {training!r} has not; both need the same class"
       " folders."
     )
   labels = {name: label for label, name in enumerate(train)}
@@ -122,9 +150,12 @@ def _listing_of_split_folder(directory: str, heldout: str) -> Listing:
 
 
 def _listing(directory: str, class_names, splits) -> Listing:
+  def describe(path):
+    found = tf.io.gfile.stat(os.path.join(directory, path))
+    return f"{path} {found.length} {found.mtime_nsec}"
+
   lines = [
-    f"{split} {label} {path}"
-    f" {tf.io.gfile.stat(os.path.join(directory, path)).length}"
+    f"{split} {label} {describe(path)}"
     for split, images in splits.items()
     for path, label in images
   ]

@@ -186,8 +186,10 @@ class Split:
 
   def _sized(self, examples: tf.data.Dataset) -> tf.data.Dataset:
     """Returns `examples` if their images have a fixed size."""
-    shape = examples.element_spec[0].shape
-    if not shape.is_fully_defined():
+    image = examples.element_spec[0]
+    # Without any operation it is a string still.
+    shape = None if image.dtype == tf.string else image.shape
+    if shape is None or not shape.is_fully_defined():
       raise UserError(
         f"the operations of the {self.split!r} split give images of shape"
         f" {shape}; expected a fixed size: end them with @preprocess.Resize()"

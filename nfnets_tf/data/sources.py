@@ -70,8 +70,9 @@ class Digits:
 def shards_of(*, directory: str, heldout_share: float, cache: str) -> str:
   """Returns where the folder's shards lie, or will lie, below `cache`.
 
-  The name follows from every image's path and size and from the split: if the
-  folder changes, it is read anew, and older shards stay what they were.
+  The name follows from every image's path, size and time of change, and from
+  the split: if the folder changes, it is read anew, and older shards stay what
+  they were.
   """
   listing = list_folder(directory, heldout_share)
   name = os.path.basename(os.path.abspath(listing.directory))
@@ -102,6 +103,15 @@ class Folder:
       return False
     listing = list_folder(self.directory, self.heldout_share)
     _check_images(listing)
+    try:
+      self._write(listing)
+    except (UserError, tf.errors.AlreadyExistsError):
+      if tf.io.gfile.exists(os.path.join(self.shards, INDEX)):
+        return False  # another run has written them meanwhile
+      raise
+    return True
+
+  def _write(self, listing: Listing) -> None:
     write_dataset(
       self.shards,
       {name: _Records(listing, part) for name, part in listing.splits.items()},
@@ -111,7 +121,6 @@ class Folder:
       },
       class_names=listing.class_names,
     )
-    return True
 
 
 class _Records(Sequence):

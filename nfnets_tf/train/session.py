@@ -15,10 +15,10 @@ from nfnets_tf.train.callbacks import Every, LogTraining
 from nfnets_tf.train.checkpoints import Checkpoints
 from nfnets_tf.train.curves import draw_curves
 from nfnets_tf.train.delivery import deliver
-from nfnets_tf.train.shares import check_parts
 from nfnets_tf.train.metrics_log import MetricsLog, read_records
 from nfnets_tf.train.plan import describe_gradient
 from nfnets_tf.train.progress import Progress
+from nfnets_tf.train.shares import check_parts
 from nfnets_tf.train.strategy import describe
 from nfnets_tf.train.workdir import Workdir, weights_sha256
 
@@ -69,6 +69,8 @@ class Session:
     self._heldout_batches = strategy.distribute_datasets_from_function(
       self._evaluation_input
     )
+    # Made here, so that what does not fit is refused before anything is kept.
+    self._next_batches = self._training_batches()
 
   def fit(self, terminal: TextIO | None) -> None:
     """Trains to the last step, with whole intervals and a rest."""
@@ -93,11 +95,9 @@ class Session:
   def _fit(self, intervals: int, steps: int, callbacks) -> None:
     if not intervals:
       return
-    batches = self._strategy.distribute_datasets_from_function(
-      self._training_input
-    )
+    batches, self._next_batches = self._next_batches, None
     self._classifier.fit(
-      batches,
+      batches or self._training_batches(),
       epochs=intervals,
       steps_per_epoch=steps,
       verbose=0,
@@ -171,6 +171,11 @@ class Session:
       with self._classifier.averaged():
         record.update(evaluate("ema_heldout_"))
     return record
+
+  def _training_batches(self):
+    return self._strategy.distribute_datasets_from_function(
+      self._training_input
+    )
 
   def _training_input(self, context) -> tf.data.Dataset:
     job = self._job

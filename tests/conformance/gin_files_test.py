@@ -197,11 +197,12 @@ def test_what_the_papers_say_of_fine_tuning(variant):
   assert statements["classifier.Classifier.ema_decay"] == "0.9999"
 
 
-def test_repeated_augmentation_costs_the_same():
+@pytest.mark.parametrize("run", [IMAGENET, "gin/quickstart.gin"])
+def test_repeated_augmentation_costs_the_same(run):
   """The scaling paper's footnote 4."""
-  plain = Configuration([IMAGENET]).build_job()
+  plain = Configuration([run]).build_job()
   overlay = "gin/overlays/repeated_augmentation.gin"
-  repeated = Configuration([IMAGENET, overlay]).build_job()
+  repeated = Configuration([run, overlay]).build_job()
   assert repeated.train_split.multiplicity == 4
   assert repeated.heldout_split.multiplicity == 1
   assert repeated.total_steps == plain.total_steps

@@ -93,6 +93,24 @@ def test_a_split_that_is_there_is_kept(folder, tmp_path, name):
   assert listing.splits["heldout"][0][0].startswith(f"{name}/b/")
 
 
+def test_names_of_splits_in_capitals_and_folders_of_neither(
+  folder, tmp_path, caplog
+):
+  root = tmp_path / "split"
+  for part in ("Training", "Testing", "unlabelled"):
+    for letter in "abc":
+      shutil.copytree(folder / letter, root / part / letter)
+  listing = list_folder(str(root), 0.5)
+  assert listing.class_names == ("a", "b", "c")
+  assert len(listing.splits["heldout"]) == len(listing.splits["train"]) == 16
+  assert "unlabelled, which is neither" in caplog.text
+  (root / "Training").rename(root / "train")
+  shutil.copytree(root / "train" / "a", root / "dev" / "a")
+  list_folder.cache_clear()
+  with pytest.raises(UserError, match="'Testing' and 'dev', of which one"):
+    list_folder(str(root), 0.5)
+
+
 def test_train_alone_is_split_and_a_class_may_be_called_train(folder, tmp_path):
   root = tmp_path / "root"
   for letter in "ab":
@@ -123,7 +141,7 @@ def test_folders_that_cannot_be_used(folder, tmp_path):
   for part, letters in (("train", "ab"), ("test", "ac"), ("val", "a")):
     for letter in letters:
       shutil.copytree(folder / letter, root / part / letter)
-  refused(root, "has 'test' and 'val' beside 'train'")
+  refused(root, "has 'test' and 'val', of which one")
   shutil.rmtree(root / "val")
   refused(root, "has the class 'c', which 'train' has not")
 

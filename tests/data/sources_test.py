@@ -1,8 +1,11 @@
+import os
+
 import numpy as np
 import pytest
 import tensorflow as tf
 from sklearn import datasets
 
+from nfnets_tf.data import records, sources
 from nfnets_tf.data.listing import list_folder
 from nfnets_tf.data.records import IMAGE, LABEL, read_filenames, read_index
 from nfnets_tf.data.sources import Digits, Folder, shards_of
@@ -105,7 +108,35 @@ def test_shards_are_called_after_what_is_in_the_folder(folder, tmp_path):
   list_folder.cache_clear()
   with open(f"{folder}/cat/1.png", "ab") as file:
     file.write(b"more")
-  assert shards(folder, tmp_path) != first
+  longer = shards(folder, tmp_path)
+  assert longer != first
+  list_folder.cache_clear()
+  os.utime(f"{folder}/cat/1.png", ns=(0, 1))  # another image of that size
+  assert shards(folder, tmp_path) not in (first, longer)
+
+
+@pytest.mark.parametrize(
+  "module, name", [(sources, "_check_images"), (records, "_write_split")]
+)
+def test_of_two_that_write_the_same_shards_one_does(
+  folder, tmp_path, monkeypatch, module, name
+):
+  where = shards(folder, tmp_path)
+
+  def source():
+    return Folder(directory=folder, heldout_share=0.34, shards=where)()
+
+  usual = getattr(module, name)
+
+  def later(*arguments):
+    monkeypatch.setattr(module, name, usual)
+    if not os.path.exists(where):
+      assert source()  # the other one, from the beginning to the end
+    return usual(*arguments)
+
+  monkeypatch.setattr(module, name, later)
+  assert not source()
+  assert os.listdir(os.path.dirname(where)) == [os.path.basename(where)]
 
 
 def test_images_that_cannot_be_decoded_are_named(folder, tmp_path):

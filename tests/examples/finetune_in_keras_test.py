@@ -58,4 +58,6 @@ def test_it_learns_saves_and_starts_from_weights(photos, tmp_path):
   assert result["top1"] == 1.0
   model = keras.models.load_model(output)
   assert isinstance(model, Classifier) and model.sam.rho == 0.05
+  for variable, average in zip(model.network.variables, model.averages):
+    np.testing.assert_array_equal(variable, average)
   assert model.network.output_shape == (None, 2)

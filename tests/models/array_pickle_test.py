@@ -1,11 +1,13 @@
 """A hostile file runs nothing and changes nothing."""
 
+import io
 import os
 import pickle
 
 import numpy as np
 import pytest
 
+from nfnets_tf.models import array_pickle
 from nfnets_tf.models.haiku_pickle import read_parameters
 from nfnets_tf.ops.errors import UserError
 
@@ -20,6 +22,15 @@ class Calls:
 
   def __reduce__(self):
     return self._call
+
+
+def test_load_gives_arrays_and_plain_containers():
+  content = pickle.dumps({"m": [{"w": np.float32([1, 2])}, (1, None, "x")]})
+  found = array_pickle.load(io.BytesIO(content))
+  np.testing.assert_array_equal(found["m"][0]["w"].array, [1, 2])
+  assert found["m"][1] == (1, None, "x")
+  with pytest.raises(array_pickle.RefusedError, match="builtins.print"):
+    array_pickle.load(io.BytesIO(pickle.dumps(print)))
 
 
 @pytest.mark.parametrize("protocol", [0, 2, 4])

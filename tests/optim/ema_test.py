@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import tensorflow as tf
+from tensorflow import keras
 
 from nfnets_tf.optim import ema
 
@@ -33,3 +34,12 @@ def test_exchange_gives_back_the_same_bits_even_after_an_error():
       raise KeyError
   np.testing.assert_array_equal(variable, values[0])
   np.testing.assert_array_equal(average, values[1])
+
+
+def test_averages_are_weights_of_the_model_that_do_not_learn():
+  model = keras.Model()
+  variables = [tf.Variable([[1.0, 2.0]]), tf.Variable([3.0], dtype=tf.float64)]
+  averages = ema.add_averages(model, variables)
+  assert [a.shape for a in averages] == [[1, 2], [1]]
+  assert {a.dtype for a in averages} == {tf.float32}
+  assert model.non_trainable_variables == averages

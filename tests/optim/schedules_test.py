@@ -46,12 +46,6 @@ def test_steps_for_epochs():
   assert steps(0.25) == 244_141
 
 
-def test_steps_are_the_same_whatever_the_multiplicity_at_equal_cost():
-  options = {"num_examples": 1_281_167, "batch_size": 2_048}
-  steps = schedules.steps_for_epochs(epochs=12.5, multiplicity=4, **options)
-  assert steps == schedules.steps_for_epochs(epochs=50, **options) == 31_278
-
-
 def test_share_of_steps():
   assert schedules.share_of_steps(share=0.05, total_steps=898) == 45
 
