@@ -94,6 +94,7 @@ NOT_OBJECTS_OF_USERS = {
   "MetricsLog",
   "Progress",
   "QuietScreen",
+  "RefusedError",
   "Role",
   "Scores",
   "Session",

@@ -22,6 +22,7 @@ def model():
   tf.random.set_seed(0)
   model = Classifier(NFNet("femto", 3))
   model.compile(SGD(0.1))
+  model.optimizer.iterations.assign(1)  # before, averages are the weights
   for weight, average in zip(model.network.weights, model.averages):
     weight.assign_add(tf.random.normal(weight.shape, stddev=0.5))
     average.assign_add(tf.random.normal(weight.shape, stddev=0.5))

@@ -28,6 +28,7 @@ def source(classes=4, **options):
   """A compiled classifier whose weights and averages are all different."""
   model = Classifier(NFNet("femto", classes), **options)
   model.compile(SGD(0.1))
+  model.optimizer.iterations.assign(1)  # before, averages are the weights
   randomize(model.network.variables, 1)
   randomize(model.averages, 2)
   return model
