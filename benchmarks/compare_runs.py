@@ -4,9 +4,9 @@
       --runs="plain=runs/plain_*" --runs="SAM=runs/sam_*:ema"
 
 Each group is NAME=PATTERN of work directories, with ":ema" for the averaged
-weights. Held-out top-1 is drawn against the images that were computed, twice
-each where SAM takes two passes over all. The last line is a JSON object with
-the mean and the range of every group's final top-1.
+weights. Top-1, held out and in training, is drawn against the images that were
+computed, twice each where SAM takes two passes over all. The last line is a
+JSON object with the mean and the range of every group's final held-out top-1.
 """
 
 import glob
@@ -38,10 +38,14 @@ def main() -> None:
     folders = sorted(glob.glob(f"{pattern}/result.json"))
     if not folders:
       sys.exit(f"no finished run at {pattern!r}: result.json is its last file.")
+    color = f"C{number}"
     for folder in map(os.path.dirname, folders):
       points = _points(pathlib.Path(folder), key)
       label = None if last else name
-      axes.plot(*zip(*points), "o-", color=f"C{number}", label=label, ms=3)
+      axes.plot(*zip(*points), "o", color=color, label=label, ms=4)
+      if weights != "ema":
+        training = _points(pathlib.Path(folder), "top1")
+        axes.plot(*zip(*training), color=color, alpha=0.4, lw=1)
       last.append(points[-1][1])
     mean = sum(last) / len(last)
     table[name] = [round(v, 2) for v in (mean, min(last), max(last))]
@@ -49,7 +53,7 @@ def main() -> None:
     print(f"{name:>20} {mean:6.2f} % ({extent})")
   axes.set(
     xlabel="images computed (thousands; twice each in two passes)",
-    ylabel="held-out top-1 (%)",
+    ylabel="top-1 (%): points held out, lines training",
     title=_TITLE.value,
   )
   axes.grid(alpha=0.3)
