@@ -1,7 +1,6 @@
 """From shards to batches: the only place that orders the stages.
 
-Training: order -> parse -> preprocess -> batch -> prefetch, without end; with
-repeated augmentation every image is preprocessed several times over.
+Training: order -> views -> batch -> prefetch, without end.
 Evaluation: every example once, then padding of weight 0 to whole batches.
 """
 
@@ -11,14 +10,12 @@ from collections.abc import Sequence
 import tensorflow as tf
 
 from nfnets_tf.data import preprocess, tuning
+from nfnets_tf.data.mixing import Mixer
 from nfnets_tf.data.order import ShardOrder
-from nfnets_tf.data.records import IMAGE, LABEL, SplitIndex, read_index
+from nfnets_tf.data.records import SplitIndex, read_index
+from nfnets_tf.data.views import Views
 from nfnets_tf.ops.errors import UserError
 
-_FEATURES = {
-  IMAGE: tf.io.FixedLenFeature([], tf.string),
-  LABEL: tf.io.FixedLenFeature([], tf.int64),
-}
 _BATCHES_AHEAD = 2
 
 
@@ -30,6 +27,11 @@ class Split:
     split: name of the split, such as "train".
     num_classes: number of classes; every label must be below.
     operations: `preprocess` operations, applied in order.
+    mixers: how images are made of two that are read: the first image by the
+      first, the next by the next, and so on in turn. `mixing.MixUp` and
+      `mixing.CutMix` are DeepMind's pair: half of a batch each. The batch keeps
+      its size and a step reads twice as many images; none is no mixing.
+    mixed_operations: applied after mixing.
     multiplicity: how many times an image that is read for training enters the
       batch, each time with other random operations: repeated augmentation
       (Fort et al. 2021, arXiv 2105.13343). The batch keeps its size, so that it
@@ -43,6 +45,8 @@ class Split:
     split: str,
     num_classes: int,
     operations: Sequence[preprocess.Operation],
+    mixers: Sequence[Mixer] = (),
+    mixed_operations: Sequence[preprocess.Operation] = (),
     multiplicity: int = 1,
   ):
     if not isinstance(multiplicity, int) or multiplicity < 1:
@@ -55,7 +59,9 @@ class Split:
     self.num_classes = num_classes
     self.operations = tuple(operations)
     self.multiplicity = multiplicity
-    self._preprocess = preprocess.compose(self.operations)
+    self._views = Views(
+      operations, mixers, mixed_operations, multiplicity=multiplicity
+    )
 
   def index(self) -> SplitIndex:
     """Reads what the split holds and checks it against `num_classes`.
@@ -78,8 +84,7 @@ class Split:
 
   def image_shape(self) -> tuple[int, ...]:
     """Returns [height, width, channels] of a preprocessed image."""
-    blank = tf.zeros([64, 64, 3], tf.uint8)
-    return tuple(self._preprocess(blank, tf.zeros([2], tf.int64)).shape)
+    return self._views.image_shape()
 
   def training_batches(
     self,
@@ -108,7 +113,7 @@ class Split:
     Raises:
       UserError: if a replica's batch is no multiple of the multiplicity.
     """
-    copies = self.multiplicity
+    copies, sources = self.multiplicity, self._views.sources
     batch = host_batch // replicas
     if batch % copies:
       raise UserError(
@@ -126,18 +131,18 @@ class Split:
 
     def load(position, serialized):
       # Every host counts from 0; interleaved, no two images share a seed.
-      number = (position * num_hosts + host) * copies
-      views = [
-        self._load(serialized, tf.stack([seed, number + copy]))
-        for copy in range(copies)
-      ]
-      return tuple(map(tf.stack, zip(*views)))
+      turn = position // sources
+      number = (turn * num_hosts + host) * copies
+      return self._views.training(serialized, seed, number, turn)
 
-    examples = order.examples(start_step * (host_batch // copies)).map(
-      load, tuning.parallel_calls(), deterministic=True
-    )
+    read = start_step * (host_batch // copies) * sources
+    examples = order.examples(read)
+    if sources > 1:
+      examples = examples.batch(sources).map(lambda p, x: (p[0], x))
     batches = (
-      self._sized(examples)
+      self._sized(
+        examples.map(load, tuning.parallel_calls(), deterministic=True)
+      )
       .batch(batch // copies, drop_remainder=True)
       .map(_side_by_side)
       .prefetch(_BATCHES_AHEAD)
@@ -162,7 +167,7 @@ class Split:
       tf.data.TFRecordDataset(list(index.files))
       .shard(num_hosts, host)
       .map(
-        lambda x: (*self._load(x, tf.zeros([2], tf.int64)), 1.0),
+        lambda x: (*self._views.evaluation(x), 1.0),
         tuning.parallel_calls(),
         deterministic=True,
       )
@@ -178,11 +183,6 @@ class Split:
       .prefetch(_BATCHES_AHEAD)
     )
     return batches.with_options(tuning.options())
-
-  def _load(self, serialized, seed):
-    features = tf.io.parse_single_example(serialized, _FEATURES)
-    image = self._preprocess(features[IMAGE], seed)
-    return image, tf.cast(features[LABEL], tf.int32)
 
   def _sized(self, examples: tf.data.Dataset) -> tf.data.Dataset:
     """Returns `examples` if their images have a fixed size."""
@@ -205,6 +205,7 @@ def evaluation_steps(index: SplitIndex, batch_size: int) -> int:
 
 def _side_by_side(images, labels):
   """Joins the axes of images and copies: [n, copies, ...] to [n * copies]."""
-  batch = images.shape[0] * images.shape[1]
-  shape = [batch, *images.shape[2:]]
-  return tf.reshape(images, shape), tf.reshape(labels, [batch])
+  return tf.nest.map_structure(
+    lambda x: tf.reshape(x, [x.shape[0] * x.shape[1], *x.shape[2:]]),
+    (images, labels),
+  )

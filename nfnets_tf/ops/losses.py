@@ -1,12 +1,37 @@
 """Softmax cross-entropy: the one place where labels are smoothed."""
 
+from __future__ import annotations
+
+from typing import NamedTuple
+
 import tensorflow as tf
 
 from nfnets_tf.ops.errors import UserError
 
 
+class MixedLabels(NamedTuple):
+  """Labels of images that were made of two, without a vector of all classes.
+
+  Attributes:
+    first: of the one image, integers [batch].
+    second: of the other.
+    share: of the first, float32 [batch] in [0, 1]; the second has the rest.
+  """
+
+  first: tf.Tensor
+  second: tf.Tensor
+  share: tf.Tensor
+
+  def main(self) -> tf.Tensor:
+    """Returns the label of the larger share."""
+    return tf.where(self.share >= 0.5, self.first, self.second)
+
+
 def softmax_cross_entropy(
-  logits: tf.Tensor, labels: tf.Tensor, *, label_smoothing: float = 0.0
+  logits: tf.Tensor,
+  labels: tf.Tensor | MixedLabels,
+  *,
+  label_smoothing: float = 0.0,
 ) -> tf.Tensor:
   """Cross-entropy of each example against smoothed labels.
 
@@ -16,8 +41,7 @@ def softmax_cross_entropy(
 
   Args:
     logits: float [batch, classes].
-    labels: integers [batch], or a distribution [batch, classes] such as mixed
-      labels.
+    labels: integers [batch], `MixedLabels`, or a distribution [batch, classes].
     label_smoothing: s, in [0, 1).
 
   Returns:
@@ -28,19 +52,25 @@ def softmax_cross_entropy(
       over all classes without a word.
   """
   logits = tf.cast(logits, tf.float32)
+  loss = _cross_entropy(logits, labels)
+  if not label_smoothing:
+    return loss
+  uniform = -tf.reduce_mean(tf.nn.log_softmax(logits), axis=-1)
+  return (1.0 - label_smoothing) * loss + label_smoothing * uniform
+
+
+def _cross_entropy(logits, labels):
+  if isinstance(labels, MixedLabels):
+    first, second = (_cross_entropy(logits, some) for some in labels[:2])
+    return second + labels.share * (first - second)
   if labels.dtype.is_integer and labels.shape.rank == 1:
-    loss = tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)
-  elif labels.shape.rank != 2 or labels.shape[-1] != logits.shape[-1]:
+    return tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)
+  if labels.shape.rank != 2 or labels.shape[-1] != logits.shape[-1]:
     raise UserError(
       f"labels of shape {labels.shape} and {labels.dtype.name} do not fit"
       f" logits of shape {logits.shape}; expected integers [batch] or a"
       " distribution [batch, classes]."
     )
-  else:
-    loss = tf.nn.softmax_cross_entropy_with_logits(
-      tf.cast(labels, tf.float32), logits
-    )
-  if not label_smoothing:
-    return loss
-  uniform = -tf.reduce_mean(tf.nn.log_softmax(logits), axis=-1)
-  return (1.0 - label_smoothing) * loss + label_smoothing * uniform
+  return tf.nn.softmax_cross_entropy_with_logits(
+    tf.cast(labels, tf.float32), logits
+  )

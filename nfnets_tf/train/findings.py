@@ -4,6 +4,8 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
+from nfnets_tf.ops.losses import MixedLabels
+
 COLUMNS = 4
 
 
@@ -25,7 +27,9 @@ class Findings(NamedTuple):
 
 def find(logits, labels, losses, weights=None) -> Findings:
   """Returns the findings of logits [examples, classes] and their labels."""
-  if labels.shape.rank == 2:
+  if isinstance(labels, MixedLabels):
+    labels = labels.main()
+  elif labels.shape.rank == 2:
     labels = tf.argmax(labels, axis=-1)
   hits = (tf.math.in_top_k(labels, logits, k) for k in (1, 5))
   weights = tf.ones_like(losses) if weights is None else weights

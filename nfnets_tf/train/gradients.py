@@ -45,7 +45,7 @@ class Share:
   Args:
     evaluate: maps a part of `data` to (weighted losses [examples], `Findings`).
     variables: the weights that gradients are taken for.
-    data: tensors with the same number of examples.
+    data: images, and structures of tensors of as many examples.
     seed: of the step's draws on this replica, integers [2].
     replicas: how many there are.
     micro_batches: number of equal parts, computed one after the other.
@@ -139,7 +139,7 @@ class Share:
 
   def _one_pass(self, start, size):
     """Gradient of `size` examples' part of the global batch's mean loss."""
-    part = [cut(tensor, start, size) for tensor in self._data]
+    part = tf.nest.map_structure(lambda x: cut(x, start, size), self._data)
     step = draws.using(self._seed, start=start, whole=self._examples)
     with tf.GradientTape() as tape, step:
       losses, findings = self._evaluate(*part)

@@ -45,7 +45,8 @@ def never_empty(
     padding = [[0, missing]] + [[0, 0]] * (tensor.shape.rank - 1)
     return tf.pad(tensor, padding)
 
-  return [fill(tensor) for tensor in (*data[:2], weights)], examples + missing
+  full = tf.nest.map_structure(fill, [*data[:2], weights])
+  return full, examples + missing
 
 
 def cut(tensor: tf.Tensor, start, size) -> tf.Tensor:

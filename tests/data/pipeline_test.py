@@ -2,22 +2,21 @@ import os
 
 import numpy as np
 import pytest
+import tensorflow as tf
 
-from nfnets_tf.data import pipeline, preprocess
+from nfnets_tf.data import mixing, pipeline, preprocess
 from nfnets_tf.data.records import INDEX
 from nfnets_tf.ops.errors import UserError
 
 
-def make(
-  directory, split="train", operations=None, num_classes=4, multiplicity=1
-):
+def make(directory, split="train", operations=None, num_classes=4, **options):
   operations = operations or [preprocess.Resize(image_size=8)]
   return pipeline.Split(
     directory=directory,
     split=split,
     num_classes=num_classes,
     operations=operations,
-    multiplicity=multiplicity,
+    **options,
   )
 
 
@@ -31,7 +30,7 @@ def training(split, steps, **options):
     **options,
   }
   batches = split.training_batches(split.index(), **options)
-  return [(x.numpy(), y.numpy()) for x, y in batches.take(steps)]
+  return list(batches.take(steps).as_numpy_iterator())
 
 
 def assert_same(a, b):
@@ -169,3 +168,59 @@ def test_multiplicities_that_cannot_be(make_dataset):
     UserError, match="batch of 4 .* MULTIPLICITY = 3; .* of 6"
   ):
     training(split, 1, replicas=2)
+
+
+def beside(first, second, seed):
+  """A mixer that shows a half of each image."""
+  del seed
+  return tf.concat([first[:, :4], second[:, 4:]], axis=1), tf.constant(0.5)
+
+
+def above(first, second, seed):
+  del seed
+  return tf.concat([first[:2], second[2:]], axis=0), tf.constant(0.25)
+
+
+def test_mixing_reads_each_image_once_an_epoch(make_dataset):
+  """Batches of 8 hold 16 of the 50 images."""
+  split = make(make_dataset(), mixers=[beside, above])
+  batches = training(split, 25)
+  first = np.concatenate([images[:, 0, 0, 0] for images, _ in batches])
+  second = np.concatenate([images[:, 7, 7, 0] for images, _ in batches])
+  for epoch in range(8):
+    part = slice(epoch * 25, epoch * 25 + 25)
+    read = np.concatenate([first[part], second[part]])
+    assert sorted(read) == list(range(50))
+  for images, labels in batches:
+    np.testing.assert_array_equal(images[:, 0, 0, 0] % 4, labels.first)
+    np.testing.assert_array_equal(images[:, 7, 7, 0] % 4, labels.second)
+    # Mixers take turns, half of a batch each.
+    np.testing.assert_array_equal(labels.share, [0.5, 0.25] * 4)
+    of_first = images[..., 0] == images[:, :1, :1, 0]
+    np.testing.assert_array_equal(of_first.mean(axis=(1, 2)), labels.share)
+  again = training(split, 5, start_step=20)
+  for (images, labels), (others, other_labels) in zip(again, batches[20:]):
+    np.testing.assert_array_equal(images, others)
+    np.testing.assert_array_equal(labels, other_labels)
+
+
+def test_every_host_mixes_in_every_way(make_dataset):
+  split = make(make_dataset(), mixers=[beside, above])
+  for host in range(2):
+    ((_, labels),) = training(split, 1, host=host, num_hosts=2)
+    np.testing.assert_array_equal(labels.share, [0.5, 0.25] * 4)
+
+
+def test_copies_of_a_pair_are_mixed_and_changed_each_for_itself(make_dataset):
+  split = make(
+    make_dataset(),
+    mixers=[mixing.MixUp(alpha=1.0)],
+    mixed_operations=[preprocess.Shift(pixels=2)],
+    multiplicity=4,
+  )
+  for images, labels in training(split, 5):
+    assert images.shape == (8, 8, 8, 3)
+    for part in (labels.first, labels.second):
+      assert (part.reshape(2, 4) == part.reshape(2, 4)[:, :1]).all()
+    assert len(set(labels.share)) == 8
+    assert len({image.tobytes() for image in images}) == 8

@@ -3,7 +3,7 @@ import pytest
 import tensorflow as tf
 
 from nfnets_tf.ops.errors import UserError
-from nfnets_tf.ops.losses import softmax_cross_entropy
+from nfnets_tf.ops.losses import MixedLabels, softmax_cross_entropy
 
 LOGITS = np.random.default_rng(0).normal(size=[6, 5]).astype(np.float32)
 LABELS = np.array([0, 4, 2, 2, 1, 3])
@@ -31,6 +31,22 @@ def test_mixed_labels_are_taken_as_they_are():
   mixed = np.random.default_rng(1).dirichlet(np.ones(5), 6)
   loss = softmax_cross_entropy(tf.constant(LOGITS), tf.constant(mixed))
   np.testing.assert_allclose(loss, naive(LOGITS, mixed), rtol=1e-5)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_labels_of_two_images_are_the_distribution_they_stand_for(smoothing):
+  shares = np.array([0.0, 1.0, 0.5, 0.25, 0.9, 0.3], np.float32)
+  others = LABELS[::-1].copy()
+  targets = shares[:, None] * np.eye(5)[LABELS]
+  targets += (1 - shares[:, None]) * np.eye(5)[others]
+  targets = (1 - smoothing) * targets + smoothing / 5
+  labels = MixedLabels(*map(tf.constant, (LABELS, others, shares)))
+  loss = softmax_cross_entropy(
+    tf.constant(LOGITS), labels, label_smoothing=smoothing
+  )
+  np.testing.assert_allclose(loss, naive(LOGITS, targets), rtol=1e-5)
+  main = [LABELS[i] if shares[i] >= 0.5 else others[i] for i in range(6)]
+  np.testing.assert_array_equal(labels.main(), main)
 
 
 @pytest.mark.parametrize(

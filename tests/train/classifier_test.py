@@ -10,7 +10,7 @@ from nfnets_tf.data import pipeline, preprocess
 from nfnets_tf.models import deepmind
 from nfnets_tf.models.nfnet import NFNet
 from nfnets_tf.ops.errors import UserError
-from nfnets_tf.ops.losses import softmax_cross_entropy
+from nfnets_tf.ops.losses import MixedLabels, softmax_cross_entropy
 from nfnets_tf.optim.sam import SAM
 from nfnets_tf.optim.sgd import SGD
 from nfnets_tf.train.classifier import Classifier
@@ -159,6 +159,29 @@ def test_distributions_train_as_the_integers_they_stand_for():
     model.train_on_batch(images, given)
     losses.append(model.test_on_batch(images, given))
   np.testing.assert_allclose(losses[0], losses[1], rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+  "options", [{}, {"micro_batches": 2, "sam": SAM(0.1, ascent_fraction=0.5)}]
+)
+def test_mixed_images_train_as_the_distributions_they_stand_for(options):
+  images, labels = batch()
+  shares = np.linspace(0, 1, 8, dtype=np.float32)
+  others = (labels + 1) % 4
+  dense = shares[:, None] * np.eye(4, dtype=np.float32)[labels]
+  dense += (1 - shares[:, None]) * np.eye(4, dtype=np.float32)[others]
+  mixed = MixedLabels(labels.astype(np.int32), others.astype(np.int32), shares)
+  results = []
+  for given in (mixed, dense):
+    keras.utils.set_random_seed(0)
+    model = compiled(**options)
+    data = tf.data.Dataset.from_tensor_slices((images, given)).batch(8)
+    history = model.fit(data, epochs=2, verbose=0).history
+    results.append((history["loss"], history["top1"], model.get_weights()))
+  np.testing.assert_allclose(results[0][0], results[1][0], rtol=1e-5)
+  assert results[0][1] == results[1][1]
+  for a, b in zip(results[0][2], results[1][2]):
+    np.testing.assert_allclose(a, b, rtol=0, atol=1e-5)
 
 
 def test_averages_start_at_the_weights_that_compile_finds():
