@@ -10,7 +10,9 @@ _VERSION = re.search(
   r'__version__ = "(.+)"', (_HERE / "nfnets_tf/__init__.py").read_text()
 )
 
-_TEST = ["pytest>=8,<9", "pytest-xdist>=3,<4"]
+# Writes shards; only that job imports it.
+_PREPARE = ["apache-beam>=2.60"]
+_TEST = [*_PREPARE, "pytest>=8,<9", "pytest-xdist>=3,<4"]
 _DEV = [*_TEST, "pre-commit>=3", "ruff==0.17.5"]
 
 setup(
@@ -26,6 +28,7 @@ setup(
     "absl-py",
     "gin-config==0.5.0",
     "h5py>=3.8",
+    "importlib-resources",
     "keras==2.15.0",
     "matplotlib>=3.7",
     "numpy<2",
@@ -39,5 +42,5 @@ setup(
     "tf-models-official==2.15.0",
     "tqdm>=4.60",
   ],
-  extras_require={"test": _TEST, "dev": _DEV},
+  extras_require={"prepare": _PREPARE, "test": _TEST, "dev": _DEV},
 )

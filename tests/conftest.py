@@ -32,6 +32,16 @@ def fresh_globals():
   keras.mixed_precision.set_global_policy("float32")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def home(tmp_path_factory):
+  """What is kept below the home folder is kept for these tests alone."""
+  before = os.environ.get("HOME")
+  os.environ["HOME"] = str(tmp_path_factory.mktemp("home"))
+  yield
+  if before is not None:
+    os.environ["HOME"] = before
+
+
 @pytest.fixture(scope="session")
 def testdata():
   """Folder of the reference values."""

@@ -209,6 +209,11 @@ def _subfolders(directory: str) -> list[str]:
   )
 
 
+def is_held_out(name: str, share: float) -> bool:
+  """Returns whether a name is among a share of all names, the same for good."""
+  return int(digest(name)[:13], 16) < share * 16**13
+
+
 def digest(text: str) -> str:
   """Returns the SHA-256 of a text, in hexadecimal digits."""
   return hashlib.sha256(text.encode()).hexdigest()

@@ -1,32 +1,59 @@
 """The order of examples: a function of (seed, epoch, step).
 
-Every epoch the shards are permuted and cut into groups that fit the shuffle
-buffer; a group is read whole, shuffled, and followed by the next. Nothing but
-the number of examples already seen is needed to go on from any point, and going
-on reads one group at most.
+Every epoch the shards are permuted as a whole, and the hosts cut the row of all
+their examples into equal parts: over all hosts each example comes once. A host
+reads its part in groups of shards that fit the shuffle buffer. Nothing but the
+number of examples already read is needed to go on from any point, and going on
+reads one group at most.
 """
 
-from collections.abc import Sequence
+from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
 import tensorflow as tf
 
+from nfnets_tf.ops.errors import UserError
+
 _FILES_AT_ONCE = 16
+_RECORDS_AT_ONCE = 8  # from one file before the next one's turn
+
+
+class _Piece(NamedTuple):
+  """Some consecutive records of a shard, or of several: tensors [pieces].
+
+  Attributes:
+    file: number of the shard.
+    begin: its first record that is read.
+    size: how many are.
+  """
+
+  file: tf.Tensor
+  begin: tf.Tensor
+  size: tf.Tensor
 
 
 class ShardOrder:
   """The part of every epoch that one host reads, in order.
 
-  With at least as many files as hosts each host reads every n-th file; with
-  fewer, every host reads all files and keeps every n-th record.
+  An example's number, counted over all epochs, decides how many a host has: of
+  n examples and h hosts, each reads n / h an epoch, rounded so that after any
+  number of epochs none is ahead of another by more than one.
 
   Args:
     files: paths of all shards.
     counts: number of examples in each.
     seed: of the order.
     shuffle_buffer: examples held in memory at once; a group of shards is as
-      large as fits, and one shard at least.
+      large as fits, and one shard at least, which is then shuffled in windows
+      of this size.
     host: index of this host.
     num_hosts: number of hosts.
+
+  Raises:
+    UserError: if there is no example.
   """
 
   def __init__(
@@ -39,24 +66,21 @@ class ShardOrder:
     host: int = 0,
     num_hosts: int = 1,
   ):
-    self._split_records = len(files) < num_hosts
-    self._host, self._num_hosts = host, num_hosts
-    if self._split_records:
-      self.files = list(files)
-      self.counts = [(n - host + num_hosts - 1) // num_hosts for n in counts]
-    else:
-      self.files = list(files[host::num_hosts])
-      self.counts = list(counts[host::num_hosts])
+    self.files = list(files)
+    self.counts = np.asarray(counts, np.int64)
+    self.total = int(self.counts.sum())
+    if not self.total:
+      raise UserError(
+        f"{len(self.files)} shards hold no examples; expected at least one."
+      )
     self._seed = seed
-    self._group_size = max(1, shuffle_buffer // max(1, *self.counts))
-    self._num_groups = -(-len(self.files) // self._group_size)
-    largest = sorted(self.counts)[-self._group_size :]
-    self._buffer = max(1, sum(largest))
+    self._host, self._num_hosts = host, num_hosts
+    self._buffer = shuffle_buffer
+    self._group_size = max(1, shuffle_buffer // int(self.counts.max()))
 
-  @property
-  def num_examples(self) -> int:
-    """Examples that this host reads in an epoch."""
-    return sum(self.counts)
+  def examples_before(self, epoch: int) -> int:
+    """Returns how many examples this host reads before an epoch."""
+    return -((self._host - epoch * self.total) // self._num_hosts)
 
   def examples(self, start: int) -> tf.data.Dataset:
     """Returns (position, serialized example) from position `start`, for ever.
@@ -64,60 +88,128 @@ class ShardOrder:
     Args:
       start: number of examples that this host has already read.
     """
-    epoch, skip = divmod(start, self.num_examples)
-    files = self._file_order(epoch).numpy()
+    epoch = (start * self._num_hosts + self._host) // self.total
+    skip = start - self.examples_before(epoch)
+    pieces = self._pieces(tf.constant(epoch, tf.int64))
     group = 0
-    while skip >= (size := self._examples_in(files, group)):
+    while skip >= (size := int(self._group(pieces, group).size.numpy().sum())):
       skip -= size
       group += 1
-    first = self._group(tf.constant(epoch, tf.int64), group).skip(skip)
-    following = tf.data.Dataset.counter(epoch * self._num_groups + group + 1)
-    rest = following.flat_map(
-      lambda n: self._group(n // self._num_groups, n % self._num_groups)
-    )
+    first = self._read_epoch(tf.constant(epoch, tf.int64), group).skip(skip)
+    following = tf.data.Dataset.counter(epoch + 1)
+    rest = following.flat_map(lambda epoch: self._read_epoch(epoch, 0))
     return first.concatenate(rest).enumerate(start)
 
   def _seed_of(self, epoch) -> tf.Tensor:
-    return tf.stack([tf.cast(self._seed, tf.int64), tf.cast(epoch, tf.int64)])
+    return tf.stack([tf.cast(self._seed, tf.int64), epoch])
 
-  def _file_order(self, epoch) -> tf.Tensor:
-    return _permutation(len(self.files), self._seed_of(epoch))
+  def _range(self, epoch) -> tuple[tf.Tensor, tf.Tensor]:
+    """Returns where this host's part of an epoch begins and ends."""
+    hosts = tf.range(self._num_hosts, dtype=tf.int64)
+    before = [
+      -((hosts - number * self.total) // self._num_hosts)
+      for number in (epoch, epoch + 1)
+    ]
+    ends = tf.cumsum(before[1] - before[0])
+    begin = ends[self._host - 1] if self._host else tf.zeros([], tf.int64)
+    return begin, ends[self._host]
 
-  def _examples_in(self, files, group: int) -> int:
-    begin = group * self._group_size
-    return sum(self.counts[i] for i in files[begin : begin + self._group_size])
-
-  def _group(self, epoch, group) -> tf.data.Dataset:
-    """Reads and shuffles one group of shards of an epoch."""
-    begin = group * self._group_size
-    chosen = self._file_order(epoch)[begin : begin + self._group_size]
-    files = tf.data.Dataset.from_tensor_slices(
-      tf.gather(tf.constant(self.files), chosen)
+  def _pieces(self, epoch) -> _Piece:
+    """Returns what this host reads of an epoch, in order."""
+    keys = tf.random.stateless_uniform(
+      [len(self.files)], self._seed_of(epoch), alg="philox"
     )
-    records = files.interleave(
-      self._read,
+    files = tf.argsort(keys, stable=True)
+    sizes = tf.gather(tf.constant(self.counts), files)
+    ends = tf.cumsum(sizes)
+    low, high = self._range(epoch)
+    begin = tf.maximum(ends - sizes, low)
+    size = tf.minimum(ends, high) - begin
+    mine = tf.where(size > 0)[:, 0]
+    piece = _Piece(files, begin - (ends - sizes), size)
+    return _Piece(*(tf.gather(column, mine) for column in piece))
+
+  def _group(self, pieces: _Piece, group) -> _Piece:
+    begin = group * self._group_size
+    return _Piece(*(x[begin : begin + self._group_size] for x in pieces))
+
+  def _read_epoch(self, epoch, first_group: int) -> tf.data.Dataset:
+    pieces = self._pieces(epoch)
+    groups = -(-tf.shape(pieces.size, tf.int64)[0] // self._group_size)
+    return tf.data.Dataset.range(first_group, groups).flat_map(
+      lambda group: self._read_group(epoch, group, self._group(pieces, group))
+    )
+
+  def _read_group(self, epoch, group, pieces: _Piece) -> tf.data.Dataset:
+    """Reads and shuffles one group of shards of an epoch."""
+    paths = tf.gather(tf.constant(self.files), pieces.file)
+    records = tf.data.Dataset.from_tensor_slices(
+      (paths, pieces.begin, pieces.size)
+    ).interleave(
+      read_piece,
       cycle_length=self._group_size,
+      block_length=_RECORDS_AT_ONCE,
       num_parallel_calls=min(self._group_size, _FILES_AT_ONCE),
       deterministic=True,
     )
-    own_seed = tf.random.experimental.stateless_fold_in(
-      self._seed_of(epoch), tf.cast(group, tf.int64)
+    own_seed = tf.random.stateless_uniform(
+      [2],
+      tf.random.experimental.stateless_fold_in(self._seed_of(epoch), group),
+      minval=1,  # two zeros would be a seed of TensorFlow's own choice
+      maxval=tf.int64.max,
+      dtype=tf.int64,
     )
-
-    def shuffle(group):
-      return tf.gather(group, _permutation(tf.shape(group)[0], own_seed))
-
-    # tf.data's own shuffle would mix TensorFlow's global seed into the order.
-    return records.batch(self._buffer).map(shuffle).unbatch()
-
-  def _read(self, file) -> tf.data.Dataset:
-    records = tf.data.TFRecordDataset(file)
-    if self._split_records:
-      records = records.shard(self._num_hosts, self._host)
-    return records
+    return _shuffled(records, self._buffer, own_seed)
 
 
-def _permutation(size, seed) -> tf.Tensor:
-  """Returns a permutation of range(size) that depends on the seed alone."""
-  keys = tf.random.stateless_uniform([size], seed, alg="philox")
-  return tf.argsort(keys, stable=True)
+def read_part(
+  files: Sequence[str], counts: Sequence[int], begin: int, size: int
+) -> tf.data.Dataset:
+  """Reads `size` records of a row of shards from number `begin` on, in order.
+
+  Fewer come where the row ends.
+  """
+  ends = np.cumsum(counts)
+  starts = ends - counts
+  first = np.clip(begin - starts, 0, counts)
+  last = np.clip(begin + size - starts, 0, counts)
+  pieces = tf.data.Dataset.from_tensor_slices(
+    (list(files), first, last - first)
+  )
+  return pieces.flat_map(read_piece)
+
+
+def read_piece(path, begin, size) -> tf.data.Dataset:
+  """Reads `size` records of a shard from number `begin` on.
+
+  What cannot be read is an empty string: one for each record, so that all
+  others keep their places.
+
+  Raises:
+    tf.errors.OpError: if the shard cannot be opened or its first record not be
+      read.
+  """
+  # `ignore_errors` would try for ever to open what cannot be opened.
+  first = tf.data.TFRecordDataset(path).take(1).get_single_element()
+  with tf.control_dependencies([first]):
+    path = tf.identity(path)
+  records = tf.data.TFRecordDataset(path).skip(begin).take(size)
+  missing = tf.data.Dataset.from_tensors("").repeat()
+  return records.ignore_errors().concatenate(missing).take(size)
+
+
+def _shuffled(records: tf.data.Dataset, window: int, seed) -> tf.data.Dataset:
+  """Shuffles by a seed alone.
+
+  `Dataset.shuffle` would mix TensorFlow's global seed into the order.
+  """
+  variant = tf.raw_ops.ShuffleDataset(
+    input_dataset=tf.data.experimental.to_variant(records),
+    buffer_size=window,
+    seed=seed[0],
+    seed2=seed[1],
+    reshuffle_each_iteration=False,
+    output_types=[tf.string],
+    output_shapes=[[]],
+  )
+  return tf.data.experimental.from_variant(variant, records.element_spec)

@@ -1,6 +1,6 @@
 """From shards to batches: the only place that orders the stages.
 
-Training: order -> views -> batch -> prefetch, without end.
+Training: order -> views -> batches, without end.
 Evaluation: every example once, then padding of weight 0 to whole batches.
 """
 
@@ -10,9 +10,14 @@ from collections.abc import Sequence
 import tensorflow as tf
 
 from nfnets_tf.data import preprocess, tuning
+from nfnets_tf.data.dimensions import MAX_PIXELS
+from nfnets_tf.data.faults import Examiner, Faults
+from nfnets_tf.data.index import SplitIndex, read_index
+from nfnets_tf.data.loading import PADDING, load_batches
 from nfnets_tf.data.mixing import Mixer
-from nfnets_tf.data.order import ShardOrder
-from nfnets_tf.data.records import SplitIndex, read_index
+from nfnets_tf.data.order import ShardOrder, read_part
+from nfnets_tf.data.records import Fields
+from nfnets_tf.data.service import Service
 from nfnets_tf.data.views import Views
 from nfnets_tf.ops.errors import UserError
 
@@ -36,6 +41,14 @@ class Split:
       batch, each time with other random operations: repeated augmentation
       (Fort et al. 2021, arXiv 2105.13343). The batch keeps its size, so that it
       holds fewer different images, and copies share a replica.
+    fields: what the shards' examples call their parts; None is what TFDS says,
+      and ImageNet's names elsewhere.
+    max_pixels: height times width that is decoded at most.
+    service: a `service.Service` whose servers make training's batches, or None.
+
+  Attributes:
+    faults: counts the records that could not be used; in a batch they have
+      weight 0.
   """
 
   def __init__(
@@ -48,6 +61,9 @@ class Split:
     mixers: Sequence[Mixer] = (),
     mixed_operations: Sequence[preprocess.Operation] = (),
     multiplicity: int = 1,
+    fields: Fields | None = None,
+    max_pixels: int = MAX_PIXELS,
+    service: Service | None = None,
   ):
     if not isinstance(multiplicity, int) or multiplicity < 1:
       raise UserError(
@@ -59,9 +75,17 @@ class Split:
     self.num_classes = num_classes
     self.operations = tuple(operations)
     self.multiplicity = multiplicity
+    self.fields, self.service = fields, service
     self._views = Views(
-      operations, mixers, mixed_operations, multiplicity=multiplicity
+      operations,
+      mixers,
+      mixed_operations,
+      multiplicity=multiplicity,
+      num_classes=num_classes,
+      max_pixels=max_pixels,
     )
+    examine = Examiner(fields or Fields(), num_classes, max_pixels)
+    self.faults = Faults(split, examine, self._views.sources)
 
   def index(self) -> SplitIndex:
     """Reads what the split holds and checks it against `num_classes`.
@@ -69,7 +93,8 @@ class Split:
     Raises:
       UserError: if the shards cannot be used; see `records.read_index`.
     """
-    index = read_index(self.directory, self.split)
+    index = read_index(self.directory, self.split, self.fields)
+    self.faults.examine.fields = index.fields
     named = bool(index.class_names)
     if index.num_classes > self.num_classes or (
       named and index.num_classes != self.num_classes
@@ -98,7 +123,7 @@ class Split:
     host: int = 0,
     num_hosts: int = 1,
   ) -> tf.data.Dataset:
-    """Returns batches (images, labels) from step `start_step` on, for ever.
+    """Returns batches from step `start_step` on, for ever.
 
     Args:
       index: what `index()` returned.
@@ -109,6 +134,9 @@ class Split:
       seed: of the order and of each example's random operations.
       host: index of this host.
       num_hosts: number of hosts.
+
+    Returns:
+      Batches (images, labels, weights) of a replica each.
 
     Raises:
       UserError: if a replica's batch is no multiple of the multiplicity.
@@ -133,20 +161,16 @@ class Split:
       # Every host counts from 0; interleaved, no two images share a seed.
       turn = position // sources
       number = (turn * num_hosts + host) * copies
-      return self._views.training(serialized, seed, number, turn)
+      return self._views.training(serialized, index.fields, seed, number, turn)
 
     read = start_step * (host_batch // copies) * sources
     examples = order.examples(read)
     if sources > 1:
       examples = examples.batch(sources).map(lambda p, x: (p[0], x))
-    batches = (
-      self._sized(
-        examples.map(load, tuning.parallel_calls(), deterministic=True)
-      )
-      .batch(batch // copies, drop_remainder=True)
-      .map(_side_by_side)
-      .prefetch(_BATCHES_AHEAD)
-    )
+    batches = self._served_or_made(examples, load, batch // copies)
+    if copies > 1:
+      batches = batches.map(lambda *x: _side_by_side(x, copies))
+    batches = batches.prefetch(_BATCHES_AHEAD)
     return batches.with_options(tuning.options())
 
   def evaluation_batches(
@@ -163,30 +187,36 @@ class Split:
     Padding has weight 0; every host gives `evaluation_steps` whole batches.
     """
     total = host_batch * evaluation_steps(index, host_batch * num_hosts)
-    examples = (
-      tf.data.TFRecordDataset(list(index.files))
-      .shard(num_hosts, host)
-      .map(
-        lambda x: (*self._views.evaluation(x), 1.0),
-        tuning.parallel_calls(),
-        deterministic=True,
-      )
+    padding = tf.data.Dataset.from_tensors(PADDING).repeat()
+    examples = read_part(index.files, index.counts, host * total, total)
+    examples = examples.concatenate(padding).take(total)
+    batches = self._loaded(
+      examples.enumerate(),
+      lambda _, x: self._views.evaluation(x, index.fields),
+      host_batch // replicas,
+      self.faults.recorder(),
     )
-    padding = tf.data.Dataset.from_tensors(
-      tuple(tf.zeros(s.shape, s.dtype) for s in examples.element_spec)
-    )
-    batches = (
-      self._sized(examples)
-      .concatenate(padding.repeat())
-      .take(total)
-      .batch(host_batch // replicas, drop_remainder=True)
-      .prefetch(_BATCHES_AHEAD)
-    )
+    batches = batches.prefetch(_BATCHES_AHEAD)
     return batches.with_options(tuning.options())
 
-  def _sized(self, examples: tf.data.Dataset) -> tf.data.Dataset:
-    """Returns `examples` if their images have a fixed size."""
-    image = examples.element_spec[0]
+  def _served_or_made(self, examples, load, batch: int) -> tf.data.Dataset:
+    """Returns what `_loaded` does."""
+    if self.service is None:
+      return self._loaded(examples, load, batch, self.faults.recorder())
+    batches = examples.batch(batch)
+    # What a server lays aside nobody would collect.
+    return self.service.collect(
+      lambda server, servers: self._loaded(
+        batches.shard(servers, server).unbatch(), load, batch, None
+      )
+    )
+
+  def _loaded(
+    self, examples: tf.data.Dataset, load, batch: int, reject
+  ) -> tf.data.Dataset:
+    """Returns (images, labels, weights), if images have a fixed size."""
+    spec = examples.map(load).element_spec
+    image = spec[0]
     # Without any operation it is a string still.
     shape = None if image.dtype == tf.string else image.shape
     if shape is None or not shape.is_fully_defined():
@@ -195,7 +225,7 @@ class Split:
         f" {shape}; expected a fixed size: end them with @preprocess.Resize()"
         " or another that takes image_size."
       )
-    return examples
+    return load_batches(examples, load, spec, reject, batch=batch)
 
 
 def evaluation_steps(index: SplitIndex, batch_size: int) -> int:
@@ -203,9 +233,10 @@ def evaluation_steps(index: SplitIndex, batch_size: int) -> int:
   return -(-index.num_examples // batch_size)
 
 
-def _side_by_side(images, labels):
+def _side_by_side(tensors, copies: int):
   """Joins the axes of images and copies: [n, copies, ...] to [n * copies]."""
-  return tf.nest.map_structure(
-    lambda x: tf.reshape(x, [x.shape[0] * x.shape[1], *x.shape[2:]]),
-    (images, labels),
+  *found, weights = tensors
+  found = tf.nest.map_structure(
+    lambda x: tf.reshape(x, [x.shape[0] * copies, *x.shape[2:]]), found
   )
+  return *found, tf.repeat(weights, copies)

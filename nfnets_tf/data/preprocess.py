@@ -71,8 +71,12 @@ class InceptionCrop:
       image = self._crop(image, seed)
     return resize_bicubic(image, self.image_size, self.image_size)
 
+  def box(self, encoded: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+    """Returns [top, left, height, width] of what is cut from a JPEG string."""
+    return self._box(tf.io.extract_jpeg_shape(encoded), seed)
+
   def _crop_jpeg(self, encoded, seed):
-    box = self._box(tf.io.extract_jpeg_shape(encoded), seed)
+    box = self.box(encoded, seed)
     return tf.io.decode_and_crop_jpeg(encoded, box, channels=3)
 
   def _crop(self, image, seed):

@@ -1,23 +1,52 @@
-"""Shards: TFRecord files of labelled images, with an index beside them.
+"""Shards: TFRecord files of labelled images, and the index written beside them.
 
 A data set is a folder of `SPLIT-00000-of-00008.tfrecord` files of
 `tf.train.Example` under the field names of ImageNet's shards, and an
-`index.json` that counts them. A folder without an index is scanned instead.
+`index.json` that counts, sizes and sums them.
 """
 
+from __future__ import annotations
+
+import collections
 import dataclasses
+import hashlib
 import json
 import os
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import tensorflow as tf
 
 from nfnets_tf.ops.errors import UserError
 
 INDEX = "index.json"
-IMAGE, LABEL = "image/encoded", "image/class/label"
-FILENAME = "image/filename"
+
+
+@dataclasses.dataclass(frozen=True)
+class Fields:
+  """What a `tf.train.Example` calls its parts.
+
+  The defaults are those of ImageNet's and the Model Garden's shards, which
+  count classes from 1: bind `first_label` to 1 for them. TFDS writes "image",
+  "label" and "file_name".
+
+  Attributes:
+    image: bytes of the encoded image.
+    label: one integer.
+    name: of the image's file; may be missing.
+    first_label: the label of class 0.
+    raw: whether `image` holds no file but height x width x 3 bytes, of the
+      integers `height` and `width`.
+    height, width: see `raw`.
+  """
+
+  image: str = "image/encoded"
+  label: str = "image/class/label"
+  name: str = "image/filename"
+  first_label: int = 0
+  raw: bool = False
+  height: str = "image/height"
+  width: str = "image/width"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,44 +61,22 @@ class Record:
 
   def serialize(self) -> bytes:
     """Returns the record as a serialized `tf.train.Example`."""
+    fields = Fields()
     strings = {
-      IMAGE: self.encoded,
+      fields.image: self.encoded,
       "image/format": self.format.encode(),
       "image/class/text": self.text.encode(),
-      FILENAME: self.filename.encode(),
+      fields.name: self.filename.encode(),
     }
     features = {
       name: tf.train.Feature(bytes_list=tf.train.BytesList(value=[value]))
       for name, value in strings.items()
     }
     label = tf.train.Int64List(value=[self.label])
-    features[LABEL] = tf.train.Feature(int64_list=label)
+    features[fields.label] = tf.train.Feature(int64_list=label)
     return tf.train.Example(
       features=tf.train.Features(feature=features)
     ).SerializeToString(deterministic=True)
-
-
-@dataclasses.dataclass(frozen=True)
-class SplitIndex:
-  """What one split of a data set holds.
-
-  Attributes:
-    files: paths of the shards.
-    counts: number of examples in each.
-    num_classes: number of classes; of a scanned split, one more than its
-      largest label.
-    class_names: in the order of the labels; empty if the shards have no index.
-  """
-
-  files: tuple[str, ...]
-  counts: tuple[int, ...]
-  num_classes: int
-  class_names: tuple[str, ...]
-
-  @property
-  def num_examples(self) -> int:
-    """Number of examples in the split."""
-    return sum(self.counts)
 
 
 def write_dataset(
@@ -98,134 +105,107 @@ def write_dataset(
   partial = f"{directory}.partial-{uuid.uuid4().hex[:8]}"
   tf.io.gfile.makedirs(partial)
   try:
-    index = {"format": 1, "class_names": list(class_names), "splits": {}}
+    index = {"format": 2, "class_names": list(class_names), "splits": {}}
     for split, records in splits.items():
       index["splits"][split] = _write_split(
         partial, split, records, num_shards[split], len(class_names)
       )
-    with tf.io.gfile.GFile(os.path.join(partial, INDEX), "w") as file:
-      json.dump(index, file, indent=1)
+    write_index(partial, index)
     tf.io.gfile.rename(partial, directory)
   except BaseException:
     tf.io.gfile.rmtree(partial)
     raise
 
 
-def _check_label(record: Record, num_classes: int) -> None:
-  if not 0 <= record.label < num_classes:
-    raise UserError(
-      f"{record.filename!r} has label {record.label}; expected 0 to"
-      f" {num_classes - 1}, one for each of the {num_classes} class names."
-    )
-
-
-def _write_split(
-  directory, split, records, num_shards, num_classes
-) -> list[dict]:
-  shards = []
+def _write_split(directory, split, records, num_shards, num_classes) -> dict:
+  written = []
   for shard in range(num_shards):
-    name = f"{split}-{shard:05d}-of-{num_shards:05d}.tfrecord"
     part = records[shard::num_shards]
-    with tf.io.TFRecordWriter(os.path.join(directory, name)) as writer:
-      for record in part:
-        _check_label(record, num_classes)
-        writer.write(record.serialize())
-    size = tf.io.gfile.stat(os.path.join(directory, name)).length
-    shards.append({"file": name, "examples": len(part), "bytes": size})
-  return shards
+    for record in part:
+      check_label(record.filename, record.label, num_classes)
+    pairs = ((record.label, record.serialize()) for record in part)
+    path = os.path.join(directory, shard_name(split, shard, num_shards))
+    written.append(write_shard(path, pairs))
+  return describe_split(written, num_classes)
 
 
-def read_index(directory: str, split: str) -> SplitIndex:
-  """Finds the shards of a split and checks that they can be trained on.
+def check_label(filename: str, label: int, num_classes: int) -> None:
+  """Raises a UserError unless the label is that of a class."""
+  if not 0 <= label < num_classes:
+    raise UserError(
+      f"{filename!r} has label {label}; expected 0 to {num_classes - 1}, one"
+      f" for each of the {num_classes} class names."
+    )
 
-  Raises:
-    UserError: if the folder or the split is missing, or a shard is missing, of
-      another size than its index says, empty or without labels.
+
+def shard_name(split: str, shard: int, num_shards: int) -> str:
+  """Returns a shard's file name."""
+  return f"{split}-{shard:05d}-of-{num_shards:05d}.tfrecord"
+
+
+def write_shard(path: str, examples: Iterable[tuple[int, bytes]]) -> dict:
+  """Writes one shard; the file appears whole or not at all.
+
+  Args:
+    path: of the file.
+    examples: (label, serialized example) of each.
+
+  Returns:
+    Its entry in the index: file, examples, bytes, sha256, and under "labels"
+    {label: number of examples}.
   """
-  if not tf.io.gfile.isdir(directory):
-    raise UserError(
-      f"the data folder {directory!r} does not exist; bind DATA_DIR to a folder"
-      f" of {split}-*.tfrecord shards."
-    )
+  partial = f"{path}.partial-{uuid.uuid4().hex[:8]}"
+  labels = collections.Counter()
+  with tf.io.TFRecordWriter(partial) as writer:
+    for label, serialized in examples:
+      writer.write(serialized)
+      labels[label] += 1
+  entry = {
+    "file": os.path.basename(path),
+    "examples": labels.total(),
+    "bytes": tf.io.gfile.stat(partial).length,
+    "sha256": file_sha256(partial),
+    "labels": dict(labels),
+  }
+  tf.io.gfile.rename(partial, path, overwrite=True)
+  return entry
+
+
+def file_sha256(path: str) -> str:
+  """Returns the SHA-256 of a file, in hexadecimal digits."""
+  digest = hashlib.sha256()
+  with tf.io.gfile.GFile(path, "rb") as file:
+    while block := file.read(1 << 22):
+      digest.update(block)
+  return digest.hexdigest()
+
+
+def describe_split(shards: Sequence[Mapping], num_classes: int) -> dict:
+  """Returns a split's part of the index.
+
+  Args:
+    shards: what `write_shard` returned for each.
+    num_classes: number of classes.
+  """
+  histogram = [0] * num_classes
+  for shard in shards:
+    for label, count in shard["labels"].items():
+      histogram[int(label)] += count
+  entries = [
+    {key: shard[key] for key in ("file", "examples", "bytes", "sha256")}
+    for shard in shards
+  ]
+  return {
+    "examples": sum(entry["examples"] for entry in entries),
+    "bytes": sum(entry["bytes"] for entry in entries),
+    "examples_by_class": histogram,
+    "shards": entries,
+  }
+
+
+def write_index(directory: str, index: Mapping) -> None:
+  """Writes the index: with it the folder is a data set."""
   path = os.path.join(directory, INDEX)
-  if tf.io.gfile.exists(path):
-    with tf.io.gfile.GFile(path) as file:
-      index = _from_json(directory, split, json.load(file))
-  else:
-    index = _scan(directory, split)
-  if not index.num_examples:
-    raise UserError(
-      f"the {split!r} split in {directory!r} holds no examples; expected at"
-      " least one: write the shards again, or bind DATA_DIR to another folder."
-    )
-  return index
-
-
-def _from_json(directory: str, split: str, content: dict) -> SplitIndex:
-  if split not in content["splits"]:
-    raise UserError(
-      f"{directory!r} has no split {split!r}; its index lists"
-      f" {', '.join(map(repr, content['splits']))}: bind the split to one."
-    )
-  shards = content["splits"][split]
-  files = tuple(os.path.join(directory, shard["file"]) for shard in shards)
-  for path, shard in zip(files, shards):
-    size = tf.io.gfile.stat(path).length if tf.io.gfile.exists(path) else None
-    if size != shard["bytes"]:
-      state = "is missing" if size is None else f"has {size:,} bytes"
-      raise UserError(
-        f"the shard {path!r} {state}, but {INDEX} says {shard['bytes']:,}"
-        " bytes; restore the shard or write the data set again."
-      )
-  names = tuple(content["class_names"])
-  counts = tuple(shard["examples"] for shard in shards)
-  return SplitIndex(files, counts, len(names), names)
-
-
-def _scan(directory: str, split: str) -> SplitIndex:
-  """Counts the examples and labels of shards that have no index."""
-  files = sorted(tf.io.gfile.glob(os.path.join(directory, f"{split}-*")))
-  if not files:
-    found = sorted(tf.io.gfile.listdir(directory))[:3]
-    holds = f"it holds {', '.join(found)}" if found else "it is empty"
-    raise UserError(
-      f"the data folder {directory!r} has no {split}-* shards ({holds}); bind"
-      " DATA_DIR to a folder of TFRecord shards."
-    )
-  counts, largest = [], 0
-  for path in files:
-    labels = _labels(path)
-    counts.append(len(labels))
-    largest = max([largest, *labels])
-  return SplitIndex(tuple(files), tuple(counts), largest + 1, ())
-
-
-def _labels(path: str) -> list[int]:
-  """Returns the labels of a shard, each of which must be there and >= 0."""
-  feature = {LABEL: tf.io.FixedLenFeature([], tf.int64, default_value=-1)}
-  batches = tf.data.TFRecordDataset(path).batch(1024)
-  batches = batches.map(lambda x: tf.io.parse_example(x, feature)[LABEL])
-  labels = []
-  try:
-    for batch in batches:
-      labels.extend(batch.numpy().tolist())
-  except tf.errors.DataLossError as error:
-    raise UserError(
-      f"the shard {path!r} is not a whole TFRecord file after {len(labels)}"
-      f" records ({error.message}); restore it or write the shards again."
-    ) from error
-  if labels and min(labels) < 0:
-    position = labels.index(min(labels))
-    raise UserError(
-      f"record {position} of the shard {path!r} has no label of 0 or more in"
-      f" {LABEL!r}; write the shards again with one label for every image."
-    )
-  return labels
-
-
-def read_filenames(index: SplitIndex) -> list[str]:
-  """Returns the file name of every example, "" where it has none, in order."""
-  feature = {FILENAME: tf.io.FixedLenFeature([], tf.string, default_value="")}
-  batches = tf.data.TFRecordDataset(list(index.files)).batch(1024)
-  batches = batches.map(lambda x: tf.io.parse_example(x, feature)[FILENAME])
-  return [name.decode() for batch in batches for name in batch.numpy()]
+  with tf.io.gfile.GFile(f"{path}.partial", "w") as file:
+    json.dump(index, file, indent=1)
+  tf.io.gfile.rename(f"{path}.partial", path, overwrite=True)

@@ -36,16 +36,21 @@ class Digits:
     """Writes the shards; returns whether there was anything to write."""
     if tf.io.gfile.exists(os.path.join(self.directory, INDEX)):
       return False
-    records = self._records()
-    held_out = records[::_HELD_OUT_SHARE]
-    train = [r for i, r in enumerate(records) if i % _HELD_OUT_SHARE]
     write_dataset(
       self.directory,
-      {"train": train, "heldout": held_out},
+      self.splits(),
       num_shards={"train": 8, "heldout": 2},
       class_names=[str(digit) for digit in range(10)],
     )
     return True
+
+  def splits(self) -> dict[str, list[Record]]:
+    """Returns the records of "train" and "heldout"."""
+    records = self._records()
+    return {
+      "train": [r for i, r in enumerate(records) if i % _HELD_OUT_SHARE],
+      "heldout": records[::_HELD_OUT_SHARE],
+    }
 
   def _records(self) -> list[Record]:
     from sklearn import datasets  # a second to import, and needed once

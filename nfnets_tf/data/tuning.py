@@ -24,6 +24,8 @@ def options() -> tf.data.Options:
   chosen = tf.data.Options()
   chosen.deterministic = True
   chosen.autotune.enabled = False
+  # Images keep every core busy; one that is shared out among cores only waits.
+  chosen.threading.max_intra_op_parallelism = 1
   # Hosts are told their part; TensorFlow's own guess falls back silently.
   chosen.experimental_distribute.auto_shard_policy = (
     tf.data.experimental.AutoShardPolicy.OFF

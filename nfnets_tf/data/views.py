@@ -10,19 +10,18 @@ from collections.abc import Sequence
 
 import tensorflow as tf
 
+from nfnets_tf.data.dimensions import MAX_PIXELS, pixel_count
 from nfnets_tf.data.mixing import Mixer
 from nfnets_tf.data.preprocess import Operation, compose
-from nfnets_tf.data.records import IMAGE, LABEL
+from nfnets_tf.data.records import Fields
 from nfnets_tf.ops.losses import MixedLabels
-
-_FEATURES = {
-  IMAGE: tf.io.FixedLenFeature([], tf.string),
-  LABEL: tf.io.FixedLenFeature([], tf.int64),
-}
 
 
 class Views:
-  """Makes images of records; see `pipeline.Split` for the arguments."""
+  """Makes images of records; see `pipeline.Split` for the arguments.
+
+  A record that cannot be used raises `tf.errors.InvalidArgumentError`.
+  """
 
   def __init__(
     self,
@@ -30,12 +29,16 @@ class Views:
     mixers: Sequence[Mixer],
     mixed_operations: Sequence[Operation],
     *,
-    multiplicity: int,
+    num_classes: int,
+    multiplicity: int = 1,
+    max_pixels: int = MAX_PIXELS,
   ):
     self._operations = compose(operations)
     self._mixers = tuple(mixers)
     self._mixed_operations = compose(mixed_operations)
     self._multiplicity = multiplicity
+    self._num_classes = num_classes
+    self._max_pixels = max_pixels
 
   @property
   def sources(self) -> int:
@@ -50,6 +53,7 @@ class Views:
   def training(
     self,
     serialized: tf.Tensor,
+    fields: Fields,
     seed: int,
     number: tf.Tensor,
     turn: tf.Tensor,
@@ -58,33 +62,40 @@ class Views:
 
     Args:
       serialized: a record, or two of them if `sources` is 2.
+      fields: what it calls its parts.
       seed: of the run.
       number: of the first copy among all images that were ever trained on,
         int64; it decides, with the seed, what is drawn.
       turn: number of the image on this host; whose turn it is to mix it.
 
     Returns:
-      uint8 [multiplicity, height, width, 3], and labels [multiplicity].
+      uint8 [multiplicity, height, width, 3], and labels [multiplicity]; with a
+      multiplicity of 1, an image and its label.
     """
     make = self._mixed if self._mixers else self._single
+    if self._multiplicity == 1:
+      return make(serialized, fields, tf.stack([seed, number]), turn)
     copies = [
-      make(serialized, tf.stack([seed, number + copy]), turn)
+      make(serialized, fields, tf.stack([seed, number + copy]), turn)
       for copy in range(self._multiplicity)
     ]
     return tf.nest.map_structure(lambda *tensors: tf.stack(tensors), *copies)
 
-  def evaluation(self, serialized: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+  def evaluation(
+    self, serialized: tf.Tensor, fields: Fields
+  ) -> tuple[tf.Tensor, tf.Tensor]:
     """Returns the image of a record and its label."""
-    return self._load(serialized, tf.zeros([2], tf.int64))
+    return self._load(serialized, fields, tf.zeros([2], tf.int64))
 
-  def _single(self, serialized, seed, turn):
+  def _single(self, serialized, fields, seed, turn):
     del turn
-    image, label = self._load(serialized, seed)
+    image, label = self._load(serialized, fields, seed)
     return self._mixed_operations(image, _fold(seed, 3)), label
 
-  def _mixed(self, serialized, seed, turn):
-    first, label = self._load(serialized[0], _fold(seed, 0))
-    second, other = self._load(serialized[1], _fold(seed, 1))
+  def _mixed(self, serialized, fields, seed, turn):
+    (first, label), (second, other) = (
+      self._load(serialized[i], fields, _fold(seed, i)) for i in (0, 1)
+    )
     image, share = tf.switch_case(
       tf.cast(turn % len(self._mixers), tf.int32),
       [
@@ -95,10 +106,27 @@ class Views:
     image = self._mixed_operations(image, _fold(seed, 3))
     return image, MixedLabels(label, other, share)
 
-  def _load(self, serialized, seed):
-    features = tf.io.parse_single_example(serialized, _FEATURES)
-    image = self._operations(features[IMAGE], seed)
-    return image, tf.cast(features[LABEL], tf.int32)
+  def _load(self, serialized, fields, seed):
+    kinds = {fields.image: tf.string, fields.label: tf.int64}
+    if fields.raw:
+      kinds.update({fields.height: tf.int64, fields.width: tf.int64})
+    parsed = tf.io.parse_single_example(
+      serialized,
+      {name: tf.io.FixedLenFeature([], kind) for name, kind in kinds.items()},
+    )
+    label = parsed[fields.label] - fields.first_label
+    within = (label >= 0) & (label < self._num_classes)
+    tf.debugging.Assert(within, ["label out of range", label])
+    image = parsed[fields.image]
+    if fields.raw:
+      shape = [parsed[fields.height], parsed[fields.width], 3]
+      image = tf.reshape(tf.io.decode_raw(image, tf.uint8), shape)
+    else:
+      pixels = pixel_count(image)
+      tf.debugging.Assert(
+        pixels <= self._max_pixels, ["image too large", pixels]
+      )
+    return self._operations(image, seed), tf.cast(label, tf.int32)
 
 
 def _fold(seed, index):

@@ -178,7 +178,7 @@ class Classifier(keras.Model):
       taken = share.sharpness_aware(self.sam, self.sam.active_at(step))
     pairs = self.optimizer.aggregate_gradients(zip(taken.gradients, variables))
     gradients, _ = zip(*pairs)
-    self._telemetry.update(variables, gradients, taken)
+    self._telemetry.update(variables, gradients, taken, tensors[2])
     self.optimizer.apply_gradients(
       zip(gradients, variables), skip_gradients_aggregation=True
     )

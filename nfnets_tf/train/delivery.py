@@ -2,7 +2,7 @@
 
 from contextlib import nullcontext
 
-from nfnets_tf.data.records import SplitIndex
+from nfnets_tf.data.index import SplitIndex
 from nfnets_tf.train.classifier import Classifier
 from nfnets_tf.train.workdir import Workdir
 

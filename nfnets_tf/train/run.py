@@ -13,8 +13,8 @@ from typing import TextIO
 import tensorflow as tf
 from tensorflow import keras
 
+from nfnets_tf.data.index import SplitIndex
 from nfnets_tf.data.pipeline import Split
-from nfnets_tf.data.records import SplitIndex
 from nfnets_tf.ops.errors import UserError
 from nfnets_tf.optim.sam import SAM
 from nfnets_tf.train import plan
@@ -42,7 +42,7 @@ class Training:
     prepare: called before reading, to write shards that are not there yet; or
       None.
     start: gives the network its first weights; a `pretrained.Start`.
-    report: called at the end as `report.ClassificationReport`, or None.
+    report: called at the end, a `report.ClassificationReport`, or None.
     train_split: what is trained on.
     heldout_split: what is evaluated on.
     learning_rate: the schedule.
@@ -53,6 +53,7 @@ class Training:
     policy: Keras' precision policy, "float32" or "mixed_bfloat16".
     seed: of initial weights and data order.
     shuffle_buffer: examples that a host holds in memory for shuffling.
+    max_bad_share: of the images read, from 0 to 1; more bad ones end the run.
     steps_per_execution: steps between returns to Python.
     log_every: steps, a multiple of `steps_per_execution`.
     evaluate_every: steps, a multiple of `log_every`.
@@ -84,6 +85,7 @@ class Training:
     policy: str,
     seed: int,
     shuffle_buffer: int,
+    max_bad_share: float,
     steps_per_execution: int,
     log_every: int,
     evaluate_every: int,
@@ -111,6 +113,7 @@ class Training:
     self.policy = policy
     self.seed = seed
     self.shuffle_buffer = shuffle_buffer
+    self.max_bad_share = max_bad_share
     self.steps_per_execution = steps_per_execution
     self.log_every = log_every
     self.evaluate_every = evaluate_every
@@ -158,6 +161,7 @@ class Training:
     images = self.total_steps * self.batch_size
     epochs = images / self.num_examples
     size = self.train_split.image_shape()[0]
+    calls = f"{self.steps_per_execution} steps a call"
     network, macs = plan.describe_network(self.network, size)
     lines = [
       *network,
@@ -169,11 +173,7 @@ class Training:
         self.train_split.multiplicity,
       ),
       *plan.describe_learning_rate(self.learning_rate, self.total_steps),
-      (
-        "strategy",
-        f"{self.strategy.__name__}, {self.policy},"
-        f" {self.steps_per_execution} steps a call",
-      ),
+      ("strategy", f"{self.strategy.__name__}, {self.policy}, {calls}"),
       *plan.describe_reading(
         self.train_split, self.num_examples, self.batch_size
       ),
@@ -219,7 +219,7 @@ class Training:
       LOGGER.info("Wrote the shards in %s.", self.train_split.directory)
     train, heldout = self._read_indexes()
     session = Session(self, files, strategy, train, heldout)
-    # Not before: a configuration that was refused must not bind the folder.
+    # Not before: what was refused must not bind the folder.
     files.keep_configuration(configuration)
     files.keep_data(train=train, heldout=heldout)
     started()

@@ -9,12 +9,13 @@ import numpy as np
 import tensorflow as tf
 from tensorflow import keras
 
+from nfnets_tf.data.index import SplitIndex
 from nfnets_tf.data.pipeline import evaluation_steps
-from nfnets_tf.data.records import SplitIndex
 from nfnets_tf.train.callbacks import Every, LogTraining
 from nfnets_tf.train.checkpoints import Checkpoints
 from nfnets_tf.train.curves import draw_curves
 from nfnets_tf.train.delivery import deliver
+from nfnets_tf.train.inputs import Inputs
 from nfnets_tf.train.metrics_log import MetricsLog, read_records
 from nfnets_tf.train.plan import describe_gradient
 from nfnets_tf.train.progress import Progress
@@ -66,11 +67,11 @@ class Session:
       job.start(self._classifier)
     self._step = self._checkpoints.restore()
     self._log = MetricsLog(files, step=self._step)
-    self._heldout_batches = strategy.distribute_datasets_from_function(
-      self._evaluation_input
-    )
+    self._inputs = Inputs(job, strategy, train, heldout)
+    self._watch = self._inputs.watch()
+    self._heldout_batches = self._inputs.heldout()
     # Made here, so that what does not fit is refused before anything is kept.
-    self._next_batches = self._training_batches()
+    self._next_batches = self._inputs.training(self._step)
 
   def fit(self, terminal: TextIO | None) -> None:
     """Trains to the last step, with whole intervals and a rest."""
@@ -97,7 +98,7 @@ class Session:
       return
     batches, self._next_batches = self._next_batches, None
     self._classifier.fit(
-      batches or self._training_batches(),
+      batches or self._inputs.training(self._step),
       epochs=intervals,
       steps_per_epoch=steps,
       verbose=0,
@@ -121,6 +122,7 @@ class Session:
       self._checkpoints.save()
 
     return [
+      self._watch,
       LogTraining(self._log, progress, job.learning_rate),
       Every(job.evaluate_every, evaluate, progress),
       Every(job.checkpoint_every, save, progress),
@@ -129,6 +131,7 @@ class Session:
   def finish(self) -> dict:
     """Evaluates, delivers and marks the run as done; returns its result."""
     record = self._evaluate()
+    self._tell_faults()
     network = self._classifier.network
     record["weights_sha256"] = weights_sha256(network.trainable_variables)
     if self._classifier.averages:
@@ -154,6 +157,13 @@ class Session:
     self._files.write_result(result)
     return result
 
+  def _tell_faults(self) -> None:
+    for split in (self._job.train_split, self._job.heldout_split):
+      if split.faults.collect():
+        LOGGER.warning(
+          "Left out of the %r split, by cause: %s.", split.split, split.faults
+        )
+
   def _evaluate(self) -> dict:
     """Returns held-out metrics of the raw and of the averaged weights."""
 
@@ -171,36 +181,6 @@ class Session:
       with self._classifier.averaged():
         record.update(evaluate("ema_heldout_"))
     return record
-
-  def _training_batches(self):
-    return self._strategy.distribute_datasets_from_function(
-      self._training_input
-    )
-
-  def _training_input(self, context) -> tf.data.Dataset:
-    job = self._job
-    return job.train_split.training_batches(
-      self._train,
-      start_step=self._step,
-      shuffle_buffer=job.shuffle_buffer,
-      seed=job.seed,
-      **self._share(context),
-    )
-
-  def _evaluation_input(self, context) -> tf.data.Dataset:
-    return self._job.heldout_split.evaluation_batches(
-      self._heldout, **self._share(context)
-    )
-
-  def _share(self, context: tf.distribute.InputContext) -> dict:
-    """What this host reads of every global batch."""
-    hosts = context.num_input_pipelines
-    return {
-      "host_batch": self._job.batch_size // hosts,
-      "replicas": context.num_replicas_in_sync // hosts,
-      "host": context.input_pipeline_id,
-      "num_hosts": hosts,
-    }
 
   def _announce(self) -> None:
     job = self._job

@@ -44,7 +44,7 @@ class Scores:
 
 
 class Telemetry:
-  """How training goes: gradient norm, share of units clipped, SAM.
+  """How training goes: gradient norm, units clipped, SAM, unused examples.
 
   Args:
     network: whose trainable weights are meant, by part if it is an `NFNet`.
@@ -63,7 +63,8 @@ class Telemetry:
     self._eps = getattr(optimizer, "clipping_eps", None)
     self._names = _part_names(network)
     self._gradient_norm = keras.metrics.Mean(name="gradient_norm")
-    self.metrics = [self._gradient_norm]
+    self._unused = keras.metrics.Mean(name="unused")
+    self.metrics = [self._gradient_norm, self._unused]
     self._clipped = {}
     if self._clipping is not None:
       names = dict.fromkeys(name for name in self._names if name)
@@ -82,6 +83,7 @@ class Telemetry:
     variables: Sequence[tf.Variable],
     gradients: Sequence[tf.Tensor],
     taken: StepGradient,
+    weights: tf.Tensor | None,
   ) -> None:
     """Adds a step.
 
@@ -89,9 +91,12 @@ class Telemetry:
       variables: the weights before their update.
       gradients: summed over replicas, before clipping.
       taken: the replica's own passes.
+      weights: of its examples; None is 1 for each.
     """
     norms = [unitwise_norm(gradient) for gradient in gradients]
     self._gradient_norm.update_state(tf.linalg.global_norm(norms))
+    unused = 0.0 if weights is None else tf.equal(weights, 0.0)
+    self._unused.update_state(unused)
     if self._clipping is not None:
       self._count_clipped(variables, norms)
     if self._perturbed_loss is not None:

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 
 import tensorflow as tf
 
-from nfnets_tf.data.records import SplitIndex
+from nfnets_tf.data.index import SplitIndex
 from nfnets_tf.ops.errors import UserError
 
 

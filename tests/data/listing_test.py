@@ -7,6 +7,7 @@ from nfnets_tf.data.listing import (
   count_classes,
   count_training_images,
   digest,
+  is_held_out,
   list_folder,
 )
 from nfnets_tf.ops.errors import UserError
@@ -148,3 +149,12 @@ def test_folders_that_cannot_be_used(folder, tmp_path):
 
 def test_digest_is_sha_256():
   assert digest("abc").startswith("ba7816bf8f01cfea")
+
+
+def test_a_share_of_names_is_held_out_for_good():
+  names = [f"{i}.jpg" for i in range(10_000)]
+  for share in (0.0, 0.1, 0.5, 1.0):
+    held = [name for name in names if is_held_out(name, share)]
+    assert len(held) == pytest.approx(share * len(names), abs=200)
+  smaller = {name for name in names if is_held_out(name, 0.1)}
+  assert smaller <= {name for name in names if is_held_out(name, 0.2)}

@@ -1,10 +1,11 @@
-import collections
+import os
 
 import pytest
 import tensorflow as tf
 
-from nfnets_tf.data.order import ShardOrder
-from nfnets_tf.data.records import read_index
+from nfnets_tf.data.index import read_index
+from nfnets_tf.data.order import ShardOrder, read_part, read_piece
+from nfnets_tf.ops.errors import UserError
 
 
 def make(directory, **options):
@@ -65,17 +66,45 @@ def test_a_group_is_shuffled_over_all_its_shards(make_dataset):
   assert all(len(set(shards[i : i + 15])) >= 4 for i in range(0, 45, 15))
 
 
-@pytest.mark.parametrize("hosts", [2, 3, 5, 7])
-def test_hosts_share_every_example_once(make_dataset, hosts):
-  # 5 shards: with 7 hosts the records are shared out instead of the files.
-  directory = make_dataset(train=50, train_shards=5)
-  seen = collections.Counter()
-  for host in range(hosts):
-    order = make(directory, host=host, num_hosts=hosts)
-    epoch = names(order, order.num_examples)
-    assert names(order, order.num_examples, order.num_examples) != epoch
-    seen.update(epoch)
-  assert seen == {f"{i}.png": 1 for i in range(50)}
+@pytest.mark.parametrize("examples", [50, 3])
+@pytest.mark.parametrize("hosts", [2, 7])
+def test_hosts_share_every_example_once(make_dataset, hosts, examples):
+  # 5 shards: with 7 hosts some are cut; 3 examples do not go round.
+  directory = make_dataset(train=examples, train_shards=min(5, examples))
+  orders = [make(directory, host=h, num_hosts=hosts) for h in range(hosts)]
+  for epoch in range(3):
+    bounds = [
+      (o.examples_before(epoch), o.examples_before(epoch + 1)) for o in orders
+    ]
+    assert max(end for _, end in bounds) - min(end for _, end in bounds) <= 1
+    parts = [
+      names(o, end - begin, begin) for o, (begin, end) in zip(orders, bounds)
+    ]
+    assert sorted(sum(parts, [])) == sorted(f"{i}.png" for i in range(examples))
+
+
+def test_hosts_read_other_parts_in_another_epoch(make_dataset):
+  order = make(make_dataset(train=50), host=1, num_hosts=2)
+  assert set(names(order, 25)) != set(names(order, 25, 25))
+
+
+def test_a_host_goes_on_in_the_middle_of_its_part(make_dataset):
+  order = make(make_dataset(train=51), host=1, num_hosts=4)
+  seen = take(order, 60)
+  for start in range(1, 60, 19):
+    assert take(order, 60 - start, start) == seen[start:]
+
+
+def test_a_shard_larger_than_the_buffer_is_shuffled_in_windows(make_dataset):
+  order = make(make_dataset(train=50, train_shards=1), shuffle_buffer=10)
+  places = [int(name.split(".")[0]) for name in names(order, 50)]
+  assert sorted(places) == list(range(50)) != places
+  assert all(place < turn + 10 for turn, place in enumerate(places))
+
+
+def test_a_row_of_empty_shards_is_refused():
+  with pytest.raises(UserError, match="2 shards hold no examples"):
+    ShardOrder(["a", "b"], [0, 0], seed=0, shuffle_buffer=1)
 
 
 def test_groups_of_an_epoch_are_permuted_differently(make_dataset):
@@ -88,3 +117,27 @@ def test_groups_of_an_epoch_are_permuted_differently(make_dataset):
   ]
   assert all(sorted(group) == list(range(10)) for group in places)
   assert len(set(places)) == 5
+
+
+@pytest.mark.parametrize("begin, size", [(0, 50), (7, 20), (45, 10), (60, 5)])
+def test_a_part_of_a_row_of_shards(make_dataset, begin, size):
+  index = read_index(make_dataset(train=50), "train")
+  records = list(tf.data.TFRecordDataset(list(index.files)).as_numpy_iterator())
+  part = read_part(index.files, index.counts, begin, size)
+  assert list(part.as_numpy_iterator()) == records[begin : begin + size]
+
+
+def test_what_cannot_be_read_keeps_its_place(make_dataset):
+  path = read_index(make_dataset(train=50), "train").files[0]
+  records = list(tf.data.TFRecordDataset(path).as_numpy_iterator())
+  os.truncate(path, os.path.getsize(path) // 2)
+  found = list(read_piece(path, 1, 9).as_numpy_iterator())
+  assert found == records[1:5] + [b""] * 5
+
+
+def test_a_lost_shard_is_an_error_and_no_endless_wait(make_dataset):
+  directory = make_dataset(train=50)
+  order = make(directory)
+  os.remove(order.files[3])
+  with pytest.raises(tf.errors.NotFoundError, match="train-00003"):
+    take(order, 50)

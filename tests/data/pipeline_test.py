@@ -35,13 +35,13 @@ def training(split, steps, **options):
 
 def assert_same(a, b):
   assert len(a) == len(b) > 0
-  for (images, labels), (other_images, other_labels) in zip(a, b):
-    np.testing.assert_array_equal(images, other_images)
-    np.testing.assert_array_equal(labels, other_labels)
+  for batch, other in zip(a, b):
+    for part, other_part in zip(batch, other):
+      np.testing.assert_array_equal(part, other_part)
 
 
 def test_labels_stay_with_their_images(make_dataset):
-  for images, labels in training(make(make_dataset()), 20):
+  for images, labels, _ in training(make(make_dataset()), 20):
     # Image i is filled with the value i, and its label is i % 4.
     np.testing.assert_array_equal(images[:, 0, 0, 0] % 4, labels)
 
@@ -58,7 +58,7 @@ def test_step_n_is_the_same_after_a_restart_also_in_what_is_drawn(
 
 def test_a_batch_that_does_not_divide_the_epoch_loses_nothing(make_dataset):
   batches = training(make(make_dataset(train=50)), 25)  # 25 * 8 = 4 * 50
-  values = np.concatenate([images[:, 0, 0, 0] for images, _ in batches])
+  values = np.concatenate([images[:, 0, 0, 0] for images, _, _ in batches])
   assert np.bincount(values).tolist() == [4] * 50
 
 
@@ -67,7 +67,7 @@ def test_a_draw_differs_between_epochs_and_examples(make_dataset):
     make_dataset(train=8, train_shards=1),
     operations=[preprocess.Shift(pixels=3), preprocess.Resize(image_size=8)],
   )
-  (first, _), (second, _) = training(split, 2)
+  (first, _, _), (second, _, _) = training(split, 2)
   shapes = [(image > 0).tobytes() for image in [*first, *second]]
   assert len(set(shapes)) > 8
 
@@ -133,13 +133,13 @@ def test_repeated_augmentation_puts_copies_side_by_side(make_dataset):
   """A batch of 8 holds 2 images 4 times; the order is that of no copies."""
   split = make(make_dataset(), multiplicity=4)
   batches = training(split, 50)
-  values = np.concatenate([images[:, 0, 0, 0] for images, _ in batches])
+  values = np.concatenate([images[:, 0, 0, 0] for images, _, _ in batches])
   np.testing.assert_array_equal(values[::4], values[3::4])
   assert np.bincount(values[::4]).tolist() == [2] * 50  # 100 of 50 images
   plain = training(make(split.directory), 13)
-  once = np.concatenate([images[:, 0, 0, 0] for images, _ in plain])
+  once = np.concatenate([images[:, 0, 0, 0] for images, _, _ in plain])
   np.testing.assert_array_equal(values[::4], once[:100])
-  for images, labels in batches:
+  for images, labels, _ in batches:
     np.testing.assert_array_equal(images[:, 0, 0, 0] % 4, labels)
   assert_same(training(split, 20, start_step=30), batches[30:])
 
@@ -147,7 +147,7 @@ def test_repeated_augmentation_puts_copies_side_by_side(make_dataset):
 def test_every_copy_is_drawn_for_itself(make_dataset):
   operations = [preprocess.Shift(pixels=3), preprocess.Resize(image_size=8)]
   split = make(make_dataset(), operations=operations, multiplicity=4)
-  sheets = np.concatenate([images for images, _ in training(split, 25)])
+  sheets = np.concatenate([images for images, _, _ in training(split, 25)])
   # The border that a shift leaves black tells how far an image was moved.
   moves = {
     tuple(tuple((sheet[..., 0] > 0).any(axis=axis).tolist()) for axis in (0, 1))
@@ -185,13 +185,13 @@ def test_mixing_reads_each_image_once_an_epoch(make_dataset):
   """Batches of 8 hold 16 of the 50 images."""
   split = make(make_dataset(), mixers=[beside, above])
   batches = training(split, 25)
-  first = np.concatenate([images[:, 0, 0, 0] for images, _ in batches])
-  second = np.concatenate([images[:, 7, 7, 0] for images, _ in batches])
+  first = np.concatenate([images[:, 0, 0, 0] for images, _, _ in batches])
+  second = np.concatenate([images[:, 7, 7, 0] for images, _, _ in batches])
   for epoch in range(8):
     part = slice(epoch * 25, epoch * 25 + 25)
     read = np.concatenate([first[part], second[part]])
     assert sorted(read) == list(range(50))
-  for images, labels in batches:
+  for images, labels, _ in batches:
     np.testing.assert_array_equal(images[:, 0, 0, 0] % 4, labels.first)
     np.testing.assert_array_equal(images[:, 7, 7, 0] % 4, labels.second)
     # Mixers take turns, half of a batch each.
@@ -199,15 +199,15 @@ def test_mixing_reads_each_image_once_an_epoch(make_dataset):
     of_first = images[..., 0] == images[:, :1, :1, 0]
     np.testing.assert_array_equal(of_first.mean(axis=(1, 2)), labels.share)
   again = training(split, 5, start_step=20)
-  for (images, labels), (others, other_labels) in zip(again, batches[20:]):
-    np.testing.assert_array_equal(images, others)
-    np.testing.assert_array_equal(labels, other_labels)
+  for batch, other in zip(again, batches[20:]):
+    np.testing.assert_array_equal(batch[0], other[0])
+    np.testing.assert_array_equal(batch[1], other[1])
 
 
 def test_every_host_mixes_in_every_way(make_dataset):
   split = make(make_dataset(), mixers=[beside, above])
   for host in range(2):
-    ((_, labels),) = training(split, 1, host=host, num_hosts=2)
+    ((_, labels, _),) = training(split, 1, host=host, num_hosts=2)
     np.testing.assert_array_equal(labels.share, [0.5, 0.25] * 4)
 
 
@@ -218,7 +218,7 @@ def test_copies_of_a_pair_are_mixed_and_changed_each_for_itself(make_dataset):
     mixed_operations=[preprocess.Shift(pixels=2)],
     multiplicity=4,
   )
-  for images, labels in training(split, 5):
+  for images, labels, _ in training(split, 5):
     assert images.shape == (8, 8, 8, 3)
     for part in (labels.first, labels.second):
       assert (part.reshape(2, 4) == part.reshape(2, 4)[:, :1]).all()

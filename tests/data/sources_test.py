@@ -6,8 +6,9 @@ import tensorflow as tf
 from sklearn import datasets
 
 from nfnets_tf.data import records, sources
+from nfnets_tf.data.index import read_filenames, read_index
 from nfnets_tf.data.listing import list_folder
-from nfnets_tf.data.records import IMAGE, LABEL, read_filenames, read_index
+from nfnets_tf.data.records import Fields
 from nfnets_tf.data.sources import Digits, Folder, shards_of
 from nfnets_tf.ops.errors import UserError
 
@@ -19,11 +20,11 @@ def read(directory, split):
     for serialized in tf.data.TFRecordDataset(path):
       example = tf.train.Example.FromString(serialized.numpy())
       feature = example.features.feature
-      image = tf.io.decode_png(feature[IMAGE].bytes_list.value[0])
+      image = tf.io.decode_png(feature[Fields().image].bytes_list.value[0])
       assert image.shape == [16, 16, 1]
       small = image.numpy()[..., 0].reshape(8, 2, 8, 2).mean((1, 3))
       name = feature["image/filename"].bytes_list.value[0].decode()
-      found[name] = feature[LABEL].int64_list.value[0], small
+      found[name] = feature[Fields().label].int64_list.value[0], small
   return found
 
 
@@ -91,9 +92,9 @@ def test_a_folder_becomes_shards_once(folder, tmp_path):
         features = tf.train.Example.FromString(serialized.numpy()).features
         feature = features.feature
         name = feature["image/filename"].bytes_list.value[0].decode()
-        encoded = feature[IMAGE].bytes_list.value[0]
+        encoded = feature[Fields().image].bytes_list.value[0]
         assert found[name] == encoded  # byte for byte
-        label = feature[LABEL].int64_list.value[0]
+        label = feature[Fields().label].int64_list.value[0]
         assert name.startswith(("cat/", "dog/")[label])
         kind = feature["image/format"].bytes_list.value[0]
         assert kind == (b"png" if name.endswith("png") else b"jpeg")

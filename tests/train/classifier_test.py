@@ -115,7 +115,7 @@ def test_a_label_in_a_shard_reaches_the_loss_unchanged(make_dataset):
   bias = np.array([0.3, -1.0, 2.0, 0.1])
   model.network.get_layer("classifier").bias.assign(bias)
   log_p = bias - np.log(np.exp(bias).sum())
-  ((images, labels),) = batches.take(1)
+  ((images, labels, _),) = batches.take(1)
   # The true label of an image stands in its pixels: value i, label i % 4.
   truth = images.numpy()[:, 0, 0, 0] % 4
   targets = 0.9 * np.eye(4)[truth] + 0.1 / 4

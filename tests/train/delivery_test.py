@@ -2,7 +2,7 @@ import contextlib
 
 import pytest
 
-from nfnets_tf.data.records import SplitIndex
+from nfnets_tf.data.index import SplitIndex
 from nfnets_tf.train.delivery import deliver
 from nfnets_tf.train.workdir import Workdir
 

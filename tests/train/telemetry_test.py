@@ -38,7 +38,7 @@ def test_share_of_units_clipped_is_what_the_optimizer_clips():
     for v in variables
   ]
   telemetry = Telemetry(network, SGD(0.1, clipping=0.1), None)
-  telemetry.update(variables, gradients, step(gradients))
+  telemetry.update(variables, gradients, step(gradients), None)
   results = {k: float(v) for k, v in telemetry.results().items()}
   parts = {
     id(v): name
@@ -71,18 +71,21 @@ def test_means_are_over_the_steps_of_an_interval():
   big = [tf.fill(v.shape, 10.0) for v in variables]
   zero = [tf.zeros(v.shape) for v in variables]
   ones = tf.ones([2])
+  weights = tf.constant([1.0, 0.0, 1.0, 1.0])
   for gradients, on in ((big, 1.0), (zero, 0.0)):
     found = Findings(tf.constant([3.0, 5.0]), ones, ones, on * ones)
     telemetry.update(
-      variables, gradients, step(gradients, found, tf.constant(on))
+      variables, gradients, step(gradients, found, tf.constant(on)), weights
     )
   results = {k: float(v) for k, v in telemetry.results().items()}
   assert set(results) == {
     "gradient_norm",
+    "unused",
     "clipped",
     "perturbed_loss",
     "sam_active",
   }
+  assert results["unused"] == 0.25  # one weight of four is 0
   assert results["clipped"] == 0.5 and results["sam_active"] == 0.5
   assert results["gradient_norm"] == pytest.approx(10 * np.sqrt(8) / 2)
   assert results["perturbed_loss"] == 4.0  # of the perturbed step alone
@@ -94,7 +97,10 @@ def test_the_perturbed_loss_of_no_perturbed_step_is_no_number():
   zeros = [tf.zeros(v.shape) for v in network.trainable_variables]
   found = Findings(*[tf.zeros([2])] * 4)
   telemetry.update(
-    network.trainable_variables, zeros, step(zeros, found, tf.constant(0.0))
+    network.trainable_variables,
+    zeros,
+    step(zeros, found, tf.constant(0.0)),
+    None,
   )
   assert np.isnan(telemetry.results()["perturbed_loss"])
 
@@ -104,7 +110,8 @@ def test_the_perturbed_loss_of_no_perturbed_step_is_no_number():
 )
 def test_without_clipping_no_share_is_told(optimizer):
   network = NFNet("femto", 4)
-  assert set(Telemetry(network, optimizer, None).results()) == {"gradient_norm"}
+  results = Telemetry(network, optimizer, None).results()
+  assert set(results) == {"gradient_norm", "unused"}
 
 
 def test_scores_weigh_the_examples():

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from nfnets_tf.data.records import SplitIndex
+from nfnets_tf.data.index import SplitIndex
 from nfnets_tf.ops.errors import UserError
 from nfnets_tf.train.workdir import Workdir, replace_file, weights_sha256
 

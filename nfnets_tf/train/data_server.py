@@ -1,0 +1,46 @@
+"""The job that makes batches for runs elsewhere: a tf.data service."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import TextIO
+
+from nfnets_tf.data.service import split_address, start_server
+from nfnets_tf.train.plan import table
+
+LOGGER = logging.getLogger("nfnets_tf")
+
+
+class DataServer:
+  """Serves until it is interrupted.
+
+  Args:
+    address: "HOST:PORT" under which others reach it.
+
+  Raises:
+    UserError: if it is no address.
+  """
+
+  def __init__(self, *, address: str):
+    split_address(address)
+    self.address = address
+
+  def plan(self) -> str:
+    """Returns what would be served."""
+    return table([("data server", self.address)])
+
+  def run(
+    self,
+    workdir: str,
+    *,
+    configuration: str,
+    terminal: TextIO | None,
+    started: Callable[[], None] = lambda: None,
+  ) -> str:
+    """Serves; writes nothing. See `run.Training.run`."""
+    del workdir, configuration, terminal, started
+    server = start_server(self.address)
+    LOGGER.info("Serving data at %s; interrupt to end.", self.address)
+    server.join()
+    return self.plan()

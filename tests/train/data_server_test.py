@@ -1,0 +1,28 @@
+import pytest
+
+from nfnets_tf.ops.errors import UserError
+from nfnets_tf.train import data_server
+
+
+def test_it_serves_at_its_address_until_it_is_interrupted(monkeypatch):
+  started = []
+
+  class Server:
+    def join(self):
+      raise KeyboardInterrupt
+
+  def start(address):
+    started.append(address)
+    return Server()
+
+  monkeypatch.setattr(data_server, "start_server", start)
+  job = data_server.DataServer(address="data-1:5000")
+  assert "data-1:5000" in job.plan()
+  with pytest.raises(KeyboardInterrupt):
+    job.run("", configuration="", terminal=None)
+  assert started == ["data-1:5000"]
+
+
+def test_what_is_no_address_is_refused():
+  with pytest.raises(UserError, match="'5000' is no address"):
+    data_server.DataServer(address="5000")
