@@ -87,7 +87,8 @@ def _transform(image, matrix):
   # A border of one pixel is what lies outside.
   framed = tf.pad(image, [[1, 1], [1, 1], [0, 0]], constant_values=FILL)
   position = (row + 1) * (size[1] + 2) + (column + 1)
-  return tf.gather(tf.reshape(framed, [-1, 3]), position)
+  pixels = tf.reshape(framed, [-1, 3])
+  return tf.gather_nd(pixels, position[..., tf.newaxis])
 
 
 def _nearest(values, size):
