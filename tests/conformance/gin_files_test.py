@@ -9,10 +9,22 @@ import pytest
 import gin
 from nfnets_tf.config import Configuration
 from nfnets_tf.models.variants import VARIANTS
+from tests.data.index_test import store_with_tfds
 
 ROOT = pathlib.Path(__file__).parents[2]
 TESTDATA = ROOT / "tests" / "testdata"
-RUNS = sorted(p.relative_to(ROOT).as_posix() for p in ROOT.glob("gin/*.gin"))
+# Jobs that do not train, and what they need to be told.
+JOBS = {
+  "gin/check_shards.gin": ["DATA_DIR = 'x'"],
+  "gin/data_server.gin": ["ADDRESS = 'a:1'"],
+  "gin/prepare_csv.gin": ["DATA_DIR = 'x'", "CSV = {csv!r}", "IMAGES = 'y'"],
+  "gin/prepare_digits.gin": ["DATA_DIR = 'x'"],
+  "gin/prepare_folder.gin": ["DATA_DIR = 'x'", "IMAGES = {images!r}"],
+  "gin/prepare_tfds.gin": ["DATA_DIR = 'x'", "TFDS = {tfds!r}"],
+}
+SERVICE = "gin/overlays/data_service.gin"
+FILES = sorted(p.relative_to(ROOT).as_posix() for p in ROOT.glob("gin/*.gin"))
+RUNS = [path for path in FILES if path not in JOBS]
 OVERLAYS = sorted(
   p.relative_to(ROOT).as_posix() for p in ROOT.glob("gin/overlays/*.gin")
 )
@@ -48,6 +60,8 @@ def images(tmp_path_factory):
 
 def configure(run, *files, images):
   given = [f"DATA_DIR = {images!r}"] if run == FOLDER else []
+  if SERVICE in files:
+    given += ["DATA_SERVERS = ['a:1', 'b:1']"]
   return Configuration([run, *files], given)
 
 
@@ -58,6 +72,17 @@ def test_a_run_parses_builds_and_finalizes(run, images):
   gin.finalize()
   with gin.unlock_config():
     gin.clear_config()
+
+
+@pytest.mark.parametrize("path", JOBS)
+def test_a_job_parses_builds_and_plans(path, images, tmp_path):
+  csv_file = tmp_path / "images.csv"
+  csv_file.write_text("path,label\na.png,0\n")
+  places = {"images": images, "csv": str(csv_file)}
+  if "TFDS" in str(JOBS[path]):
+    places["tfds"] = store_with_tfds(tmp_path)
+  given = [param.format(**places) for param in JOBS[path]]
+  assert Configuration([path], given).build_job().plan()
 
 
 def is_for(overlay, run):

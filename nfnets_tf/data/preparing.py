@@ -1,0 +1,191 @@
+"""Shards made by Apache Beam: one task a shard, in-process or on a cluster.
+
+Which image goes to which shard follows from the catalog and the seed alone, so
+that a task needs no other, a finished one is not repeated, and shards are of
+equal size to within one image (before bad ones and duplicates are left out).
+"""
+
+from __future__ import annotations
+
+import collections
+import json
+import os
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import tensorflow as tf
+
+from nfnets_tf.data.catalogs import Catalog
+from nfnets_tf.data.duplicates import NearDuplicates, difference_hash
+from nfnets_tf.data.faults import Examiner
+from nfnets_tf.data.preprocess import decode
+from nfnets_tf.data.records import (
+  Fields,
+  check_label,
+  shard_name,
+  write_shard,
+)
+from nfnets_tf.ops.errors import UserError
+
+_NAMED = 3
+
+
+class ShardTask(NamedTuple):
+  """One shard to be written.
+
+  Attributes:
+    path: of the shard.
+    sidecar: of the JSON file that says what was written; with it, the shard is
+      finished.
+    references: to the catalog's images, in order.
+  """
+
+  path: str
+  sidecar: str
+  references: Sequence
+
+
+def plan_tasks(
+  catalog: Catalog, directory: str, *, examples_per_shard: int, seed: int
+) -> dict[str, list[ShardTask]]:
+  """Returns the tasks of every split."""
+  tasks = {}
+  for number, (split, references) in enumerate(sorted(catalog.splits.items())):
+    shards = max(1, -(-len(references) // examples_per_shard))
+    order = np.random.default_rng([seed, number]).permutation(len(references))
+    tasks[split] = [
+      ShardTask(
+        path := os.path.join(directory, shard_name(split, shard, shards)),
+        f"{path}.json",
+        [references[i] for i in order[shard::shards]],
+      )
+      for shard in range(shards)
+    ]
+  return tasks
+
+
+def is_finished(task: ShardTask) -> bool:
+  """Returns whether a shard is written, as its sidecar says."""
+  written = read_sidecar(task)
+  if written is None or not tf.io.gfile.exists(task.path):
+    return False
+  return tf.io.gfile.stat(task.path).length == written["bytes"]
+
+
+def read_sidecar(task: ShardTask) -> dict | None:
+  """Returns what was written of a task, None if nothing yet."""
+  if not tf.io.gfile.exists(task.sidecar):
+    return None
+  with tf.io.gfile.GFile(task.sidecar) as file:
+    return json.load(file)
+
+
+def run_tasks(
+  catalog: Catalog,
+  tasks: Sequence[ShardTask],
+  *,
+  without: Catalog | None,
+  distance: int,
+  runner: str,
+  options: Sequence[str],
+) -> None:
+  """Writes shards.
+
+  Args:
+    catalog: what is written.
+    tasks: the shards, finished ones left out.
+    without: images that look like one of these are left out; or None.
+    distance: bits of their hashes that may differ for that.
+    runner: of Beam, such as "DirectRunner" or "DataflowRunner".
+    options: of Beam, such as "--direct_num_workers=8".
+
+  Raises:
+    UserError: if Beam is not installed.
+  """
+  try:  # seconds to import, and for this job alone
+    import apache_beam as beam
+    from apache_beam.options.pipeline_options import PipelineOptions
+  except ImportError as error:
+    raise UserError(
+      f"shards are written by Apache Beam, which is not installed ({error});"
+      " run pip install 'nfnets_tf[prepare]'."
+    ) from error
+
+  chosen = PipelineOptions(list(options), save_main_session=False)
+  with beam.Pipeline(runner=runner, options=chosen) as pipeline:
+    shards = pipeline | "Shards" >> beam.Create(tasks)
+    shards |= "Spread shards" >> beam.Reshuffle()
+    if without is None:
+      _ = shards | "Write" >> beam.Map(write_task, catalog, None)
+      return
+    others = [image for part in without.splits.values() for image in part]
+    hashes = (
+      pipeline
+      | "Others" >> beam.Create(others)
+      | "Spread others" >> beam.Reshuffle()
+      | "Hash" >> beam.FlatMap(_hashes, without)
+    )
+    _ = shards | "Write" >> beam.Map(
+      _write_without, catalog, beam.pvalue.AsList(hashes), distance
+    )
+
+
+def _hashes(reference, catalog: Catalog):
+  """Yields the hash of an image, nothing if it cannot be decoded."""
+  try:
+    image = decode(tf.constant(catalog.read(reference).encoded))
+  except tf.errors.InvalidArgumentError:
+    return
+  yield difference_hash(image)
+
+
+def _write_without(task, catalog, hashes, distance) -> None:
+  write_task(task, catalog, NearDuplicates(hashes, distance))
+
+
+def write_task(
+  task: ShardTask, catalog: Catalog, without: NearDuplicates | None
+) -> None:
+  """Writes one shard, then its sidecar.
+
+  The sidecar is the shard's entry in the index, and under "faults" {cause:
+  number} of the images left out, under "named" some of them, under "duplicates"
+  the names of those that look like one of `without`.
+  """
+  classes = len(catalog.class_names)
+  examine = Examiner(Fields(), classes)
+  faults, named, duplicates = collections.Counter(), [], []
+
+  def examples():
+    for reference in task.references:
+      try:
+        record = catalog.read(reference)
+      except (OSError, tf.errors.OpError) as error:
+        faults["not readable"] += 1
+        named.append(f"{reference}: {error}")
+        continue
+      check_label(record.filename, record.label, classes)
+      serialized = record.serialize()
+      if fault := examine(serialized):
+        faults[fault.cause] += 1
+        named.append(f"{record.filename}: {fault.cause}")
+      elif without and _looks_like(record.encoded, without):
+        duplicates.append(record.filename)
+      else:
+        yield record.label, serialized
+
+  entry = write_shard(task.path, examples())
+  written = {
+    **entry,
+    "faults": faults,
+    "named": named[:_NAMED],
+    "duplicates": duplicates,
+  }
+  with tf.io.gfile.GFile(f"{task.sidecar}.partial", "w") as file:
+    json.dump(written, file)
+  tf.io.gfile.rename(f"{task.sidecar}.partial", task.sidecar, overwrite=True)
+
+
+def _looks_like(encoded: bytes, without: NearDuplicates) -> bool:
+  return difference_hash(decode(tf.constant(encoded))) in without

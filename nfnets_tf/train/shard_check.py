@@ -1,0 +1,147 @@
+"""The job that reads shards back and says whether they can be trained on."""
+
+from __future__ import annotations
+
+import collections
+import concurrent.futures
+import csv
+import io
+import logging
+import os
+from collections.abc import Callable, Sequence
+from typing import TextIO
+
+import tensorflow as tf
+
+from nfnets_tf.data import checking, tuning
+from nfnets_tf.data.dimensions import MAX_PIXELS
+from nfnets_tf.data.faults import Examiner
+from nfnets_tf.data.index import SplitIndex, read_index
+from nfnets_tf.data.records import Fields
+from nfnets_tf.ops.errors import UserError
+from nfnets_tf.train.plan import table
+from nfnets_tf.train.workdir import Workdir, replace_file
+
+LOGGER = logging.getLogger("nfnets_tf")
+
+
+class ShardCheck:
+  """Checks every record of some splits.
+
+  Args:
+    directory: of the shards; "~" is the home folder.
+    splits: names of the splits.
+    fields: see `pipeline.Split`.
+    num_classes: labels are below it; None is the number of the index.
+    min_side: images with a shorter side are told as tiny, in pixels.
+    max_bad_share: of the records that may be unusable, in [0, 1].
+  """
+
+  def __init__(
+    self,
+    *,
+    directory: str,
+    splits: Sequence[str],
+    fields: Fields | None,
+    num_classes: int | None,
+    min_side: int,
+    max_bad_share: float,
+  ):
+    self.directory = os.path.expanduser(directory)
+    self.splits = tuple(splits)
+    self.fields, self.num_classes = fields, num_classes
+    self.min_side, self.max_bad_share = min_side, max_bad_share
+
+  def plan(self) -> str:
+    """Returns what would be read."""
+    return table(
+      [("shards", self.directory), ("splits", ", ".join(self.splits))]
+    )
+
+  def run(
+    self,
+    workdir: str,
+    *,
+    configuration: str,
+    terminal: TextIO | None,
+    started: Callable[[], None] = lambda: None,
+  ) -> str:
+    """Reads all shards and writes WORKDIR/report/shards.csv.
+
+    Returns:
+      The numbers of all faults, and where to find more.
+
+    Raises:
+      UserError: if the shards cannot be used.
+    """
+    del terminal  # lines say all there is
+    files = Workdir(workdir)
+    indexes = [
+      read_index(self.directory, split, self.fields, check_sizes=False)
+      for split in self.splits
+    ]
+    files.keep_configuration(configuration)
+    started()
+    findings = [one for index in indexes for one in self._check(index)]
+    path = os.path.join(files.report, "shards.csv")
+    tf.io.gfile.makedirs(files.report)
+    replace_file(path, _to_csv(findings))
+    return self._judge(findings, path)
+
+  def _check(self, index: SplitIndex) -> list[checking.ShardFindings]:
+    named = bool(index.class_names)
+    classes = self.num_classes or (index.num_classes if named else None)
+    checker = checking.Checker(
+      Examiner(index.fields, classes, MAX_PIXELS), min_side=self.min_side
+    )
+    findings = []
+    with concurrent.futures.ThreadPoolExecutor(tuning.parallel_calls()) as pool:
+      for found in pool.map(checker, index.files, index.counts):
+        findings.append(found)
+        for position, fault in found.named[:1]:
+          LOGGER.warning(
+            "%s, record %d%s: %s.",
+            os.path.basename(found.path),
+            position,
+            f" ({fault.name})" if fault.name else "",
+            fault,
+          )
+    return findings
+
+  def _judge(self, findings, path: str) -> str:
+    records = sum(found.records for found in findings)
+    counts = collections.Counter()
+    for found in findings:
+      counts.update(found.counts)
+    text = ", ".join(f"{n:,} {cause}" for cause, n in counts.most_common())
+    bad = sum(
+      n for cause, n in counts.items() if cause not in checking.HARMLESS
+    )
+    if counts[checking.CUT] or bad > self.max_bad_share * records:
+      raise UserError(
+        f"the shards in {self.directory!r} cannot be used: {text}, of"
+        f" {records:,} records, and at most {self.max_bad_share:.2%} may be"
+        f" bad; write the shards again without them ({path} counts them by"
+        " shard)."
+      )
+    return table(
+      [
+        ("usable", f"{records - bad:,} of {records:,} records"),
+        ("faults", text or "none"),
+        ("by shard", path),
+      ]
+    )
+
+
+def _to_csv(findings) -> str:
+  causes = sorted({cause for found in findings for cause in found.counts})
+  text = io.StringIO()
+  writer = csv.writer(text, lineterminator="\n")
+  writer.writerow(["shard", "records", *causes, "first"])
+  for found in findings:
+    counts = [found.counts[cause] for cause in causes]
+    first = [f"record {place}: {fault}" for place, fault in found.named[:1]]
+    first = first or [""]
+    name = os.path.basename(found.path)
+    writer.writerow([name, found.records, *counts, *first])
+  return text.getvalue()

@@ -1,0 +1,59 @@
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from nfnets_tf.data.duplicates import BITS, NearDuplicates, difference_hash
+from nfnets_tf.ops.errors import UserError
+
+
+def picture(seed, size=96):
+  """A smooth random picture."""
+  coarse = np.random.default_rng(seed).uniform(0, 255, [6, 6, 3])
+  image = tf.image.resize(coarse, [size, size], method="bicubic")
+  return tf.saturate_cast(image, tf.uint8)
+
+
+def bits_apart(a, b):
+  return bin(a ^ b).count("1")
+
+
+def test_a_worked_example():
+  # Brighter towards the right in the upper half, towards the left below.
+  ramp = np.linspace(0, 250, 90)
+  rows = np.concatenate([np.tile(ramp, [40, 1]), np.tile(ramp[::-1], [40, 1])])
+  image = np.stack([rows] * 3, axis=-1).astype(np.uint8)
+  assert difference_hash(tf.constant(image)) == (2**32 - 1) << 32
+  assert difference_hash(tf.fill([5, 5, 3], tf.constant(9, tf.uint8))) == 0
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_changes_that_do_not_matter_change_few_bits(seed):
+  image = picture(seed)
+  own = difference_hash(image)
+  jpeg = tf.io.decode_jpeg(tf.io.encode_jpeg(image, quality=50))
+  smaller = tf.image.resize(image, [61, 83], antialias=True)
+  darker = tf.cast(tf.cast(image, tf.float32) * 0.8, tf.uint8)
+  for changed in (jpeg, tf.cast(smaller, tf.uint8), darker):
+    assert bits_apart(difference_hash(changed), own) <= 4
+  others = [difference_hash(picture(100 + i)) for i in range(20)]
+  assert min(bits_apart(own, other) for other in others) > 8
+
+
+@pytest.mark.parametrize("distance", [0, 1, 3, 7, 15])
+def test_finds_what_comparing_with_all_finds(distance):
+  random = np.random.default_rng(distance)
+  known = [int(x) for x in random.integers(0, 2**63, 50)]
+  near = NearDuplicates(known, distance)
+  for _ in range(300):
+    number = known[random.integers(50)]
+    for bit in random.choice(BITS, random.integers(0, 20), replace=False):
+      number ^= 1 << int(bit)
+    naive = any(bits_apart(number, other) <= distance for other in known)
+    assert (number in near) == naive
+  assert 0 not in NearDuplicates([], distance)
+
+
+@pytest.mark.parametrize("distance", [-1, 16, 2.5])
+def test_distances_that_cannot_be(distance):
+  with pytest.raises(UserError, match="distance of .* cannot be used"):
+    NearDuplicates([], distance)

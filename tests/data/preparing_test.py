@@ -1,0 +1,137 @@
+import dataclasses
+import json
+import os
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from nfnets_tf.data import preparing
+from nfnets_tf.data.duplicates import NearDuplicates, difference_hash
+from nfnets_tf.data.records import Record, file_sha256
+from tests.data.duplicates_test import picture
+
+
+@dataclasses.dataclass
+class Pictures:
+  """A catalog of random pictures; a reference is a seed and a class."""
+
+  count: int = 23
+  first: int = 0
+  quality: int = 95
+  key: str = "pictures"
+  rule: str = "one in four"
+  class_names: tuple = ("a", "b", "c")
+
+  @property
+  def splits(self):
+    references = [(self.first + i, i % 3) for i in range(self.count)]
+    return {"train": references[1:], "heldout": references[:1]}
+
+  def read(self, reference):
+    seed, label = reference
+    if seed == 13:
+      raise OSError("this one cannot be read")
+    encoded = tf.io.encode_jpeg(picture(seed, 32), quality=self.quality).numpy()
+    if seed == 17:
+      encoded = encoded[:60]
+    return Record(
+      encoded, label, self.class_names[label], f"{seed}.jpg", "jpeg"
+    )
+
+
+def tasks_of(catalog, directory, **options):
+  options = {"examples_per_shard": 5, "seed": 0, **options}
+  return preparing.plan_tasks(catalog, str(directory), **options)
+
+
+def names_in(path):
+  return [
+    tf.train.Example.FromString(serialized)
+    .features.feature["image/filename"]
+    .bytes_list.value[0]
+    .decode()
+    for serialized in tf.data.TFRecordDataset(path).as_numpy_iterator()
+  ]
+
+
+def test_every_image_goes_to_one_shard_and_shards_are_equal(tmp_path):
+  catalog = Pictures()
+  tasks = tasks_of(catalog, tmp_path)
+  assert isinstance(tasks["heldout"][0], preparing.ShardTask)
+  assert len(tasks["train"]) == 5 and len(tasks["heldout"]) == 1
+  sizes = [len(task.references) for task in tasks["train"]]
+  assert max(sizes) - min(sizes) <= 1
+  everything = sorted(r for task in tasks["train"] for r in task.references)
+  assert everything == sorted(catalog.splits["train"])
+  assert tasks_of(catalog, tmp_path) == tasks
+  assert tasks_of(catalog, tmp_path, seed=1) != tasks
+  assert tasks["train"][0].references != catalog.splits["train"][::5]
+
+
+def test_a_task_writes_what_can_be_used_and_counts_the_rest(tmp_path):
+  tasks = tasks_of(Pictures(), tmp_path)["train"]
+  assert not any(map(preparing.is_finished, tasks))
+  written = []
+  for task in tasks:
+    preparing.write_task(task, Pictures(), None)
+    assert preparing.is_finished(task)
+    sidecar = preparing.read_sidecar(task)
+    assert sidecar["sha256"] == file_sha256(task.path)
+    written.append(sidecar)
+  names = [name for task in tasks for name in names_in(task.path)]
+  good = [i for i in range(1, 23) if i not in (13, 17)]
+  assert sorted(names) == sorted(f"{i}.jpg" for i in good)
+  faults = [fault for some in written for fault in some["faults"].items()]
+  assert sorted(faults) == [("image not decodable", 1), ("not readable", 1)]
+  named = " ".join(name for some in written for name in some["named"])
+  assert "17.jpg: image not decodable" in named and "cannot be read" in named
+
+
+def test_a_half_written_shard_is_none(tmp_path):
+  (task,) = tasks_of(Pictures(), tmp_path)["heldout"]
+  preparing.write_task(task, Pictures(), None)
+  os.truncate(task.path, 10)
+  assert not preparing.is_finished(task)
+  os.remove(task.path)
+  assert not preparing.is_finished(task)
+  with open(task.path, "wb"):
+    os.remove(task.sidecar)
+  assert not preparing.is_finished(task)
+
+
+def test_near_duplicates_are_left_out_and_named(tmp_path):
+  known = NearDuplicates([difference_hash(picture(5, 32))], 3)
+  for task in tasks_of(Pictures(), tmp_path)["train"]:
+    preparing.write_task(task, Pictures(), known)
+    left_out = preparing.read_sidecar(task)["duplicates"]
+    holds_it = (5, 2) in task.references
+    assert left_out == (["5.jpg"] if holds_it else [])
+    assert "5.jpg" not in names_in(task.path)
+
+
+@pytest.mark.parametrize("without", [None, Pictures(3, first=20, quality=60)])
+def test_beam_runs_the_tasks(tmp_path, without):
+  tasks = [t for some in tasks_of(Pictures(), tmp_path).values() for t in some]
+  preparing.run_tasks(
+    Pictures(),
+    tasks,
+    without=without,
+    distance=3,
+    runner="DirectRunner",
+    options=["--direct_running_mode=multi_threading"],
+  )
+  assert all(map(preparing.is_finished, tasks))
+  names = {name for task in tasks for name in names_in(task.path)}
+  there = {f"{i}.jpg" for i in range(23) if i not in (13, 17)}
+  assert there - names == (
+    set() if without is None else {"20.jpg", "21.jpg", "22.jpg"}
+  )
+
+
+def test_sidecars_are_json(tmp_path):
+  (task,) = tasks_of(Pictures(), tmp_path)["heldout"]
+  preparing.write_task(task, Pictures(), None)
+  with open(task.sidecar) as file:
+    assert json.load(file)["labels"] == {"0": 1}
+  assert np.all([not name.endswith("partial") for name in os.listdir(tmp_path)])

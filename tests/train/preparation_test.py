@@ -1,0 +1,113 @@
+import json
+import os
+
+import pytest
+
+from nfnets_tf.data import preparing
+from nfnets_tf.data.index import read_index
+from nfnets_tf.ops.errors import UserError
+from nfnets_tf.train.preparation import Preparation
+from tests.data.preparing_test import Pictures, names_in
+
+
+def make(directory, catalog=None, **options):
+  return Preparation(
+    **{
+      "catalog": catalog or Pictures(),
+      "directory": str(directory),
+      "examples_per_shard": 5,
+      "seed": 0,
+      "without": None,
+      "distance": 3,
+      "max_bad_share": 0.1,
+      "runner": "DirectRunner",
+      "runner_options": ["--direct_running_mode=multi_threading"],
+      **options,
+    }
+  )
+
+
+def run(job, workdir):
+  return job.run(str(workdir), configuration="# none\n", terminal=None)
+
+
+def contents(directory):
+  return {
+    name: open(os.path.join(directory, name), "rb").read()
+    for name in sorted(os.listdir(directory))
+  }
+
+
+def test_shards_an_index_and_nothing_else(tmp_path):
+  job = make(tmp_path / "shards")
+  assert "22 images in 5 shards" in job.plan()
+  assert not (tmp_path / "shards").exists()
+  summary = run(job, tmp_path / "work")
+  assert "20 images" in summary and "1 image not decodable" in summary
+  names = sorted(os.listdir(tmp_path / "shards"))
+  assert names == [
+    "heldout-00000-of-00001.tfrecord",
+    "index.json",
+    *(f"train-{i:05d}-of-00005.tfrecord" for i in range(5)),
+  ]
+  found = read_index(str(tmp_path / "shards"), "train")
+  assert found.num_examples == 20 and found.class_names == ("a", "b", "c")
+  with open(tmp_path / "shards" / "index.json") as file:
+    index = json.load(file)
+  assert index["rule"] == "one in four"
+  assert sum(index["splits"]["train"]["examples_by_class"]) == 20
+  assert (tmp_path / "work" / "config.gin").exists()
+  assert (tmp_path / "work" / "result.json").exists()
+
+
+def test_finished_shards_are_not_written_again(tmp_path, monkeypatch):
+  whole, parts = tmp_path / "whole", tmp_path / "parts"
+  run(make(whole), tmp_path / "w1")
+  # Killed after two shards: the index was not written.
+  job = make(parts)
+  job._check_directory()
+  for task in job._tasks["train"][:2]:
+    preparing.write_task(task, Pictures(), None)
+  before = os.stat(job._tasks["train"][0].path).st_mtime_ns
+  with pytest.raises(UserError, match="index|no split|shards"):
+    read_index(str(parts), "heldout")
+  run(make(parts), tmp_path / "w2")
+  assert os.stat(job._tasks["train"][0].path).st_mtime_ns == before
+  assert contents(parts) == contents(whole)
+  monkeypatch.setattr(preparing, "run_tasks", None)
+  assert "20 images" in run(make(parts), tmp_path / "w2")  # done already
+
+
+def test_a_folder_of_something_else_is_refused(tmp_path):
+  run(make(tmp_path), tmp_path / "work")
+  for change in ({"seed": 1}, {"without": Pictures(2)}):
+    with pytest.raises(UserError, match="holds shards of other images"):
+      run(make(tmp_path, **change), tmp_path / "other")
+  half = tmp_path / "half"
+  make(half)._check_directory()
+  with pytest.raises(UserError, match="other images or settings .preparing"):
+    run(make(half, seed=1), tmp_path / "other")
+
+
+def test_too_many_bad_images_leave_no_index(tmp_path):
+  with pytest.raises(UserError, match="2 of 23 images cannot be used.*17.jpg"):
+    run(make(tmp_path / "shards", max_bad_share=0.05), tmp_path / "work")
+  assert not (tmp_path / "shards" / "index.json").exists()
+  summary = run(make(tmp_path / "shards"), tmp_path / "work")
+  assert "20 images" in summary  # a larger share needs no writing
+
+
+def test_near_duplicates_are_reported(tmp_path):
+  job = make(tmp_path / "shards", without=Pictures(3, first=20, quality=60))
+  assert "looks like one of 3 images" in job.plan()
+  assert "3 near-duplicates" in run(job, tmp_path / "work")
+  names = names_in(str(tmp_path / "shards" / "train-00000-of-00005.tfrecord"))
+  assert not {"20.jpg", "21.jpg", "22.jpg"} & set(names)
+  with open(tmp_path / "work" / "result.json") as file:
+    left_out = json.load(file)["near_duplicates"]
+  assert sorted(left_out) == ["20.jpg", "21.jpg", "22.jpg"]
+
+
+def test_sizes_that_cannot_be(tmp_path):
+  with pytest.raises(UserError, match="examples_per_shard = 0 cannot be used"):
+    make(tmp_path, examples_per_shard=0)
