@@ -1,6 +1,6 @@
 """Draws what the augmentations make of images: a row for each.
 
-python examples/augmentation_sheet.py photos docs/images/augmentation.png
+python examples/augmentation_sheet.py photos docs/images/augmentation.jpg
 """
 
 import argparse
@@ -60,7 +60,7 @@ def rows(images):
 
 
 def draw(table, path: str) -> None:
-  """Draws rows of uint8 images to a PNG."""
+  """Draws rows of uint8 images to a file."""
   table = list(table)
   figure = Figure(figsize=(COLUMNS * 0.9 + 1.2, len(table) * 0.9))
   figure.subplots_adjust(0.14, 0.002, 0.998, 0.998, 0.03, 0.03)
@@ -85,7 +85,7 @@ def main() -> None:
   """Reads a folder's first images and draws them."""
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument("folder", help="JPEG or PNG files, at any depth")
-  parser.add_argument("output", help="a PNG")
+  parser.add_argument("output", help="a JPEG or PNG")
   options = parser.parse_args()
   matplotlib.use("Agg")
   paths = (
