@@ -91,7 +91,7 @@ class Split:
     """Reads what the split holds and checks it against `num_classes`.
 
     Raises:
-      UserError: if the shards cannot be used; see `records.read_index`.
+      UserError: if the shards cannot be used; see `index.read_index`.
     """
     index = read_index(self.directory, self.split, self.fields)
     self.faults.examine.fields = index.fields
