@@ -38,7 +38,7 @@ _IMAGES = flags.DEFINE_string("images", None, "Folder of JPEGs.", required=True)
 _ROUNDS = flags.DEFINE_integer("rounds", 7, "Times each is measured.")
 _COUNT = flags.DEFINE_integer("count", 500, "Images of a measurement.")
 _SIZE, _LAYERS, _MAGNITUDE = 224, 4, 10
-_SHARDS, _COPIES, _BATCH, _WINDOW = 16, 8, 64, 16
+_SHARDS, _BATCH, _WINDOW = 16, 64, 16
 
 
 def main() -> None:
@@ -229,7 +229,7 @@ def _write_shards(folder: str, encoded) -> None:
   for shard in range(_SHARDS):
     examples = (
       (0, records.Record(x, 0, "", "", "jpeg").serialize())
-      for x in encoded[shard % 2 :: 2] * (_COPIES // (_SHARDS // 2))
+      for x in encoded[shard % 2 :: 2]
     )
     name = records.shard_name("train", shard, _SHARDS)
     entries.append(records.write_shard(os.path.join(folder, name), examples))

@@ -16,9 +16,9 @@ from typing import Any, Protocol
 import tensorflow as tf
 
 from nfnets_tf.data.index import read_index
-from nfnets_tf.data.listing import FORMATS, digest, is_held_out, list_folder
+from nfnets_tf.data.listing import digest, is_held_out, list_folder
 from nfnets_tf.data.records import Record
-from nfnets_tf.data.sources import Digits
+from nfnets_tf.data.sources import Digits, read_image
 from nfnets_tf.ops.errors import UserError
 
 
@@ -32,13 +32,6 @@ class Catalog(Protocol):
 
   def read(self, reference) -> Record:
     """Returns the record of a reference out of `splits`."""
-
-
-def _file_record(directory: str, path: str, label: int, text: str) -> Record:
-  with tf.io.gfile.GFile(os.path.join(directory, path), "rb") as file:
-    encoded = file.read()
-  kind = FORMATS.get(os.path.splitext(path)[1].lower(), "")
-  return Record(encoded, label, text, path, kind)
 
 
 class _Light:
@@ -69,7 +62,7 @@ class FolderCatalog(_Light):
   def read(self, reference) -> Record:
     """Returns the record of (path, label)."""
     path, label = reference
-    return _file_record(self.directory, path, label, self.class_names[label])
+    return read_image(self.directory, path, label, self.class_names[label])
 
 
 class CsvCatalog(_Light):

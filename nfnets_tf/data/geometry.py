@@ -4,6 +4,8 @@ Each takes for every pixel of the result the nearest one of the image, and
 `FILL` outside of it: the values of `tfa.image`, which DeepMind's pipeline uses.
 """
 
+from __future__ import annotations
+
 import math
 
 import tensorflow as tf

@@ -15,7 +15,7 @@ import os
 
 import tensorflow as tf
 
-from nfnets_tf.data.records import INDEX, Fields
+from nfnets_tf.data.records import INDEX, UNFINISHED, Fields
 from nfnets_tf.ops.errors import UserError
 
 LOGGER = logging.getLogger("nfnets_tf")
@@ -84,6 +84,11 @@ def read_index(
     index = _from_json(directory, split, content, fields or Fields())
   elif tf.io.gfile.exists(os.path.join(directory, _TFDS_INDEX)):
     index = _from_tfds(directory, split, fields)
+  elif tf.io.gfile.exists(os.path.join(directory, UNFINISHED)):
+    raise UserError(
+      f"the shards in {directory!r} are not all written; start the job that"
+      " writes them again, and it goes on."
+    )
   else:
     index = _scan(directory, split, fields or Fields())
   if not index.num_examples:
@@ -140,12 +145,18 @@ def _from_tfds(directory, split, fields) -> SplitIndex:
       f" {found.filename_template.filetype_suffix}; expected tfrecord: prepare"
       " it again with that file_format."
     )
+  fields = fields or _tfds_fields(directory, info.features)
+  names = tuple(info.features[fields.label].names)
+  counts = tuple(map(int, found.shard_lengths))
+  files = tuple(map(str, found.filepaths))
+  return SplitIndex(files, counts, len(names), names, fields)
+
+
+def _tfds_fields(directory: str, features) -> Fields:
+  import tensorflow_datasets as tfds
+
   images, labels = (
-    [
-      name
-      for name, feature in info.features.items()
-      if isinstance(feature, kind)
-    ]
+    [name for name, feature in features.items() if isinstance(feature, kind)]
     for kind in (tfds.features.Image, tfds.features.ClassLabel)
   )
   if len(images) != 1 or len(labels) != 1:
@@ -154,11 +165,7 @@ def _from_tfds(directory, split, fields) -> SplitIndex:
       f" {labels}; expected one of each: bind pipeline.Split.fields to choose,"
       " or prepare shards of your own."
     )
-  names = tuple(info.features[labels[0]].names)
-  fields = fields or Fields(images[0], labels[0], "file_name")
-  counts = tuple(map(int, found.shard_lengths))
-  files = tuple(map(str, found.filepaths))
-  return SplitIndex(files, counts, len(names), names, fields)
+  return Fields(images[0], labels[0], "file_name")
 
 
 def _scan(directory: str, split: str, fields: Fields) -> SplitIndex:

@@ -172,9 +172,11 @@ def read_part(
   ends = np.cumsum(counts)
   starts = ends - counts
   first = np.clip(begin - starts, 0, counts)
-  last = np.clip(begin + size - starts, 0, counts)
+  sizes = np.clip(begin + size - starts, 0, counts) - first
+  (wanted,) = np.nonzero(sizes)  # others are not even opened
+  paths = tf.constant([files[i] for i in wanted], tf.string)
   pieces = tf.data.Dataset.from_tensor_slices(
-    (list(files), first, last - first)
+    (paths, first[wanted], sizes[wanted])
   )
   return pieces.flat_map(read_piece)
 

@@ -4,6 +4,8 @@ Training: order -> views -> batches, without end.
 Evaluation: every example once, then padding of weight 0 to whole batches.
 """
 
+from __future__ import annotations
+
 import os
 from collections.abc import Sequence
 
@@ -74,6 +76,7 @@ class Split:
     self.split = split
     self.num_classes = num_classes
     self.operations = tuple(operations)
+    self.mixed_operations = tuple(mixed_operations)
     self.multiplicity = multiplicity
     self.fields, self.service = fields, service
     self._views = Views(

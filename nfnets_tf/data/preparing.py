@@ -125,10 +125,11 @@ def run_tasks(
       | "Others" >> beam.Create(others)
       | "Spread others" >> beam.Reshuffle()
       | "Hash" >> beam.FlatMap(_hashes, without)
+      | beam.combiners.ToList()
+      | "Table" >> beam.Map(NearDuplicates, distance)
     )
-    _ = shards | "Write" >> beam.Map(
-      _write_without, catalog, beam.pvalue.AsList(hashes), distance
-    )
+    known = beam.pvalue.AsSingleton(hashes)
+    _ = shards | "Write" >> beam.Map(write_task, catalog, known)
 
 
 def _hashes(reference, catalog: Catalog):
@@ -138,10 +139,6 @@ def _hashes(reference, catalog: Catalog):
   except tf.errors.InvalidArgumentError:
     return
   yield difference_hash(image)
-
-
-def _write_without(task, catalog, hashes, distance) -> None:
-  write_task(task, catalog, NearDuplicates(hashes, distance))
 
 
 def write_task(

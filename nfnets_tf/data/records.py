@@ -20,6 +20,8 @@ import tensorflow as tf
 from nfnets_tf.ops.errors import UserError
 
 INDEX = "index.json"
+# Lies beside shards that are still being written.
+UNFINISHED = "preparing.json"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,12 +123,15 @@ def _write_split(directory, split, records, num_shards, num_classes) -> dict:
   written = []
   for shard in range(num_shards):
     part = records[shard::num_shards]
-    for record in part:
-      check_label(record.filename, record.label, num_classes)
-    pairs = ((record.label, record.serialize()) for record in part)
     path = os.path.join(directory, shard_name(split, shard, num_shards))
-    written.append(write_shard(path, pairs))
+    written.append(write_shard(path, _examples(part, num_classes)))
   return describe_split(written, num_classes)
+
+
+def _examples(records: Iterable[Record], num_classes: int):
+  for record in records:
+    check_label(record.filename, record.label, num_classes)
+    yield record.label, record.serialize()
 
 
 def check_label(filename: str, label: int, num_classes: int) -> None:
@@ -156,13 +161,17 @@ def write_shard(path: str, examples: Iterable[tuple[int, bytes]]) -> dict:
   """
   partial = f"{path}.partial-{uuid.uuid4().hex[:8]}"
   labels = collections.Counter()
-  with tf.io.TFRecordWriter(partial) as writer:
-    for label, serialized in examples:
-      writer.write(serialized)
-      labels[label] += 1
+  try:
+    with tf.io.TFRecordWriter(partial) as writer:
+      for label, serialized in examples:
+        writer.write(serialized)
+        labels[label] += 1
+  except BaseException:
+    tf.io.gfile.remove(partial)
+    raise
   entry = {
     "file": os.path.basename(path),
-    "examples": labels.total(),
+    "examples": sum(labels.values()),
     "bytes": tf.io.gfile.stat(partial).length,
     "sha256": file_sha256(partial),
     "labels": dict(labels),

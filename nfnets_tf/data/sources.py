@@ -141,13 +141,14 @@ class _Records(Sequence):
     if isinstance(index, slice):
       return _Records(self._listing, self._images[index])
     path, label = self._images[index]
-    return Record(
-      encoded=_read(self._listing.directory, path),
-      label=label,
-      text=self._listing.class_names[label],
-      filename=path,
-      format=FORMATS[os.path.splitext(path)[1].lower()],
-    )
+    text = self._listing.class_names[label]
+    return read_image(self._listing.directory, path, label, text)
+
+
+def read_image(directory: str, path: str, label: int, text: str) -> Record:
+  """Reads an image file as the record of a class number and name."""
+  kind = FORMATS.get(os.path.splitext(path)[1].lower(), "")
+  return Record(_read(directory, path), label, text, path, kind)
 
 
 def _read(directory: str, path: str) -> bytes:

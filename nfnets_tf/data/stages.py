@@ -34,14 +34,15 @@ def stage_costs(
   records = order.examples(0).map(lambda _, record: record)
   reading = records.batch(_SAMPLE).with_options(tuning.options())
   costs = {"reading": _seconds_each(reading, seconds) / _SAMPLE}
-  sample = list(records.take(_SAMPLE).as_numpy_iterator())
   images = [
-    features[index.fields.image].bytes_list.value[0]
-    for features in map(_features, filter(None, sample))
-    if features[index.fields.image].bytes_list.value
+    _features(record)[index.fields.image].bytes_list.value[0]
+    for record in records.take(_SAMPLE).as_numpy_iterator()
+    if split.faults.examine(record) is None
   ]
   before = 0.0
-  operations = [] if index.fields.raw or not images else split.operations
+  operations = (*split.operations, *split.mixed_operations)
+  if index.fields.raw or not images:
+    operations = ()
   for count, operation in enumerate(operations, 1):
     taken = _mapped_seconds(images, compose(operations[:count]), seconds)
     name = type(operation).__name__

@@ -11,6 +11,8 @@ on how many others share its pass. Synopsis:
     rest = network(images[4:6], training=True)  # equal to logits[4:6]
 """
 
+from __future__ import annotations
+
 import contextlib
 import dataclasses
 import threading

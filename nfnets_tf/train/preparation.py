@@ -16,7 +16,12 @@ import tensorflow as tf
 from nfnets_tf.data import preparing
 from nfnets_tf.data.catalogs import Catalog
 from nfnets_tf.data.listing import digest
-from nfnets_tf.data.records import INDEX, describe_split, write_index
+from nfnets_tf.data.records import (
+  INDEX,
+  UNFINISHED,
+  describe_split,
+  write_index,
+)
 from nfnets_tf.ops.errors import UserError
 from nfnets_tf.train.plan import table
 from nfnets_tf.train.workdir import Workdir, replace_file
@@ -112,21 +117,22 @@ class Preparation:
     """
     del terminal  # lines say all there is
     files = Workdir(workdir)
-    done = self._check_directory()
+    self._check_directory()
     files.keep_configuration(configuration)
     started()
-    if done:
+    if tf.io.gfile.exists(os.path.join(self.directory, INDEX)):
       LOGGER.info("These shards are written already.")
     else:
       self._write()
+    self._clean()
     with tf.io.gfile.GFile(os.path.join(self.directory, INDEX)) as file:
       index = json.load(file)
     files.write_result({"directory": self.directory, **index["left_out"]})
     return self._summarize(index)
 
-  def _check_directory(self) -> bool:
-    """Returns whether all is done; refuses a folder of something else."""
-    for name in (INDEX, "preparing.json"):
+  def _check_directory(self) -> None:
+    """Takes the folder, unless it is that of something else."""
+    for name in (INDEX, UNFINISHED):
       path = os.path.join(self.directory, name)
       if not tf.io.gfile.exists(path):
         continue
@@ -138,10 +144,10 @@ class Preparation:
           f" ({name}); bind Preparation.directory to another folder, or remove"
           " this one."
         )
-      return name == INDEX
+      return
     tf.io.gfile.makedirs(self.directory)
-    replace_file(path, json.dumps({"key": self._key}) + "\n")
-    return False
+    begun = os.path.join(self.directory, UNFINISHED)
+    replace_file(begun, json.dumps({"key": self._key}) + "\n")
 
   def _write(self) -> None:
     tasks = [task for some in self._tasks.values() for task in some]
@@ -162,9 +168,13 @@ class Preparation:
       for split, some in self._tasks.items()
     }
     self._write_index(written)
-    for task in tasks:
-      tf.io.gfile.remove(task.sidecar)
-    tf.io.gfile.remove(os.path.join(self.directory, "preparing.json"))
+
+  def _clean(self) -> None:
+    """Removes what lay beside the shards, killed writers' parts included."""
+    for pattern in ("*.tfrecord.json", "*.partial*", UNFINISHED):
+      path = os.path.join(self.directory, pattern)
+      for name in tf.io.gfile.glob(path):
+        tf.io.gfile.remove(name)
 
   def _write_index(self, written) -> None:
     shards = [shard for some in written.values() for shard in some]
@@ -173,10 +183,11 @@ class Preparation:
       faults.update(shard["faults"])
     duplicates = [name for shard in shards for name in shard["duplicates"]]
     images = sum(map(len, self.catalog.splits.values()))
-    if faults.total() > self.max_bad_share * images:
+    bad = sum(faults.values())
+    if bad > self.max_bad_share * images:
       named = [name for shard in shards for name in shard["named"]]
       raise UserError(
-        f"{faults.total():,} of {images:,} images cannot be used, more than"
+        f"{bad:,} of {images:,} images cannot be used, more than"
         f" max_bad_share = {self.max_bad_share:.2%}:"
         f" {', '.join(f'{n:,} {cause}' for cause, n in faults.items())}, such"
         f" as {'; '.join(named[:3])}; repair or remove them and write to"

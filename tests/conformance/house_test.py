@@ -102,3 +102,21 @@ def test_no_room_for_what_has_no_home():
   names = {path.stem for path in FILES}
   assert not names & {"utils", "util", "common", "helpers", "base", "misc"}
   assert not (ROOT / "gin" / "__init__.py").exists()  # would shadow the library
+
+
+@pytest.mark.parametrize("path", FILES, ids=relative)
+def test_annotations_of_alternatives_are_not_evaluated(path):
+  """`X | Y` is no expression of types in Python 3.9."""
+  tree = ast.parse(path.read_text())
+  found = [
+    node.lineno
+    for holder in ast.walk(tree)
+    for name in ("annotation", "returns")
+    if (node := getattr(holder, name, None)) is not None
+    if any(isinstance(part, ast.BitOr) for part in ast.walk(node))
+  ]
+  future = any(
+    isinstance(node, ast.ImportFrom) and node.module == "__future__"
+    for node in tree.body
+  )
+  assert future or not found

@@ -8,6 +8,7 @@ import tensorflow as tf
 from nfnets_tf.data import catalogs
 from nfnets_tf.data.index import read_index
 from nfnets_tf.data.records import Fields
+from nfnets_tf.data.sources import read_image
 from nfnets_tf.ops.errors import UserError
 from tests.data.index_test import store_with_tfds
 
@@ -54,6 +55,7 @@ def test_a_folder(photos):
   record = catalog.read(catalog.splits["heldout"][0])
   assert record.format == "png" and record.filename.startswith("cat/")
   assert record.encoded == (photos / record.filename).read_bytes()
+  assert record == read_image(str(photos), record.filename, 0, "cat")
   # It travels to workers without its list.
   light = pickle.loads(pickle.dumps(catalog))
   assert not light.splits

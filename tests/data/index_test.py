@@ -136,6 +136,7 @@ def store_with_tfds(directory, **features):
       "picture": images,
       "kind": np.arange(6) % 2,
       "file_name": [f"{i}.png" for i in range(6)],
+      **{name: np.arange(6) % 2 for name in features},
     }
   )
   builder = tfds.dataset_builders.store_as_tfds_dataset(
@@ -165,3 +166,13 @@ def test_files_of_tfds_are_read_as_they_are(tmp_path):
     UserError, match="no split 'test'; its index lists 'train'"
   ):
     index.read_index(directory, "test")
+
+
+def test_tfds_with_several_labels_is_asked_which(tmp_path):
+  kind = tfds.features.ClassLabel(names=["x", "y", "z"])
+  directory = store_with_tfds(tmp_path, other=kind)
+  with pytest.raises(UserError, match=r"labels \['kind', 'other'\]; expected"):
+    index.read_index(directory, "train")
+  chosen = records.Fields("picture", "other")
+  found = index.read_index(directory, "train", chosen)
+  assert found.class_names == ("x", "y", "z") and found.fields == chosen

@@ -127,6 +127,16 @@ def test_a_part_of_a_row_of_shards(make_dataset, begin, size):
   assert list(part.as_numpy_iterator()) == records[begin : begin + size]
 
 
+def test_shards_outside_of_a_part_are_not_opened(make_dataset):
+  index = read_index(make_dataset(train=50), "train")
+  expected = list(read_part(index.files, index.counts, 0, 9))
+  files = (*index.files[:1], *["nowhere"] * 4)
+  assert len(list(read_part(files, index.counts, 0, 9))) == len(expected) == 9
+  # An empty shard has no first record.
+  counts = (*index.counts[:1], 0, 0, 0, 0)
+  assert len(list(read_part(files, counts, 0, 50))) == 10
+
+
 def test_what_cannot_be_read_keeps_its_place(make_dataset):
   path = read_index(make_dataset(train=50), "train").files[0]
   records = list(tf.data.TFRecordDataset(path).as_numpy_iterator())

@@ -2,6 +2,7 @@ import socket
 
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from nfnets_tf.data import preprocess, service
 from nfnets_tf.ops.errors import UserError
@@ -42,8 +43,9 @@ def test_batches_are_those_of_one_host(make_dataset, addresses, options):
   alone = make(directory, operations=operations)
   found = training(served, 9, **options)
   expected = training(alone, 9, **options)
-  for batch, other in zip(found, expected, strict=True):
-    for part, other_part in zip(batch, other, strict=True):
+  assert len(found) == len(expected) == 9
+  for batch, other in zip(found, expected):
+    for part, other_part in zip(batch, other):
       np.testing.assert_array_equal(part, other_part)
 
 
@@ -51,7 +53,7 @@ def test_a_bad_record_has_weight_0(make_dataset, addresses):
   def refuse(image, seed):
     del seed
     value = preprocess.decode(image)[0, 0, 0]
-    service.tf.debugging.Assert(value != 7, [value])
+    tf.debugging.Assert(value != 7, [value])
     return image
 
   served = make(
@@ -76,7 +78,7 @@ def test_nobody_listens(make_dataset):
   [
     (["5000"], "'5000' is no address"),
     (["host:x"], "expected HOST:PORT"),
-    ([], "expected HOST:PORT|cannot be used"),
+    ([], r"addresses = \[\] cannot be used"),
     ("host:1", "no address"),
   ],
 )
