@@ -2,9 +2,9 @@
 
 Every epoch the shards are permuted as a whole, and the hosts cut the row of all
 their examples into equal parts: over all hosts each example comes once. A host
-reads its part in groups of shards that fit the shuffle buffer. Nothing but the
-number of examples already read is needed to go on from any point, and going on
-reads one group at most.
+reads its part in groups of shards, the next one while the last one is used.
+Nothing but the number of examples already read is needed to go on from any
+point, and going on reads one group before the first example comes.
 """
 
 from __future__ import annotations
@@ -46,9 +46,9 @@ class ShardOrder:
     files: paths of all shards.
     counts: number of examples in each.
     seed: of the order.
-    shuffle_buffer: examples held in memory at once; a group of shards is as
-      large as fits, and one shard at least, which is then shuffled in windows
-      of this size.
+    shuffle_buffer: examples held in memory at once. Half of it is for a group
+      of shards, the other half for the next group. A group is as large as fits,
+      and one shard at least, which is then shuffled in windows of that size.
     host: index of this host.
     num_hosts: number of hosts.
 
@@ -75,8 +75,13 @@ class ShardOrder:
       )
     self._seed = seed
     self._host, self._num_hosts = host, num_hosts
-    self._buffer = shuffle_buffer
-    self._group_size = max(1, shuffle_buffer // int(self.counts.max()))
+    largest = int(self.counts.max())
+    self._window = max(1, shuffle_buffer // 2)
+    self._group_size = max(1, self._window // largest)
+    # A group that does not fit goes out by small parts, since the window stays
+    # full beside the part being made, the one that waits and the one in use.
+    fits = largest <= self._window
+    self._part = self._window if fits else max(1, shuffle_buffer // 8)
 
   def examples_before(self, epoch: int) -> int:
     """Returns how many examples this host reads before an epoch."""
@@ -95,10 +100,17 @@ class ShardOrder:
     while skip >= (size := int(self._group(pieces, group).size.numpy().sum())):
       skip -= size
       group += 1
-    first = self._read_epoch(tf.constant(epoch, tf.int64), group).skip(skip)
-    following = tf.data.Dataset.counter(epoch + 1)
-    rest = following.flat_map(lambda epoch: self._read_epoch(epoch, 0))
-    return first.concatenate(rest).enumerate(start)
+    first_group = tf.constant(group, tf.int64)
+    parts = (
+      tf.data.Dataset.counter(epoch)
+      .flat_map(
+        lambda number: self._read_epoch(
+          number, tf.where(number > epoch, tf.zeros_like(number), first_group)
+        )
+      )
+      .prefetch(1)
+    )
+    return parts.unbatch().skip(skip).enumerate(start)
 
   def _seed_of(self, epoch) -> tf.Tensor:
     return tf.stack([tf.cast(self._seed, tf.int64), epoch])
@@ -133,24 +145,28 @@ class ShardOrder:
     begin = group * self._group_size
     return _Piece(*(x[begin : begin + self._group_size] for x in pieces))
 
-  def _read_epoch(self, epoch, first_group: int) -> tf.data.Dataset:
+  def _read_epoch(self, epoch, first_group) -> tf.data.Dataset:
+    """Returns parts of an epoch: a group each, or less if it does not fit."""
     pieces = self._pieces(epoch)
     groups = -(-tf.shape(pieces.size, tf.int64)[0] // self._group_size)
     return tf.data.Dataset.range(first_group, groups).flat_map(
-      lambda group: self._read_group(epoch, group, self._group(pieces, group))
+      lambda group: self._read_group(
+        epoch, group, self._group(pieces, group)
+      ).batch(self._part)
     )
 
   def _read_group(self, epoch, group, pieces: _Piece) -> tf.data.Dataset:
     """Reads and shuffles one group of shards of an epoch."""
     paths = tf.gather(tf.constant(self.files), pieces.file)
+    # Read in parallel, some records of a file lie ready beside the window's.
+    files = min(self._group_size, _FILES_AT_ONCE)
     records = tf.data.Dataset.from_tensor_slices(
       (paths, pieces.begin, pieces.size)
     ).interleave(
       read_piece,
-      cycle_length=self._group_size,
+      cycle_length=files,
       block_length=_RECORDS_AT_ONCE,
-      num_parallel_calls=min(self._group_size, _FILES_AT_ONCE),
-      deterministic=True,
+      num_parallel_calls=files if files > 1 else None,
     )
     own_seed = tf.random.stateless_uniform(
       [2],
@@ -159,7 +175,7 @@ class ShardOrder:
       maxval=tf.int64.max,
       dtype=tf.int64,
     )
-    return _shuffled(records, self._buffer, own_seed)
+    return _shuffled(records, self._window, own_seed)
 
 
 def read_part(

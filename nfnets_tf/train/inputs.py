@@ -88,7 +88,7 @@ class DataWatch(keras.callbacks.Callback):
   """Logs the share of time that was waited for data, and bounds bad records.
 
   When more than 5 % is waited, it says once which stage is slow. The first
-  interval, which fills buffers, is not judged.
+  interval of a call of `fit`, which fills buffers, is not judged.
 
   Args:
     waiting: times the batches.
@@ -114,7 +114,10 @@ class DataWatch(keras.callbacks.Callback):
     self._max_bad_share = max_bad_share
     self._clock, self._begin = clock, 0.0
     self._intervals, self._unused = 0, 0.0
-    self._told = False
+    self._filling, self._told = True, False
+
+  def on_train_begin(self, logs=None):
+    self._filling = True
 
   def on_epoch_begin(self, epoch, logs=None):
     self._waiting.take()
@@ -124,9 +127,10 @@ class DataWatch(keras.callbacks.Callback):
     taken = max(self._clock() - self._begin, 1e-9)
     share = min(self._waiting.take() / taken, 1.0)
     logs["waiting_for_data"] = share
-    if self._intervals and share > _SLOW_SHARE and not self._told:
+    if share > _SLOW_SHARE and not self._filling and not self._told:
       self._told = True
       self._tell(share)
+    self._filling = False
     self._intervals += 1
     self._unused += logs["unused"]
     if logs["unused"]:

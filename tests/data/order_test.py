@@ -1,8 +1,10 @@
 import os
+import time
 
 import pytest
 import tensorflow as tf
 
+from nfnets_tf.data import order as order_module
 from nfnets_tf.data.index import read_index
 from nfnets_tf.data.order import ShardOrder, read_part, read_piece
 from nfnets_tf.ops.errors import UserError
@@ -99,7 +101,49 @@ def test_a_shard_larger_than_the_buffer_is_shuffled_in_windows(make_dataset):
   order = make(make_dataset(train=50, train_shards=1), shuffle_buffer=10)
   places = [int(name.split(".")[0]) for name in names(order, 50)]
   assert sorted(places) == list(range(50)) != places
-  assert all(place < turn + 10 for turn, place in enumerate(places))
+  assert all(place < turn + 5 for turn, place in enumerate(places))
+
+
+@pytest.fixture
+def records_read(monkeypatch):
+  """Counts the records that are read, in the data set itself."""
+  number = tf.Variable(0, dtype=tf.int64)
+
+  def counted(*piece):
+    def count(record):
+      with tf.control_dependencies([number.assign_add(1)]):
+        return tf.identity(record)
+
+    return read_piece(*piece).map(count)
+
+  monkeypatch.setattr(order_module, "read_piece", counted)
+  return number
+
+
+def test_the_next_group_is_read_while_the_last_one_is_used(
+  make_dataset, records_read
+):
+  order = make(make_dataset(train=50, train_shards=5), shuffle_buffer=20)
+  examples = iter(order.examples(0))
+  next(examples)
+  deadline = time.monotonic() + 30
+  while records_read.numpy() < 20 and time.monotonic() < deadline:
+    time.sleep(0.01)
+  assert records_read.numpy() == 20  # ten of the first group, ten of the next
+
+
+@pytest.mark.parametrize("shards", [5, 1])  # 1 does not fit
+def test_no_more_examples_are_held_than_the_buffer_allows(
+  make_dataset, records_read, shards
+):
+  directory = make_dataset(train=50, train_shards=shards)
+  examples = iter(make(directory, shuffle_buffer=24).examples(0))
+  held = []
+  for used in range(110):
+    held.append(records_read.numpy() - used)
+    next(examples)
+    time.sleep(0.005)  # lets it read as far ahead as it would
+  assert 12 < max(held) <= 24
 
 
 def test_a_row_of_empty_shards_is_refused():

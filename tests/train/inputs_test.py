@@ -37,7 +37,7 @@ class Bad:
     return "3 of a kind"
 
 
-def run(waiting, unused, max_bad_share=0.01, costs=dict):
+def run(waiting, unused, max_bad_share=0.01, costs=dict, fits=(0,)):
   clock = Clock()
   watch = DataWatch(
     waiting,
@@ -47,7 +47,9 @@ def run(waiting, unused, max_bad_share=0.01, costs=dict):
     clock=clock,
   )
   records = []
-  for share in unused:
+  for interval, share in enumerate(unused):
+    if interval in fits:
+      watch.on_train_begin()
     watch.on_epoch_begin(0)
     clock.now += 10
     records.append({"unused": share})
@@ -64,6 +66,7 @@ def test_the_slow_stage_is_told_once_and_not_of_the_first_interval(caplog):
   costs = {"reading": 0.001, "RandAugment": 0.004}
   with caplog.at_level(logging.WARNING, "nfnets_tf"):
     run(Seconds(5.0), [0.0], costs=lambda: costs)
+    run(Seconds(5.0, 0.1, 5.0), [0.0] * 3, costs=lambda: costs, fits=(0, 2))
     assert not caplog.messages
     run(Seconds(0.1, 0.6, 0.9), [0.0] * 3, costs=lambda: costs)
   (message,) = caplog.messages
