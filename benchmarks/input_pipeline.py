@@ -13,13 +13,14 @@ JSON object of ratios of speeds:
   randaugment_in_pipeline: the same with decode, crop and flip before both
   read_over_sequential: shuffled records of shards; over reading the same files
       one after another. Both from the disk: the system's copies in memory are
-      given up before each turn
+      given up before each turn. TensorFlow's own reader stands beside them
   deterministic_over_free: shards to batches in our order; over the same stages
       in whatever order threads finish
+  surviving_over_plain: batches in our order, where a bad record keeps its
+      place; over one that would end the run
 """
 
 import json
-import os
 import statistics
 import sys
 import tempfile
@@ -28,9 +29,11 @@ import tensorflow as tf
 from absl import flags
 from official.vision.ops import augment
 
+from benchmarks import jpegs
 from benchmarks.timing import median_ratio, seconds_side_by_side
-from nfnets_tf.data import pipeline, preprocess, randaugment, records, tuning
+from nfnets_tf.data import preprocess, randaugment, tuning
 from nfnets_tf.data.index import read_index
+from nfnets_tf.data.loading import load_batches
 from nfnets_tf.data.order import ShardOrder
 from nfnets_tf.data.views import Views
 
@@ -38,15 +41,15 @@ _IMAGES = flags.DEFINE_string("images", None, "Folder of JPEGs.", required=True)
 _ROUNDS = flags.DEFINE_integer("rounds", 7, "Times each is measured.")
 _COUNT = flags.DEFINE_integer("count", 500, "Images of a measurement.")
 _SIZE, _LAYERS, _MAGNITUDE = 224, 4, 10
-_SHARDS, _BATCH, _WINDOW = 16, 64, 16
+_SHARDS, _BATCH, _WINDOW = 64, 64, 16
 
 
 def main() -> None:
   """Prints images a second and, last, the ratios as JSON."""
   flags.FLAGS(sys.argv)
-  encoded = _read_images()
+  encoded = jpegs.read(_IMAGES.value, _COUNT.value, at_least=_BATCH)
   with tempfile.TemporaryDirectory() as folder:
-    _write_shards(folder, encoded)
+    jpegs.write_shards(folder, encoded, _SHARDS)
     print(json.dumps(_measure(encoded, folder)))
 
 
@@ -54,13 +57,16 @@ def _measure(encoded, folder) -> dict[str, float]:
   images, count = tf.constant(encoded), len(encoded)
   ratios = {}
 
-  def compare(names, functions, number):
-    seconds = seconds_side_by_side(functions, rounds=_ROUNDS.value)
+  def compare(functions, number, prepare=None, **wanted):
+    """Times functions; `wanted` names the two whose speeds make a ratio."""
+    seconds = seconds_side_by_side(
+      functions, rounds=_ROUNDS.value, prepare=prepare
+    )
     for name, taken in seconds.items():
       print(f"{name:>24} {number / statistics.median(taken):9,.0f} images/s")
-    ours, other = functions
-    ratio = median_ratio(seconds[other], seconds[ours])
-    ratios[names] = round(ratio, 3)
+    for name, (above, below) in wanted.items():
+      ratio = median_ratio(seconds[below], seconds[above])
+      ratios[name] = round(ratio, 3)
 
   seeds = [tf.constant([0, i], tf.int64) for i in range(count)]
   crop = preprocess.InceptionCrop(image_size=_SIZE)
@@ -74,12 +80,12 @@ def _measure(encoded, folder) -> dict[str, float]:
     return both(images[i], tf.stack([0, i]))
 
   compare(
-    "crop_over_decode",
     {
       "crop, resize, flip": _mapped(view, count),
       "decode": _mapped(decode, count),
     },
     count,
+    crop_over_decode=("crop, resize, flip", "decode"),
   )
   ready = tf.stack([view(tf.constant(i, tf.int64)) for i in range(count)])
   ours = randaugment.RandAugment(layers=_LAYERS, magnitude=_MAGNITUDE)
@@ -98,86 +104,77 @@ def _measure(encoded, folder) -> dict[str, float]:
       "Model Garden's": lambda i, source=source: theirs.distort(source(i)),
     }
     functions = {key: _mapped(f, count) for key, f in functions.items()}
-    compare(name, functions, count)
-  compare("read_over_sequential", *_reading(folder))
-  compare("deterministic_over_free", *_batching(folder))
+    compare(functions, count, **{name: ("ours", "Model Garden's")})
+  compare(*_reading(folder), read_over_sequential=("records", "bytes"))
+  compare(
+    *_batching(folder),
+    deterministic_over_free=("in order", "in any order"),
+    surviving_over_plain=("in order", "not surviving"),
+  )
   return ratios
 
 
 def _reading(folder):
-  """Returns functions that read all shards, and how many images they hold."""
+  """Returns functions that read all shards, their number, what comes before."""
   index = read_index(folder, "train")
-  half = index.num_examples // 2
-  order = ShardOrder(index.files, index.counts, seed=0, shuffle_buffer=half)
+  buffer = index.num_examples // 4
+  order = ShardOrder(index.files, index.counts, seed=0, shuffle_buffer=buffer)
   examples = order.examples(0).batch(_WINDOW).with_options(tuning.options())
-  take = _taking(examples, index.num_examples // _WINDOW)
-
-  def records_of_shards():
-    _forget(index.files)
-    take()
+  plain = tf.data.TFRecordDataset(list(index.files)).repeat().batch(_WINDOW)
+  # Half the buffer is read ahead after a turn; it is read within one as well.
+  more = index.num_examples + buffer // 2
 
   def bytes_of_files():
-    _forget(index.files)
     for path in index.files:
       with open(path, "rb", buffering=0) as file:
         while file.read(1 << 20):
           continue
 
-  functions = {"records": records_of_shards, "bytes": bytes_of_files}
-  return functions, index.num_examples
-
-
-def _forget(files) -> None:
-  for path in files:
-    with open(path, "rb") as file:
-      os.fsync(file.fileno())
-      os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+  functions = {
+    "records": _taking(examples, more // _WINDOW),
+    "bytes": bytes_of_files,
+    "TensorFlow's reader": _taking(
+      plain.with_options(tuning.options()), index.num_examples // _WINDOW
+    ),
+  }
+  return functions, index.num_examples, lambda: jpegs.forget(index.files)
 
 
 def _batching(folder):
   """Returns functions that make batches of shards, and of how many images."""
   operations = [preprocess.InceptionCrop(image_size=_SIZE), preprocess.Flip()]
-  split = pipeline.Split(
-    directory=folder, split="train", num_classes=1, operations=operations
-  )
-  index, count = split.index(), _COUNT.value
-  buffer = count // 2
-  ordered = split.training_batches(
-    index,
-    host_batch=_BATCH,
-    replicas=1,
-    start_step=0,
-    shuffle_buffer=buffer,
-    seed=0,
-  )
+  index = read_index(folder, "train")
   views = Views(operations, (), (), num_classes=1)
+  buffer = index.num_examples // 4
+  order = ShardOrder(index.files, index.counts, seed=0, shuffle_buffer=buffer)
+  ordered, any_order = tuning.options(), tuning.options()
+  any_order.deterministic = False
 
   def load(number, serialized):
-    return views.training(serialized, records.Fields(), 0, number, number)
+    return views.training(serialized, index.fields, 0, number, number)
 
-  calls = tuning.parallel_calls()
-  options = tuning.options()
-  options.deterministic = False
+  def surviving(examples):
+    spec = examples.map(load).element_spec
+    return load_batches(examples, load, spec, None, batch=_BATCH)
+
+  def plain(examples):
+    return examples.map(load, tuning.parallel_calls()).batch(_BATCH)
+
   free = (
     tf.data.Dataset.from_tensor_slices(list(index.files))
-    .interleave(
-      tf.data.TFRecordDataset,
-      cycle_length=_SHARDS,
-      num_parallel_calls=_SHARDS,
-      deterministic=False,
-    )
+    .interleave(tf.data.TFRecordDataset, cycle_length=16, num_parallel_calls=16)
     .repeat()
     .shuffle(buffer)
     .enumerate()
-    .map(load, calls, deterministic=False)
-    .batch(_BATCH)
-    .prefetch(2)
-    .with_options(options)
   )
-  steps = 6 * count // _BATCH  # many more than lie ready
+  steps = 6 * _COUNT.value // _BATCH  # many more than lie ready
   functions = {
-    "in order": _taking(ordered, steps),
-    "free": _taking(free, steps),
+    name: _taking(batches.prefetch(2).with_options(options), steps)
+    for name, batches, options in (
+      ("in order", surviving(order.examples(0)), ordered),
+      ("in any order", surviving(free), any_order),
+      ("not surviving", plain(order.examples(0)), ordered),
+    )
   }
   return functions, steps * _BATCH
 
@@ -202,41 +199,6 @@ def _taking(dataset: tf.data.Dataset, count: int):
 def _take(iterator, count):
   for _ in tf.range(count):
     next(iterator)
-
-
-def _read_images() -> list[bytes]:
-  paths = (
-    os.path.join(folder, name)
-    for folder, _, names in sorted(os.walk(_IMAGES.value))
-    for name in sorted(names)
-    if name.lower().endswith((".jpg", ".jpeg"))
-  )
-  encoded = []
-  for path in paths:
-    if len(encoded) == _COUNT.value:
-      break
-    with open(path, "rb") as file:
-      encoded.append(file.read())
-  if len(encoded) < _BATCH:
-    sys.exit(
-      f"{_IMAGES.value!r} holds {len(encoded)} JPEGs; {_BATCH} are needed."
-    )
-  return encoded
-
-
-def _write_shards(folder: str, encoded) -> None:
-  entries = []
-  for shard in range(_SHARDS):
-    examples = (
-      (0, records.Record(x, 0, "", "", "jpeg").serialize())
-      for x in encoded[shard % 2 :: 2]
-    )
-    name = records.shard_name("train", shard, _SHARDS)
-    entries.append(records.write_shard(os.path.join(folder, name), examples))
-  split = records.describe_split(entries, 1)
-  records.write_index(
-    folder, {"format": 2, "class_names": ["x"], "splits": {"train": split}}
-  )
 
 
 if __name__ == "__main__":

@@ -1,20 +1,28 @@
 """Timing alternatives side by side, so that only their ratio matters."""
 
+from __future__ import annotations
+
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 
 
 def seconds_side_by_side(
-  functions: Mapping[str, Callable[[], object]], *, rounds: int
+  functions: Mapping[str, Callable[[], object]],
+  *,
+  rounds: int,
+  prepare: Callable[[], object] | None = None,
 ) -> dict[str, list[float]]:
   """Calls every function once a round, in turn; returns each round's seconds.
 
-  A round before the first warms up and compiles.
+  A round before the first warms up and compiles. `prepare` is called before
+  each call and not timed.
   """
   times = {name: [] for name in functions}
   for turn in range(rounds + 1):
     for name, function in functions.items():
+      if prepare is not None:
+        prepare()
       start = time.perf_counter()
       function()
       if turn:

@@ -127,4 +127,6 @@ def _row_of(channels: tf.Tensor, image: tf.Tensor) -> tf.Tensor:
 
 
 def _to_uint8(values: tf.Tensor) -> tf.Tensor:
-  return tf.cast(tf.clip_by_value(values, 0.0, 255.0), tf.uint8)
+  # `tf.clip_by_value` takes much longer for the same.
+  values = tf.minimum(tf.maximum(values, 0.0), 255.0)
+  return tf.cast(values, tf.uint8)

@@ -84,13 +84,25 @@ def _transform(image, matrix):
   height, width = tf.unstack(tf.cast(size[:2], tf.float32))
   x, y = tf.range(width)[tf.newaxis], tf.range(height)[:, tf.newaxis]
   a, b, c, d, e, f = matrix
-  column = _nearest(a * x + b * y + c, width)
-  row = _nearest(d * x + e * y + f, height)
+  column = _nearest(_sum((a, x), (b, y), (c, 1.0)), width)
+  row = _nearest(_sum((d, x), (e, y), (f, 1.0)), height)
   # A border of one pixel is what lies outside.
   framed = tf.pad(image, [[1, 1], [1, 1], [0, 0]], constant_values=FILL)
   position = (row + 1) * (size[1] + 2) + (column + 1)
   pixels = tf.reshape(framed, [-1, 3])
   return tf.gather_nd(pixels, position[..., tf.newaxis])
+
+
+def _sum(*products):
+  """Adds products; a factor that is known to be 0 widens no row or column."""
+  first, *others = [
+    factor * values
+    for factor, values in products
+    if tf.is_tensor(factor) or factor
+  ]
+  for other in others:
+    first = first + other
+  return first
 
 
 def _nearest(values, size):

@@ -49,7 +49,6 @@ def load_batches(
       lambda *examples: _load_window(examples, load, spec, reject, window),
       cycle_length=2 * parallel,  # so that none waits for its turn
       num_parallel_calls=parallel,
-      deterministic=True,
     )
     .batch(batch // window, drop_remainder=True)
     .map(_join)

@@ -41,7 +41,9 @@ def resize_bicubic(image: tf.Tensor, height: int, width: int) -> tf.Tensor:
   Bicubic weights overshoot, so values are rounded and clipped to [0, 255].
   """
   image = tf.image.resize(image, [height, width], method="bicubic")
-  return tf.saturate_cast(tf.round(image), tf.uint8)
+  # `tf.saturate_cast` takes twice as long for the same.
+  image = tf.minimum(tf.maximum(tf.round(image), 0.0), 255.0)
+  return tf.cast(image, tf.uint8)
 
 
 class InceptionCrop:
