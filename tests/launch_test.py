@@ -194,3 +194,28 @@ def test_the_dry_run_of_the_largest_run_from_another_folder(tmp_path):
   ):
     assert part in done.stdout, part
   assert list(tmp_path.iterdir()) == []
+
+
+def test_shards_are_made_checked_and_trained_on(tmp_path):
+  shards = tmp_path / "shards"
+
+  def run(file, *arguments):
+    return launch(
+      f"--gin_file=gin/{file}",
+      *arguments,
+      f"--gin_param=DATA_DIR = {str(shards)!r}",
+      f"--workdir={tmp_path / file}",
+    )
+
+  made = run("prepare_digits.gin")
+  assert made.returncode == 0, made.stderr
+  assert "train holds    1,437 images" in made.stdout
+  trained = run("quickstart.gin", *SMOKE[1:])
+  assert trained.returncode == 0, trained.stderr
+  assert f"from 2 shards in {shards}" in trained.stderr
+  checked = run("check_shards.gin")
+  assert checked.returncode == 0 and "1,797 of 1,797" in checked.stdout
+  with open(shards / "train-00001-of-00002.tfrecord", "r+b") as file:
+    file.truncate(100_000)
+  checked = run("check_shards.gin")
+  assert checked.returncode == 2

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import csv
 import functools
+import io
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
@@ -16,10 +17,18 @@ from typing import Any, Protocol
 import tensorflow as tf
 
 from nfnets_tf.data.index import read_index
-from nfnets_tf.data.listing import digest, is_held_out, list_folder
-from nfnets_tf.data.records import Record
+from nfnets_tf.data.listing import (
+  check_share,
+  digest,
+  is_held_out,
+  list_folder,
+)
+from nfnets_tf.data.records import Record, record_spans
 from nfnets_tf.data.sources import Digits, read_image
 from nfnets_tf.ops.errors import UserError
+
+# A class number beyond this is more likely to be some other number.
+_MAX_CLASSES = 1_000_000
 
 
 class Catalog(Protocol):
@@ -47,9 +56,13 @@ class FolderCatalog(_Light):
   Args:
     directory: the folder; see `list_folder`.
     heldout_share: share of every class that is held out.
+
+  Raises:
+    UserError: if that is no folder of class folders.
   """
 
   def __init__(self, *, directory: str, heldout_share: float):
+    _check_images(directory)
     listing = list_folder(directory, heldout_share)
     self.directory = listing.directory
     self.class_names = listing.class_names
@@ -78,10 +91,13 @@ class CsvCatalog(_Light):
       paths, if there is no column split.
 
   Raises:
-    UserError: if columns are missing or a line has not all of them.
+    UserError: if the file or the folder is not there, columns are missing, a
+      line has not all of them, or numbers are too large for those of classes.
   """
 
   def __init__(self, *, path: str, directory: str, heldout_share: float):
+    _check_images(directory)
+    check_share(heldout_share)
     self.directory = os.path.expanduser(directory)
     path = os.path.expanduser(path)
     if not tf.io.gfile.exists(path):
@@ -89,8 +105,9 @@ class CsvCatalog(_Light):
         f"the CSV file {path!r} does not exist; bind CsvCatalog.path to a file"
         " with the columns path and label."
       )
-    with tf.io.gfile.GFile(path) as file:
-      rows = list(csv.DictReader(file))
+    with tf.io.gfile.GFile(path, "rb") as file:
+      text = file.read().decode("utf-8-sig", errors="surrogateescape")
+    rows = list(csv.DictReader(io.StringIO(text, newline="")))
     self._check(path, rows)
     self.class_names = _class_names([row["label"] for row in rows])
     labels = {name: label for label, name in enumerate(self.class_names)}
@@ -127,15 +144,29 @@ class CsvCatalog(_Light):
   read = FolderCatalog.read
 
 
+def _check_images(directory: str) -> None:
+  if not tf.io.gfile.isdir(os.path.expanduser(directory)):
+    raise UserError(
+      f"the folder {directory!r} does not exist; bind IMAGES to the folder of"
+      " the images."
+    )
+
+
 def _plain(label: str) -> str:
-  return str(int(label)) if label.strip().isdigit() else label
+  return str(int(label)) if label.strip().isdecimal() else label
 
 
 def _class_names(labels: Sequence[str]) -> tuple[str, ...]:
   names = set(map(_plain, labels))
-  if all(name.isdigit() for name in names):
-    return tuple(str(i) for i in range(max(map(int, names)) + 1))
-  return tuple(sorted(names))
+  if not all(name.isdecimal() for name in names):
+    return tuple(sorted(names))
+  largest = max(map(int, names))
+  if largest >= _MAX_CLASSES:
+    raise UserError(
+      f"the column label goes up to {largest:,}, which is no class number"
+      f" below {_MAX_CLASSES:,}; count classes from 0 or give them names."
+    )
+  return tuple(str(i) for i in range(largest + 1))
 
 
 class TfdsCatalog(_Light):
@@ -159,7 +190,7 @@ class TfdsCatalog(_Light):
       split: [
         (split, file, offset, length)
         for file in index.files
-        for offset, length in _spans(file)
+        for offset, length in record_spans(file)
       ]
       for split, index in self._indexes.items()
     }
@@ -182,17 +213,6 @@ class TfdsCatalog(_Light):
       names[0].decode() if names else f"{os.path.basename(file)}@{offset}",
       "",
     )
-
-
-def _spans(file: str):
-  """Yields (offset, length) of every record of a TFRecord file."""
-  with tf.io.gfile.GFile(file, "rb") as stream:
-    size, offset = stream.size(), 0
-    while offset < size:
-      stream.seek(offset)
-      length = int.from_bytes(stream.read(8), "little")
-      yield offset + 12, length
-      offset += length + 16  # length, its sum, the record, its sum
 
 
 class DigitsCatalog:

@@ -72,11 +72,7 @@ def list_folder(directory: str | None, heldout_share: float) -> Listing:
     UserError: if the folder is no folder of class folders with images.
   """
   directory = os.path.expanduser(directory or "")
-  if not 0 < heldout_share < 1:
-    raise UserError(
-      f"HELDOUT_SHARE = {heldout_share} cannot be used; bind it to a share of"
-      " the images between 0 and 1, such as 0.1."
-    )
+  check_share(heldout_share)
   if not tf.io.gfile.isdir(directory):
     raise UserError(
       f"the folder {directory!r} does not exist; bind DATA_DIR to a folder that"
@@ -207,6 +203,15 @@ def _subfolders(directory: str) -> list[str]:
     if not name.startswith(".")
     and tf.io.gfile.isdir(os.path.join(directory, name))
   )
+
+
+def check_share(heldout_share: float) -> None:
+  """Raises a UserError unless a share is in (0, 1)."""
+  if not 0 < heldout_share < 1:
+    raise UserError(
+      f"HELDOUT_SHARE = {heldout_share} cannot be used; bind it to a share of"
+      " the images between 0 and 1, such as 0.1."
+    )
 
 
 def is_held_out(name: str, share: float) -> bool:

@@ -13,7 +13,7 @@ import hashlib
 import json
 import os
 import uuid
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import tensorflow as tf
 
@@ -218,3 +218,14 @@ def write_index(directory: str, index: Mapping) -> None:
   with tf.io.gfile.GFile(f"{path}.partial", "w") as file:
     json.dump(index, file, indent=1)
   tf.io.gfile.rename(f"{path}.partial", path, overwrite=True)
+
+
+def record_spans(path: str) -> Iterator[tuple[int, int]]:
+  """Yields (offset, length) of every record of a TFRecord file."""
+  with tf.io.gfile.GFile(path, "rb") as stream:
+    size, offset = stream.size(), 0
+    while offset < size:
+      stream.seek(offset)
+      length = int.from_bytes(stream.read(8), "little")
+      yield offset + 12, length
+      offset += length + 16  # length, its sum, the record, its sum

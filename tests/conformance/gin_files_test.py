@@ -17,7 +17,11 @@ TESTDATA = ROOT / "tests" / "testdata"
 JOBS = {
   "gin/check_shards.gin": ["DATA_DIR = 'x'"],
   "gin/data_server.gin": ["ADDRESS = 'a:1'"],
-  "gin/prepare_csv.gin": ["DATA_DIR = 'x'", "CSV = {csv!r}", "IMAGES = 'y'"],
+  "gin/prepare_csv.gin": [
+    "DATA_DIR = 'x'",
+    "CSV = {csv!r}",
+    "IMAGES = {images!r}",
+  ],
   "gin/prepare_digits.gin": ["DATA_DIR = 'x'"],
   "gin/prepare_folder.gin": ["DATA_DIR = 'x'", "IMAGES = {images!r}"],
   "gin/prepare_tfds.gin": ["DATA_DIR = 'x'", "TFDS = {tfds!r}"],

@@ -6,8 +6,6 @@ import pytest
 import tensorflow as tf
 
 from nfnets_tf.data import catalogs
-from nfnets_tf.data.index import read_index
-from nfnets_tf.data.records import Fields
 from nfnets_tf.data.sources import read_image
 from nfnets_tf.ops.errors import UserError
 from tests.data.index_test import store_with_tfds
@@ -106,11 +104,46 @@ def test_a_csv_with_numbers_and_splits(photos, tmp_path):
     ([["path", "label"], ["a", ""]], r"line 2 of .* is \['a', ''\]"),
     ([["path", "label"], ["a"]], "line 2 of .* expected a path and a label"),
     ([["path", "label"], ["a", "b", "c"]], "line 2 of"),
+    ([["path", "label"], ["a", "20261121"]], "label goes up to 20,261,121"),
   ],
 )
 def test_csv_files_that_cannot_be_used(tmp_path, rows, message):
   with pytest.raises(UserError, match=message):
     from_csv(write_csv(tmp_path / "c.csv", rows), tmp_path)
+
+
+def test_a_csv_as_a_spreadsheet_saves_it(photos, tmp_path):
+  text = 'path,label\r\n"cat/0.png","grün, ² hell"\r\ndog/1.png,"a\nb"\r\n'
+  (tmp_path / "d.csv").write_bytes(b"\xef\xbb\xbf" + text.encode())
+  catalog = from_csv(str(tmp_path / "d.csv"), photos)
+  assert catalog.class_names == ("a\nb", "grün, ² hell")
+  assert all_names(catalog) == ["cat/0.png", "dog/1.png"]
+
+
+def test_labels_that_are_digits_but_no_numbers_are_names(photos, tmp_path):
+  rows = [["path", "label"], ["cat/0.png", "²"]]
+  assert from_csv(write_csv(tmp_path / "e.csv", rows), photos).class_names == (
+    "²",
+  )
+
+
+@pytest.mark.parametrize("share", [0, 1, -0.1])
+def test_a_share_that_cannot_be(photos, tmp_path, share):
+  path = write_csv(tmp_path / "f.csv", [["path", "label"], ["a", "b"]])
+  with pytest.raises(UserError, match=f"HELDOUT_SHARE = {share} cannot"):
+    from_csv(path, photos, share)
+
+
+def test_a_folder_of_images_that_is_not_there(tmp_path):
+  path = write_csv(tmp_path / "g.csv", [["path", "label"], ["a", "b"]])
+  for make in (
+    lambda: from_csv(path, tmp_path / "none"),
+    lambda: catalogs.FolderCatalog(
+      directory=str(tmp_path / "none"), heldout_share=0.1
+    ),
+  ):
+    with pytest.raises(UserError, match="none' does not exist; bind IMAGES"):
+      make()
 
 
 def test_a_csv_that_is_not_there(tmp_path):
@@ -140,15 +173,3 @@ def test_digits(tmp_path):
   }
   record = catalog.read(catalog.splits["train"][0])
   assert record.text == catalog.class_names[record.label]
-
-
-def test_spans_are_those_of_the_records(make_dataset):
-  file = read_index(make_dataset(), "train").files[0]
-  with open(file, "rb") as stream:
-    content = stream.read()
-  records = [
-    content[offset : offset + length]
-    for offset, length in catalogs._spans(file)
-  ]
-  assert records == list(tf.data.TFRecordDataset(file).as_numpy_iterator())
-  assert Fields().image.encode() in records[0]

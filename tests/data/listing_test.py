@@ -4,6 +4,7 @@ import pytest
 
 from nfnets_tf.data.listing import (
   Listing,
+  check_share,
   count_classes,
   count_training_images,
   digest,
@@ -158,3 +159,10 @@ def test_a_share_of_names_is_held_out_for_good():
     assert len(held) == pytest.approx(share * len(names), abs=200)
   smaller = {name for name in names if is_held_out(name, 0.1)}
   assert smaller <= {name for name in names if is_held_out(name, 0.2)}
+
+
+@pytest.mark.parametrize("share", [0, 1, 1.5, -0.1])
+def test_a_share_that_leaves_nothing_to_one_side(share):
+  with pytest.raises(UserError, match=f"HELDOUT_SHARE = {share} cannot"):
+    check_share(share)
+  check_share(0.999)
