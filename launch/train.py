@@ -53,7 +53,7 @@ def main(argv: list[str]) -> int:
     return _launch(quiet)
   except KeyboardInterrupt:
     print(
-      "\nInterrupted; the same command goes on from the last checkpoint.",
+      "\nInterrupted; the same command goes on from what has been saved.",
       file=quiet.screen,
     )
     return 130
@@ -111,4 +111,10 @@ def _report(error: Exception, quiet) -> int:
 
 
 if __name__ == "__main__":
-  sys.exit(main(sys.argv))
+  code = main(sys.argv)
+  if code == 130:
+    # Threads of libraries that still work would abort the process.
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+  sys.exit(code)

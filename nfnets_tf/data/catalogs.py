@@ -7,28 +7,20 @@ makes a `Record` of a reference wherever the work is done.
 
 from __future__ import annotations
 
-import csv
 import functools
-import io
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import tensorflow as tf
 
+from nfnets_tf.data.files import record_spans
 from nfnets_tf.data.index import read_index
-from nfnets_tf.data.listing import (
-  check_share,
-  digest,
-  is_held_out,
-  list_folder,
-)
-from nfnets_tf.data.records import Record, record_spans
+from nfnets_tf.data.listing import describe_file, digest, list_folder
+from nfnets_tf.data.records import Record
 from nfnets_tf.data.sources import Digits, read_image
+from nfnets_tf.data.tables import read_table
 from nfnets_tf.ops.errors import UserError
-
-# A class number beyond this is more likely to be some other number.
-_MAX_CLASSES = 1_000_000
 
 
 class Catalog(Protocol):
@@ -81,65 +73,23 @@ class FolderCatalog(_Light):
 class CsvCatalog(_Light):
   """A CSV file with the columns path, label and perhaps split.
 
-  Classes are the different labels, sorted: as numbers if all are whole numbers,
-  which then must be 0, 1, 2, ... of classes that may be missing in between.
-
   Args:
-    path: of the CSV file, with a line of column names.
+    path: of the CSV file; see `tables.read_table`.
     directory: that the images' paths are relative to.
     heldout_share: of the images that is held out, by the SHA-256 of their
       paths, if there is no column split.
 
   Raises:
-    UserError: if the file or the folder is not there, columns are missing, a
-      line has not all of them, or numbers are too large for those of classes.
+    UserError: if the folder is not there or the file cannot be used.
   """
 
   def __init__(self, *, path: str, directory: str, heldout_share: float):
     _check_images(directory)
-    check_share(heldout_share)
     self.directory = os.path.expanduser(directory)
-    path = os.path.expanduser(path)
-    if not tf.io.gfile.exists(path):
-      raise UserError(
-        f"the CSV file {path!r} does not exist; bind CsvCatalog.path to a file"
-        " with the columns path and label."
-      )
-    with tf.io.gfile.GFile(path, "rb") as file:
-      text = file.read().decode("utf-8-sig", errors="surrogateescape")
-    rows = list(csv.DictReader(io.StringIO(text, newline="")))
-    self._check(path, rows)
-    self.class_names = _class_names([row["label"] for row in rows])
-    labels = {name: label for label, name in enumerate(self.class_names)}
-    self.splits = {}
-    for row in rows:
-      split = row.get("split") or (
-        "heldout" if is_held_out(row["path"], heldout_share) else "train"
-      )
-      reference = row["path"], labels[_plain(row["label"])]
-      self.splits.setdefault(split, []).append(reference)
-    self.key = digest(repr((self.directory, self.splits, self.class_names)))
-    self.rule = (
-      "the column split"
-      if "split" in rows[0]
-      else f"{heldout_share:g} held out by the SHA-256 of the paths"
-    )
-
-  @staticmethod
-  def _check(path: str, rows) -> None:
-    columns = set(rows[0]) if rows else set()
-    if not {"path", "label"} <= columns:
-      raise UserError(
-        f"the CSV file {path!r} has the columns"
-        f" {sorted(filter(None, columns))} in {len(rows)} lines; expected path"
-        " and label, named in the first line."
-      )
-    for number, row in enumerate(rows, 2):
-      if not row["path"] or not row["label"] or None in row:
-        raise UserError(
-          f"line {number} of {path!r} is {list(row.values())}; expected a path"
-          " and a label."
-        )
+    self.class_names, self.splits, self.rule = read_table(path, heldout_share)
+    images = [path for part in self.splits.values() for path, _ in part]
+    state = [describe_file(self.directory, path) for path in images]
+    self.key = digest(repr((self.splits, self.class_names, state)))
 
   read = FolderCatalog.read
 
@@ -147,26 +97,8 @@ class CsvCatalog(_Light):
 def _check_images(directory: str) -> None:
   if not tf.io.gfile.isdir(os.path.expanduser(directory)):
     raise UserError(
-      f"the folder {directory!r} does not exist; bind IMAGES to the folder of"
-      " the images."
+      f"{directory!r} is no folder; bind IMAGES to the folder of the images."
     )
-
-
-def _plain(label: str) -> str:
-  return str(int(label)) if label.strip().isdecimal() else label
-
-
-def _class_names(labels: Sequence[str]) -> tuple[str, ...]:
-  names = set(map(_plain, labels))
-  if not all(name.isdecimal() for name in names):
-    return tuple(sorted(names))
-  largest = max(map(int, names))
-  if largest >= _MAX_CLASSES:
-    raise UserError(
-      f"the column label goes up to {largest:,}, which is no class number"
-      f" below {_MAX_CLASSES:,}; count classes from 0 or give them names."
-    )
-  return tuple(str(i) for i in range(largest + 1))
 
 
 class TfdsCatalog(_Light):
@@ -180,7 +112,13 @@ class TfdsCatalog(_Light):
     import tensorflow_datasets as tfds  # seconds to import, and rarely needed
 
     self.directory = os.path.expanduser(directory)
-    info = tfds.builder_from_directory(self.directory).info
+    try:
+      info = tfds.builder_from_directory(self.directory).info
+    except (FileNotFoundError, tf.errors.NotFoundError) as error:
+      raise UserError(
+        f"TFDS has prepared no data set in {directory!r}; bind TFDS to the"
+        " folder of a version, such as ~/tensorflow_datasets/cifar10/3.0.2."
+      ) from error
     self.rule = f"TFDS {info.full_name}"
     self._indexes = {
       split: read_index(self.directory, split) for split in info.splits
@@ -204,13 +142,16 @@ class TfdsCatalog(_Light):
       example = tf.train.Example.FromString(stream.read(length))
     fields = self._indexes[split].fields
     features = example.features.feature
-    label = features[fields.label].int64_list.value[0]
+    label = next(iter(features[fields.label].int64_list.value), -1)
+    known = 0 <= label < len(self.class_names)
     names = features[fields.name].bytes_list.value
     return Record(
       features[fields.image].bytes_list.value[0],
       label,
-      self.class_names[label],
-      names[0].decode() if names else f"{os.path.basename(file)}@{offset}",
+      self.class_names[label] if known else "",
+      names[0].decode(errors="replace")
+      if names
+      else f"{os.path.basename(file)}@{offset}",
       "",
     )
 

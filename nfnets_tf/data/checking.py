@@ -5,14 +5,18 @@ from __future__ import annotations
 import collections
 import dataclasses
 import hashlib
-import threading
+import os
 
 import tensorflow as tf
 
 from nfnets_tf.data.faults import Examiner, Fault, plain_message
+from nfnets_tf.data.files import file_sha256
 from nfnets_tf.data.preprocess import decode
 
 CUT = "shard cut off or corrupt"
+CHANGED = "shard changed since it was written"
+# Faults of a whole shard.
+OF_SHARDS = (CUT, CHANGED)
 DUPLICATE = "duplicate image"
 TINY = "tiny image"
 # Faults that are told, though the record can be trained on.
@@ -29,6 +33,7 @@ class ShardFindings:
     records: that could be read.
     counts: {cause: number of records}.
     named: (position in the shard, fault) of some of them.
+    images: (position, its hash, file name) of every image that can be used.
   """
 
   path: str
@@ -37,13 +42,27 @@ class ShardFindings:
     default_factory=collections.Counter
   )
   named: list[tuple[int, Fault]] = dataclasses.field(default_factory=list)
+  images: list[tuple[int, bytes, str]] = dataclasses.field(default_factory=list)
 
-  def add(self, fault: Fault) -> None:
-    """Counts a fault of the record that was read last, or of what follows."""
+  def add(self, fault: Fault, position: int) -> None:
+    """Counts a fault of the record at a position."""
     self.counts[fault.cause] += 1
     if len(self.named) < _NAMED:
-      position = self.records if fault.cause == CUT else self.records - 1
       self.named.append((position, fault))
+
+
+def mark_duplicates(found: ShardFindings, seen: dict[bytes, str]) -> None:
+  """Adds the faults of images that have been seen before.
+
+  Args:
+    found: of a shard; its images are taken out.
+    seen: {hash: where it was first}, of all shards before; is added to.
+  """
+  for position, key, name in found.images:
+    place = f"{os.path.basename(found.path)}@{position}"
+    if (first := seen.setdefault(key, place)) != place:
+      found.add(Fault(DUPLICATE, name, f"of {first}"), position)
+  found.images.clear()
 
 
 class Checker:
@@ -56,38 +75,47 @@ class Checker:
 
   def __init__(self, examine: Examiner, *, min_side: int):
     self._examine, self._min_side = examine, min_side
-    self._seen: dict[bytes, str] = {}
-    self._lock = threading.Lock()
 
-  def __call__(self, path: str, expected: int | None = None) -> ShardFindings:
+  def __call__(
+    self, path: str, expected: int | None = None, sha256: str | None = None
+  ) -> ShardFindings:
     """Reads a shard.
 
     Args:
       path: of the shard.
       expected: number of its records, if that is known.
+      sha256: of the file, if that is known.
 
     Returns:
       What it holds; a shard that ends early or with another number of records
-      has the fault `CUT`.
+      has the fault `CUT`, one of other bytes `CHANGED`. Duplicates are told by
+      `mark_duplicates`.
     """
     found = ShardFindings(path)
+    if not tf.io.gfile.exists(path):
+      found.add(Fault(CUT, detail="there is no such file"), 0)
+      return found
     try:
       for serialized in tf.data.TFRecordDataset(path).as_numpy_iterator():
+        self._judge(serialized, found)
         found.records += 1
-        for fault in self._faults(serialized, f"{path}@{found.records - 1}"):
-          found.add(fault)
     except tf.errors.OpError as error:
-      found.add(Fault(CUT, detail=plain_message(error)))
+      found.add(Fault(CUT, detail=plain_message(error)), found.records)
       return found
     if expected is not None and found.records != expected:
       detail = f"{found.records} records, {expected} expected"
-      found.add(Fault(CUT, detail=detail))
+      found.add(Fault(CUT, detail=detail), found.records)
+    elif sha256 is not None and file_sha256(path) != sha256:
+      detail = "its SHA-256 is not that of index.json"
+      found.add(Fault(CHANGED, detail=detail), 0)
     return found
 
-  def _faults(self, serialized: bytes, place: str):
+  def _judge(self, serialized: bytes, found: ShardFindings) -> None:
+    """Adds the faults of the next record, or its image."""
+    position = found.records
     fault = self._examine(serialized)
     if fault is not None:
-      yield fault
+      found.add(fault, position)
       return
     features = tf.train.Example.FromString(serialized).features.feature
     fields = self._examine.fields
@@ -95,14 +123,11 @@ class Checker:
     name = b"".join(features[fields.name].bytes_list.value).decode(
       errors="replace"
     )
-    with self._lock:
-      key = hashlib.sha256(encoded).digest()[:16]
-      first = self._seen.setdefault(key, place)
-    if first != place:
-      yield Fault(DUPLICATE, name, f"of {first}")
+    key = hashlib.sha256(encoded).digest()[:16]
+    found.images.append((position, key, name))
     height, width = self._size(features, encoded)
     if min(height, width) < self._min_side:
-      yield Fault(TINY, name, f"{height} x {width} pixels")
+      found.add(Fault(TINY, name, f"{height} x {width} pixels"), position)
 
   def _size(self, features, encoded: bytes) -> tuple[int, int]:
     fields = self._examine.fields

@@ -37,15 +37,18 @@ def _others(encoded):
   def number(*places):
     return sum(digits[place] * 256**i for i, place in enumerate(places))
 
-  def size(magic, height, width):
+  def size(magic, *sides):
     starts = tf.equal(tf.strings.substr(head, 0, len(magic)), magic)
-    return tf.where(starts, _product(number(*height), number(*width)), 0)
+    sides = [number(*side) for side in sides]
+    if magic == b"BM":
+      # Negative, in two's complement, if its rows go down.
+      sides = [tf.minimum(side, 2**32 - side) for side in sides]
+    return tf.where(starts, _product(*sides), 0)
 
   return (
     size(b"\x89PNG", (23, 22, 21, 20), (19, 18, 17, 16))
     + size(b"GIF8", (8, 9), (6, 7))
-    # A BMP's height is negative if its rows go down.
-    + size(b"BM", (22, 23, 24), (18, 19, 20))
+    + size(b"BM", (22, 23, 24, 25), (18, 19, 20, 21))
   )
 
 

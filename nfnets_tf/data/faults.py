@@ -13,6 +13,7 @@ from google.protobuf.message import DecodeError
 
 from nfnets_tf.data.dimensions import MAX_PIXELS, pixel_count
 from nfnets_tf.data.loading import PADDING
+from nfnets_tf.data.order import UNREADABLE
 from nfnets_tf.data.preprocess import decode
 from nfnets_tf.data.records import Fields
 
@@ -42,9 +43,10 @@ class Fault:
     return f"{self.cause} ({self.detail})" if self.detail else self.cause
 
 
-def plain_message(error: tf.errors.OpError) -> str:
+def plain_message(error: Exception) -> str:
   """Returns what an error says, without TensorFlow's names of nodes."""
-  text = re.sub(r"\{\{.*?\}\} ?", "", error.message).split(" [Op:")[0]
+  message = error.message if isinstance(error, tf.errors.OpError) else error
+  text = re.sub(r"\{\{.*?\}\} ?", "", str(message)).split(" [Op:")[0]
   return text.splitlines()[0] if text else type(error).__name__
 
 
@@ -69,8 +71,9 @@ class Examiner:
 
   def __call__(self, serialized: bytes) -> Fault | None:
     """Returns the first fault of a serialized example, or None."""
-    if not serialized:
-      return Fault("not readable in its shard")
+    if serialized.startswith(UNREADABLE):
+      shard = serialized[len(UNREADABLE) :].decode(errors="replace")
+      return Fault("not readable in its shard", detail=shard)
     try:
       features = tf.train.Example.FromString(serialized).features.feature
     except DecodeError:
@@ -167,12 +170,15 @@ class Faults:
     self._counts = collections.Counter()
     self._number = self._records = None
     self._examined = 0
+    # Of an evaluation: all bad places, and those examined.
+    self._places, self._known = None, set()
 
-  def recorder(self) -> Callable[[tf.Tensor, tf.Tensor], tf.Operation]:
+  def recorder(self, *, repeated: bool = False) -> Callable[..., tf.Operation]:
     """Returns what lays records aside; to be called inside a data set.
 
     Its arguments are the positions, int64 [n], and the serialized records,
-    strings [n] or [n, sources].
+    strings [n] or [n, sources]. Positions that are `repeated`, as in every
+    evaluation, are counted once.
     """
     if self._number is None:
       empty = tf.constant("" if self._sources == 1 else [""] * self._sources)
@@ -181,6 +187,10 @@ class Faults:
         self._records = tf.lookup.experimental.MutableHashTable(
           tf.int64, tf.string, empty
         )
+        if repeated:
+          self._places = tf.lookup.experimental.MutableHashTable(
+            tf.int64, tf.int64, 0
+          )
     return self._lay_aside
 
   def _lay_aside(self, positions, serialized):
@@ -191,18 +201,26 @@ class Faults:
     kept = tf.maximum(_KEPT - self._records.size(), 0)
     insert = self._records.insert(positions[:kept], serialized[:kept])
     number = self._number.assign_add(tf.size(positions, tf.int64))
-    return tf.group(insert, number)
+    if self._places is None:
+      return tf.group(insert, number)
+    once = self._places.insert(positions, positions)
+    return tf.group(insert, number, once)
 
   def collect(self) -> collections.Counter:
     """Returns {cause: number of records} of all until now; names new ones."""
     if self._number is not None:
       number = int(self._number)
-      positions, serialized = self._records.export()
-      self._records.remove(positions)
-      in_order = tf.gather(serialized, tf.argsort(positions))
-      for records in in_order.numpy().tolist():
-        self._count(records if isinstance(records, list) else [records])
-      self._examined += len(positions)
+      aside = self._records.export()
+      found = zip(*(part.numpy().tolist() for part in aside))
+      for position, records in sorted(found):
+        if position not in self._known:
+          self._count(records if isinstance(records, list) else [records])
+          self._examined += 1
+        if self._places is not None:
+          self._known.add(position)
+      self._records.remove(aside[0])
+      if self._places is not None:
+        number = int(self._places.size())
       if more := number - self._examined:
         self._counts[_MORE] = more
     return self._counts
@@ -224,4 +242,6 @@ class Faults:
 
   def __str__(self):
     counts = self.collect().most_common()
+    if not counts:
+      return "of causes that only data servers have seen"
     return ", ".join(f"{n:,} {cause}" for cause, n in counts)

@@ -8,20 +8,16 @@ and counted.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
-import logging
 import os
 
 import tensorflow as tf
 
+from nfnets_tf.data.files import read_json
 from nfnets_tf.data.records import INDEX, UNFINISHED, Fields
+from nfnets_tf.data.scanning import scan
 from nfnets_tf.ops.errors import UserError
 
-LOGGER = logging.getLogger("nfnets_tf")
-
 _TFDS_INDEX = "dataset_info.json"
-_SCANS = "~/.cache/nfnets_tf/scans"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +31,7 @@ class SplitIndex:
       largest label.
     class_names: in the order of the labels; empty if the shards have no index.
     fields: what an example calls its parts.
+    sums: SHA-256 of each shard; empty if it is not known.
   """
 
   files: tuple[str, ...]
@@ -42,6 +39,7 @@ class SplitIndex:
   num_classes: int
   class_names: tuple[str, ...]
   fields: Fields = Fields()
+  sums: tuple[str, ...] = ()
 
   @property
   def num_examples(self) -> int:
@@ -77,8 +75,12 @@ def read_index(
     )
   path = os.path.join(directory, INDEX)
   if tf.io.gfile.exists(path):
-    with tf.io.gfile.GFile(path) as file:
-      content = json.load(file)
+    content = read_json(path)
+    if missing := {"splits", "class_names"} - content.keys():
+      raise UserError(
+        f"{path!r} lacks {', '.join(sorted(missing))}; expected the index of a"
+        " data set: bind DATA_DIR to the folder of one, or write it again."
+      )
     if check_sizes:
       _check_sizes(directory, content["splits"].get(split, []))
     index = _from_json(directory, split, content, fields or Fields())
@@ -90,13 +92,33 @@ def read_index(
       " writes them again, and it goes on."
     )
   else:
-    index = _scan(directory, split, fields or Fields())
+    fields = fields or Fields()
+    index = SplitIndex(*scan(directory, split, fields), (), fields)
   if not index.num_examples:
     raise UserError(
       f"the {split!r} split in {directory!r} holds no examples; expected at"
       " least one: write the shards again, or bind DATA_DIR to another folder."
     )
   return index
+
+
+def count_classes(*, directory: str | None, split: str) -> int:
+  """Returns the number of classes of shards; see `read_index`."""
+  return read_index(_given(directory), split).num_classes
+
+
+def count_examples(*, directory: str | None, split: str) -> int:
+  """Returns the number of examples of a split; see `read_index`."""
+  return read_index(_given(directory), split).num_examples
+
+
+def _given(directory: str | None) -> str:
+  if not directory:
+    raise UserError(
+      "DATA_DIR is not given; bind it to a folder of train-* and heldout-*"
+      " shards."
+    )
+  return os.path.expanduser(directory)
 
 
 def _from_json(directory, split, content, fields) -> SplitIndex:
@@ -106,7 +128,8 @@ def _from_json(directory, split, content, fields) -> SplitIndex:
   files = tuple(os.path.join(directory, shard["file"]) for shard in shards)
   names = tuple(content["class_names"])
   counts = tuple(shard["examples"] for shard in shards)
-  return SplitIndex(files, counts, len(names), names, fields)
+  sums = tuple(shard["sha256"] for shard in shards if "sha256" in shard)
+  return SplitIndex(files, counts, len(names), names, fields, sums)
 
 
 def _shards(part) -> list[dict]:
@@ -128,7 +151,8 @@ def _check_sizes(directory: str, part) -> None:
 def _no_split(directory: str, split: str, there) -> UserError:
   return UserError(
     f"{directory!r} has no split {split!r}; its index lists"
-    f" {', '.join(map(repr, there))}: bind the split to one."
+    f" {', '.join(map(repr, there))}: bind heldout/pipeline.Split.split,"
+    " train/pipeline.Split.split or, of a check, ShardCheck.splits to those."
   )
 
 
@@ -168,72 +192,12 @@ def _tfds_fields(directory: str, features) -> Fields:
   return Fields(images[0], labels[0], "file_name")
 
 
-def _scan(directory: str, split: str, fields: Fields) -> SplitIndex:
-  """Counts the examples and labels of shards that have no index."""
-  files = sorted(tf.io.gfile.glob(os.path.join(directory, f"{split}-*")))
-  if not files:
-    found = sorted(tf.io.gfile.listdir(directory))[:3]
-    holds = f"it holds {', '.join(found)}" if found else "it is empty"
-    raise UserError(
-      f"the data folder {directory!r} has no {split}-* shards ({holds}); bind"
-      " DATA_DIR to a folder of TFRecord shards."
-    )
-  path = os.path.join(os.path.expanduser(_SCANS), f"{_key(files, fields)}.json")
-  if tf.io.gfile.exists(path):
-    with tf.io.gfile.GFile(path) as file:
-      kept = json.load(file)
-  else:
-    LOGGER.info("Counting %d shards in %s, once.", len(files), directory)
-    labels = [_labels(file, fields) for file in files]
-    largest = max((max(some) for some in labels if some), default=-1)
-    kept = {"counts": [len(some) for some in labels], "classes": largest + 1}
-    tf.io.gfile.makedirs(os.path.dirname(path))
-    partial = f"{path}.partial-{os.getpid()}"
-    with tf.io.gfile.GFile(partial, "w") as file:
-      json.dump(kept, file)
-    tf.io.gfile.rename(partial, path, overwrite=True)
-  return SplitIndex(
-    tuple(files), tuple(kept["counts"]), kept["classes"], (), fields
-  )
-
-
-def _key(files, fields) -> str:
-  found = (tf.io.gfile.stat(file) for file in files)
-  state = [(f, x.length, x.mtime_nsec) for f, x in zip(files, found)]
-  return hashlib.sha256(repr((state, fields)).encode()).hexdigest()[:24]
-
-
-def _labels(path: str, fields: Fields) -> list[int]:
-  """Returns the labels of a shard, each of which must be there and >= 0."""
-  name, first = fields.label, fields.first_label
-  missing = tf.io.FixedLenFeature([], tf.int64, default_value=first - 1)
-  batches = tf.data.TFRecordDataset(path).batch(1024)
-  batches = batches.map(
-    lambda x: tf.io.parse_example(x, {name: missing})[name] - first
-  )
-  labels = []
-  try:
-    for batch in batches:
-      labels.extend(batch.numpy().tolist())
-  except tf.errors.DataLossError as error:
-    raise UserError(
-      f"the shard {path!r} is not a whole TFRecord file after {len(labels)}"
-      f" records ({error.message}); restore it or write the shards again."
-    ) from error
-  if labels and min(labels) < 0:
-    position = labels.index(min(labels))
-    raise UserError(
-      f"record {position} of the shard {path!r} has no label of {first} or more"
-      f" in {name!r}; write the shards again with one label for every image, or"
-      " bind pipeline.Split.fields to what they have."
-    )
-  return labels
-
-
 def read_filenames(index: SplitIndex) -> list[str]:
   """Returns the file name of every example, "" where it has none, in order."""
   name = index.fields.name
   feature = {name: tf.io.FixedLenFeature([], tf.string, default_value="")}
   batches = tf.data.TFRecordDataset(list(index.files)).batch(1024)
   batches = batches.map(lambda x: tf.io.parse_example(x, feature)[name])
-  return [name.decode() for batch in batches for name in batch.numpy()]
+  return [
+    name.decode(errors="replace") for batch in batches for name in batch.numpy()
+  ]

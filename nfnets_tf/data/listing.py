@@ -146,12 +146,8 @@ def _listing_of_split_folder(
 
 
 def _listing(directory: str, class_names, splits) -> Listing:
-  def describe(path):
-    found = tf.io.gfile.stat(os.path.join(directory, path))
-    return f"{path} {found.length} {found.mtime_nsec}"
-
   lines = [
-    f"{split} {label} {describe(path)}"
+    f"{split} {label} {describe_file(directory, path)}"
     for split, images in splits.items()
     for path, label in images
   ]
@@ -161,6 +157,15 @@ def _listing(directory: str, class_names, splits) -> Listing:
     {split: tuple(images) for split, images in splits.items()},
     digest("\n".join(lines)),
   )
+
+
+def describe_file(directory: str, path: str) -> str:
+  """Returns a file's path, size and time of change."""
+  try:
+    found = tf.io.gfile.stat(os.path.join(directory, path))
+  except tf.errors.NotFoundError:  # a link to nowhere
+    return f"{path} is missing"
+  return f"{path} {found.length} {found.mtime_nsec}"
 
 
 def _images_by_class(directory: str, root: str, at_least: int = 2):

@@ -17,6 +17,9 @@ import tensorflow as tf
 
 from nfnets_tf.ops.errors import UserError
 
+# Followed by a shard's path, it stands for a record that cannot be read there:
+# no parser takes it for a `tf.train.Example`.
+UNREADABLE = b"not readable in "
 _FILES_AT_ONCE = 16
 _RECORDS_AT_ONCE = 8  # from one file before the next one's turn
 
@@ -200,19 +203,18 @@ def read_part(
 def read_piece(path, begin, size) -> tf.data.Dataset:
   """Reads `size` records of a shard from number `begin` on.
 
-  What cannot be read is an empty string: one for each record, so that all
-  others keep their places.
+  What cannot be read is `UNREADABLE` and the path: one for each record, so that
+  all others keep their places.
 
   Raises:
-    tf.errors.OpError: if the shard cannot be opened or its first record not be
-      read.
+    tf.errors.OpError: if the shard cannot be opened or is empty.
   """
   # `ignore_errors` would try for ever to open what cannot be opened.
-  first = tf.data.TFRecordDataset(path).take(1).get_single_element()
+  first = tf.data.FixedLengthRecordDataset(path, 1).take(1).get_single_element()
   with tf.control_dependencies([first]):
     path = tf.identity(path)
   records = tf.data.TFRecordDataset(path).skip(begin).take(size)
-  missing = tf.data.Dataset.from_tensors("").repeat()
+  missing = tf.data.Dataset.from_tensors(UNREADABLE + path).repeat()
   return records.ignore_errors().concatenate(missing).take(size)
 
 

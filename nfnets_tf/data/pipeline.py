@@ -39,6 +39,7 @@ class Split:
       `mixing.CutMix` are DeepMind's pair: half of a batch each. The batch keeps
       its size and a step reads twice as many images; none is no mixing.
     mixed_operations: applied after mixing.
+    last_operations: applied after those.
     multiplicity: how many times an image that is read for training enters the
       batch, each time with other random operations: repeated augmentation
       (Fort et al. 2021, arXiv 2105.13343). The batch keeps its size, so that it
@@ -62,6 +63,7 @@ class Split:
     operations: Sequence[preprocess.Operation],
     mixers: Sequence[Mixer] = (),
     mixed_operations: Sequence[preprocess.Operation] = (),
+    last_operations: Sequence[preprocess.Operation] = (),
     multiplicity: int = 1,
     fields: Fields | None = None,
     max_pixels: int = MAX_PIXELS,
@@ -76,13 +78,13 @@ class Split:
     self.split = split
     self.num_classes = num_classes
     self.operations = tuple(operations)
-    self.mixed_operations = tuple(mixed_operations)
+    self.mixed_operations = (*mixed_operations, *last_operations)
     self.multiplicity = multiplicity
     self.fields, self.service = fields, service
     self._views = Views(
       operations,
       mixers,
-      mixed_operations,
+      self.mixed_operations,
       multiplicity=multiplicity,
       num_classes=num_classes,
       max_pixels=max_pixels,
@@ -197,7 +199,7 @@ class Split:
       examples.enumerate(),
       lambda _, x: self._views.evaluation(x, index.fields),
       host_batch // replicas,
-      self.faults.recorder(),
+      self.faults.recorder(repeated=True),
     )
     batches = batches.prefetch(_BATCHES_AHEAD)
     return batches.with_options(tuning.options())

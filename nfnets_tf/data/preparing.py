@@ -18,11 +18,10 @@ import tensorflow as tf
 
 from nfnets_tf.data.catalogs import Catalog
 from nfnets_tf.data.duplicates import NearDuplicates, difference_hash
-from nfnets_tf.data.faults import Examiner
+from nfnets_tf.data.faults import Examiner, plain_message
 from nfnets_tf.data.preprocess import decode
 from nfnets_tf.data.records import (
   Fields,
-  check_label,
   shard_name,
   write_shard,
 )
@@ -81,6 +80,31 @@ def read_sidecar(task: ShardTask) -> dict | None:
     return json.load(file)
 
 
+def check_runner(runner: str, options: Sequence[str]) -> None:
+  """Checks that Beam is there and takes a runner; see `run_tasks`.
+
+  Raises:
+    UserError: if not.
+  """
+  try:  # seconds to import, and for this job alone
+    import apache_beam as beam
+    from apache_beam.options.pipeline_options import PipelineOptions
+  except ImportError as error:
+    raise UserError(
+      f"shards are written by Apache Beam, which is not installed ({error});"
+      " run pip install 'nfnets_tf[prepare]'."
+    ) from error
+  try:
+    beam.Pipeline(runner=runner, options=PipelineOptions(list(options)))
+  except (ValueError, TypeError, ImportError, AttributeError) as error:
+    reason = " ".join(str(error).split())
+    raise UserError(
+      f"Apache Beam does not take Preparation.runner = {runner!r} with"
+      f" {list(options)} ({reason}); bind them to one of its runners and its"
+      " options."
+    ) from error
+
+
 def run_tasks(
   catalog: Catalog,
   tasks: Sequence[ShardTask],
@@ -100,17 +124,9 @@ def run_tasks(
     runner: of Beam, such as "DirectRunner" or "DataflowRunner".
     options: of Beam, such as "--direct_num_workers=8".
 
-  Raises:
-    UserError: if Beam is not installed.
   """
-  try:  # seconds to import, and for this job alone
-    import apache_beam as beam
-    from apache_beam.options.pipeline_options import PipelineOptions
-  except ImportError as error:
-    raise UserError(
-      f"shards are written by Apache Beam, which is not installed ({error});"
-      " run pip install 'nfnets_tf[prepare]'."
-    ) from error
+  import apache_beam as beam
+  from apache_beam.options.pipeline_options import PipelineOptions
 
   chosen = PipelineOptions(list(options), save_main_session=False)
   with beam.Pipeline(runner=runner, options=chosen) as pipeline:
@@ -133,12 +149,14 @@ def run_tasks(
 
 
 def _hashes(reference, catalog: Catalog):
-  """Yields the hash of an image, nothing if it cannot be decoded."""
+  """Yields the hash of an image, nothing if it cannot be used."""
+  examine = Examiner(Fields(), None)
   try:
-    image = decode(tf.constant(catalog.read(reference).encoded))
-  except tf.errors.InvalidArgumentError:
+    record = catalog.read(reference)
+  except (OSError, tf.errors.OpError):
     return
-  yield difference_hash(image)
+  if examine(record.serialize()) is None:
+    yield difference_hash(decode(tf.constant(record.encoded)))
 
 
 def write_task(
@@ -160,13 +178,12 @@ def write_task(
         record = catalog.read(reference)
       except (OSError, tf.errors.OpError) as error:
         faults["not readable"] += 1
-        named.append(f"{reference}: {error}")
+        named.append(plain_message(error))
         continue
-      check_label(record.filename, record.label, classes)
       serialized = record.serialize()
       if fault := examine(serialized):
         faults[fault.cause] += 1
-        named.append(f"{record.filename}: {fault.cause}")
+        named.append(f"{record.filename}: {fault}")
       elif without and _looks_like(record.encoded, without):
         duplicates.append(record.filename)
       else:

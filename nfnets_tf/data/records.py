@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-import hashlib
 import json
 import os
 import uuid
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import tensorflow as tf
 
+from nfnets_tf.data.files import file_sha256
 from nfnets_tf.ops.errors import UserError
 
 INDEX = "index.json"
@@ -180,15 +180,6 @@ def write_shard(path: str, examples: Iterable[tuple[int, bytes]]) -> dict:
   return entry
 
 
-def file_sha256(path: str) -> str:
-  """Returns the SHA-256 of a file, in hexadecimal digits."""
-  digest = hashlib.sha256()
-  with tf.io.gfile.GFile(path, "rb") as file:
-    while block := file.read(1 << 22):
-      digest.update(block)
-  return digest.hexdigest()
-
-
 def describe_split(shards: Sequence[Mapping], num_classes: int) -> dict:
   """Returns a split's part of the index.
 
@@ -218,14 +209,3 @@ def write_index(directory: str, index: Mapping) -> None:
   with tf.io.gfile.GFile(f"{path}.partial", "w") as file:
     json.dump(index, file, indent=1)
   tf.io.gfile.rename(f"{path}.partial", path, overwrite=True)
-
-
-def record_spans(path: str) -> Iterator[tuple[int, int]]:
-  """Yields (offset, length) of every record of a TFRecord file."""
-  with tf.io.gfile.GFile(path, "rb") as stream:
-    size, offset = stream.size(), 0
-    while offset < size:
-      stream.seek(offset)
-      length = int.from_bytes(stream.read(8), "little")
-      yield offset + 12, length
-      offset += length + 16  # length, its sum, the record, its sum

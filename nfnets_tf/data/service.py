@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import time
 import uuid
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -13,6 +14,7 @@ from nfnets_tf.data import tuning
 from nfnets_tf.ops.errors import UserError
 
 _SECONDS_TO_CONNECT = 10.0
+_SECONDS_ASLEEP = 0.2
 
 
 class Service:
@@ -31,13 +33,13 @@ class Service:
   """
 
   def __init__(self, *, addresses: Sequence[str]):
-    for address in addresses:
-      split_address(address)
     if isinstance(addresses, str) or not addresses:
       raise UserError(
         f"Service.addresses = {addresses!r} cannot be used; bind it to a list"
         " of HOST:PORT, one for each server."
       )
+    for address in addresses:
+      split_address(address)
     self.addresses = tuple(addresses)
 
   def collect(
@@ -75,7 +77,7 @@ def split_address(address: str) -> tuple[str, int]:
     UserError: if it is no such text.
   """
   host, _, port = str(address).rpartition(":")
-  if not host or not port.isdigit():
+  if not host or not port.isdecimal() or not 0 < int(port) < 65536:
     raise UserError(
       f"{address!r} is no address of a data server; expected HOST:PORT, such as"
       " data-1:5000."
@@ -95,6 +97,20 @@ def _connect(address: str) -> None:
     ) from error
 
 
+def _check_free(host: str, port: int) -> None:
+  # The service itself would share a port with another one and say nothing.
+  try:
+    socket.getaddrinfo(host, port)
+    with socket.socket() as probe:
+      probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+      probe.bind(("", port))
+  except OSError as error:
+    raise UserError(
+      f"no data server can listen at {host}:{port} ({error}); bind ADDRESS to"
+      " a name and a free port of this machine."
+    ) from error
+
+
 class Server(NamedTuple):
   """A dispatcher of the tf.data service and its worker."""
 
@@ -103,7 +119,9 @@ class Server(NamedTuple):
 
   def join(self) -> None:
     """Serves until the process is interrupted."""
-    self.dispatcher.join()
+    # The dispatcher's own `join` would not hear an interrupt.
+    while True:
+      time.sleep(_SECONDS_ASLEEP)
 
 
 def start_server(address: str) -> Server:
@@ -111,8 +129,12 @@ def start_server(address: str) -> Server:
 
   Args:
     address: "HOST:PORT" under which others reach it.
+
+  Raises:
+    UserError: if it is no address of this machine, or one in use.
   """
   host, port = split_address(address)
+  _check_free(host, port)
   dispatcher = tf.data.experimental.service.DispatchServer(
     tf.data.experimental.service.DispatcherConfig(port=port)
   )

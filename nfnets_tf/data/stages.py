@@ -63,12 +63,13 @@ def _mapped_seconds(images, operation: Callable, seconds: float) -> float:
     tuning.parallel_calls(),
     deterministic=False,
   )
+  mapped = mapped.ignore_errors()  # of operations; it would not end for a shard
   return _seconds_each(mapped.with_options(tuning.options()), seconds)
 
 
 def _seconds_each(dataset: tf.data.Dataset, seconds: float) -> float:
   """Returns how long an element takes once the data set runs."""
-  iterator = iter(dataset.ignore_errors())
+  iterator = iter(dataset)
   next(iterator)
   start = time.monotonic()
   for count in itertools.count(1):

@@ -1,4 +1,4 @@
-"""The one exception that a mistake of the user ends in."""
+"""The one exception that a mistake of the user ends in, and who raises it."""
 
 
 class UserError(ValueError):
@@ -8,3 +8,20 @@ class UserError(ValueError):
   and how to mend it; the launcher prints it without a traceback and ends with
   exit code 2.
   """
+
+
+def require_share(name: str, value: float) -> None:
+  """Raises a UserError unless a binding's value is in [0, 1]."""
+  if not isinstance(value, (int, float)) or not 0 <= value <= 1:
+    raise UserError(
+      f"{name} = {value!r} cannot be used; bind it to a share from 0 to 1."
+    )
+
+
+def require_whole(name: str, value: int, least: int) -> None:
+  """Raises a UserError unless a binding's value is an integer >= `least`."""
+  if not isinstance(value, int) or value < least:
+    raise UserError(
+      f"{name} = {value!r} cannot be used; bind it to a whole number of at"
+      f" least {least}."
+    )

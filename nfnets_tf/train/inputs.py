@@ -11,7 +11,7 @@ from tensorflow import keras
 from nfnets_tf.data.index import SplitIndex
 from nfnets_tf.data.stages import stage_costs
 from nfnets_tf.data.waiting import Waiting
-from nfnets_tf.ops.errors import UserError
+from nfnets_tf.ops.errors import UserError, require_share
 
 LOGGER = logging.getLogger("nfnets_tf")
 
@@ -105,11 +105,7 @@ class DataWatch(keras.callbacks.Callback):
     self, waiting, *, costs, faults, max_bad_share: float, clock=time.monotonic
   ):
     super().__init__()
-    if not 0 <= max_bad_share <= 1:
-      raise UserError(
-        f"run.Training.max_bad_share = {max_bad_share!r} cannot be used; bind"
-        " it to a share from 0 to 1."
-      )
+    require_share("run.Training.max_bad_share", max_bad_share)
     self._waiting, self._costs, self._faults = waiting, costs, faults
     self._max_bad_share = max_bad_share
     self._clock, self._begin = clock, 0.0
@@ -139,9 +135,9 @@ class DataWatch(keras.callbacks.Callback):
     if bad > self._max_bad_share:
       raise UserError(
         f"{bad:.2%} of the images that were read could not be used, more than"
-        f" run.Training.max_bad_share = {self._max_bad_share:.2%}:"
-        f" {self._faults}; repair the shards (gin/check_shards.gin lists what"
-        " is wrong) or bind a larger share."
+        f" run.Training.max_bad_share = {self._max_bad_share:.2%} (with what"
+        f" was read ahead: {self._faults}); repair the shards"
+        " (gin/check_shards.gin lists what is wrong) or bind a larger share."
       )
 
   def _tell(self, share: float) -> None:

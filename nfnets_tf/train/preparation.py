@@ -2,29 +2,22 @@
 
 from __future__ import annotations
 
-import collections
 import contextlib
-import json
 import logging
 import os
 import threading
 from collections.abc import Callable, Sequence
 from typing import TextIO
 
-import tensorflow as tf
-
 from nfnets_tf.data import preparing
 from nfnets_tf.data.catalogs import Catalog
+from nfnets_tf.data.duplicates import NearDuplicates
 from nfnets_tf.data.listing import digest
-from nfnets_tf.data.records import (
-  INDEX,
-  UNFINISHED,
-  describe_split,
-  write_index,
-)
-from nfnets_tf.ops.errors import UserError
+from nfnets_tf.data.records import INDEX
+from nfnets_tf.data.shard_folder import ShardFolder
+from nfnets_tf.ops.errors import require_share, require_whole
 from nfnets_tf.train.plan import table
-from nfnets_tf.train.workdir import Workdir, replace_file
+from nfnets_tf.train.workdir import Workdir
 
 LOGGER = logging.getLogger("nfnets_tf")
 
@@ -61,11 +54,10 @@ class Preparation:
     runner: str,
     runner_options: Sequence[str],
   ):
-    if not isinstance(examples_per_shard, int) or examples_per_shard < 1:
-      raise UserError(
-        f"Preparation.examples_per_shard = {examples_per_shard!r} cannot be"
-        " used; bind it to a whole number of at least 1."
-      )
+    require_whole("Preparation.examples_per_shard", examples_per_shard, 1)
+    require_whole("Preparation.seed", seed, 0)
+    require_share("Preparation.max_bad_share", max_bad_share)
+    NearDuplicates([], distance)  # raises where it cannot be used
     self.catalog = catalog
     self.directory = os.path.expanduser(directory)
     self.without, self.distance = without, distance
@@ -80,7 +72,9 @@ class Preparation:
     made_of = catalog.key, examples_per_shard, seed
     if without is not None:
       made_of += without.key, distance
-    self._key = digest(repr(made_of))
+    self._folder = ShardFolder(
+      self.directory, digest(repr(made_of)), self._tasks
+    )
 
   def plan(self) -> str:
     """Returns what would be written."""
@@ -112,102 +106,58 @@ class Preparation:
     """Writes what is not written yet; see `run.Training.run`.
 
     Raises:
-      UserError: if the folder holds something else, or more images than
-        `max_bad_share` are unusable; what was written stays.
+      UserError: if Beam is not there, the folder holds something else, more
+        images than `max_bad_share` are unusable, or none is left of a split;
+        what was written stays.
     """
     del terminal  # lines say all there is
     files = Workdir(workdir)
-    self._check_directory()
+    preparing.check_runner(self.runner, self.runner_options)
+    self._folder.take()
     files.keep_configuration(configuration)
     started()
-    if tf.io.gfile.exists(os.path.join(self.directory, INDEX)):
-      LOGGER.info("These shards are written already.")
-    else:
+    if (index := self._folder.read_index()) is None:
       self._write()
-    self._clean()
-    with tf.io.gfile.GFile(os.path.join(self.directory, INDEX)) as file:
-      index = json.load(file)
+      index = self._folder.read_index()
+    elif lost := self._folder.lost(index):
+      LOGGER.info(
+        "%d shards are missing or cut off; they are written again.", len(lost)
+      )
+      self._make(lost)
+      self._folder.check_mended(index, lost)
+    else:
+      LOGGER.info("These shards are written already.")
+    self._folder.clean()
     files.write_result({"directory": self.directory, **index["left_out"]})
     return self._summarize(index)
-
-  def _check_directory(self) -> None:
-    """Takes the folder, unless it is that of something else."""
-    for name in (INDEX, UNFINISHED):
-      path = os.path.join(self.directory, name)
-      if not tf.io.gfile.exists(path):
-        continue
-      with tf.io.gfile.GFile(path) as file:
-        key = json.load(file).get("key")
-      if key != self._key:
-        raise UserError(
-          f"{self.directory!r} holds shards of other images or settings"
-          f" ({name}); bind Preparation.directory to another folder, or remove"
-          " this one."
-        )
-      return
-    tf.io.gfile.makedirs(self.directory)
-    begun = os.path.join(self.directory, UNFINISHED)
-    replace_file(begun, json.dumps({"key": self._key}) + "\n")
 
   def _write(self) -> None:
     tasks = [task for some in self._tasks.values() for task in some]
     left = [task for task in tasks if not preparing.is_finished(task)]
     if len(left) < len(tasks):
       LOGGER.info("%d shards are there already.", len(tasks) - len(left))
-    with _told(left):
-      preparing.run_tasks(
-        self.catalog,
-        left,
-        without=self.without,
-        distance=self.distance,
-        runner=self.runner,
-        options=self.runner_options,
-      )
-    written = {
-      split: [preparing.read_sidecar(task) for task in some]
-      for split, some in self._tasks.items()
-    }
-    self._write_index(written)
+    self._make(left)
+    if self._folder.read_index() is None:
+      self._folder.conclude(self.catalog, max_bad_share=self.max_bad_share)
 
-  def _clean(self) -> None:
-    """Removes what lay beside the shards, killed writers' parts included."""
-    for pattern in ("*.tfrecord.json", "*.partial*", UNFINISHED):
-      path = os.path.join(self.directory, pattern)
-      for name in tf.io.gfile.glob(path):
-        tf.io.gfile.remove(name)
-
-  def _write_index(self, written) -> None:
-    shards = [shard for some in written.values() for shard in some]
-    faults = collections.Counter()
-    for shard in shards:
-      faults.update(shard["faults"])
-    duplicates = [name for shard in shards for name in shard["duplicates"]]
-    images = sum(map(len, self.catalog.splits.values()))
-    bad = sum(faults.values())
-    if bad > self.max_bad_share * images:
-      named = [name for shard in shards for name in shard["named"]]
-      raise UserError(
-        f"{bad:,} of {images:,} images cannot be used, more than"
-        f" max_bad_share = {self.max_bad_share:.2%}:"
-        f" {', '.join(f'{n:,} {cause}' for cause, n in faults.items())}, such"
-        f" as {'; '.join(named[:3])}; repair or remove them and write to"
-        " another folder, or bind a larger share."
-      )
-    classes = self.catalog.class_names
-    write_index(
-      self.directory,
-      {
-        "format": 2,
-        "key": self._key,
-        "class_names": list(classes),
-        "rule": self.catalog.rule,
-        "left_out": {"faults": faults, "near_duplicates": duplicates},
-        "splits": {
-          split: describe_split(some, len(classes))
-          for split, some in written.items()
-        },
-      },
-    )
+  def _make(self, tasks) -> None:
+    """Writes shards, unless another process has just written all of them."""
+    try:
+      with _told(tasks):
+        preparing.run_tasks(
+          self.catalog,
+          tasks,
+          without=self.without,
+          distance=self.distance,
+          runner=self.runner,
+          options=self.runner_options,
+        )
+    except Exception:
+      # It tidies up when it is done, and our own parts with it.
+      index = self._folder.read_index()
+      if index is None or self._folder.lost(index):
+        raise
+      LOGGER.info("Another process has written the same shards meanwhile.")
 
   def _summarize(self, index) -> str:
     lines = self._describe()

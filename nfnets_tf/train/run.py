@@ -15,7 +15,7 @@ from tensorflow import keras
 
 from nfnets_tf.data.index import SplitIndex
 from nfnets_tf.data.pipeline import Split
-from nfnets_tf.ops.errors import UserError
+from nfnets_tf.ops.errors import UserError, require_whole
 from nfnets_tf.optim.sam import SAM
 from nfnets_tf.train import plan
 from nfnets_tf.train.pretrained import Start
@@ -135,12 +135,7 @@ class Training:
       "checkpoint_every",
       "checkpoints_to_keep",
     ):
-      value = getattr(self, name)
-      if not isinstance(value, int) or value < 1:
-        raise UserError(
-          f"run.Training.{name} = {value!r} cannot be used; bind it to a whole"
-          " number of at least 1."
-        )
+      require_whole(f"run.Training.{name}", getattr(self, name), 1)
 
   def _check_intervals(self) -> None:
     for unit, name in (

@@ -15,10 +15,10 @@ import tensorflow as tf
 
 from nfnets_tf.data import checking, tuning
 from nfnets_tf.data.dimensions import MAX_PIXELS
-from nfnets_tf.data.faults import Examiner
+from nfnets_tf.data.faults import Examiner, Fault
 from nfnets_tf.data.index import SplitIndex, read_index
 from nfnets_tf.data.records import Fields
-from nfnets_tf.ops.errors import UserError
+from nfnets_tf.ops.errors import UserError, require_share
 from nfnets_tf.train.plan import table
 from nfnets_tf.train.workdir import Workdir, replace_file
 
@@ -47,6 +47,7 @@ class ShardCheck:
     min_side: int,
     max_bad_share: float,
   ):
+    require_share("ShardCheck.max_bad_share", max_bad_share)
     self.directory = os.path.expanduser(directory)
     self.splits = tuple(splits)
     self.fields, self.num_classes = fields, num_classes
@@ -82,13 +83,14 @@ class ShardCheck:
     ]
     files.keep_configuration(configuration)
     started()
-    findings = [one for index in indexes for one in self._check(index)]
+    seen = {}
+    findings = [one for index in indexes for one in self._check(index, seen)]
     path = os.path.join(files.report, "shards.csv")
     tf.io.gfile.makedirs(files.report)
     replace_file(path, _to_csv(findings))
     return self._judge(findings, path)
 
-  def _check(self, index: SplitIndex) -> list[checking.ShardFindings]:
+  def _check(self, index: SplitIndex, seen) -> list[checking.ShardFindings]:
     named = bool(index.class_names)
     classes = self.num_classes or (index.num_classes if named else None)
     checker = checking.Checker(
@@ -96,13 +98,16 @@ class ShardCheck:
     )
     findings = []
     with concurrent.futures.ThreadPoolExecutor(tuning.parallel_calls()) as pool:
-      for found in pool.map(checker, index.files, index.counts):
+      sums = index.sums or [None] * len(index.files)
+      for found in pool.map(checker, index.files, index.counts, sums):
+        # In order, so that of two images always the same one is the second.
+        checking.mark_duplicates(found, seen)
         findings.append(found)
         for position, fault in found.named[:1]:
+          place = [os.path.basename(found.path), _place(position, fault)]
           LOGGER.warning(
-            "%s, record %d%s: %s.",
-            os.path.basename(found.path),
-            position,
+            "%s%s: %s.",
+            ", ".join(filter(None, place)),
             f" ({fault.name})" if fault.name else "",
             fault,
           )
@@ -117,12 +122,17 @@ class ShardCheck:
     bad = sum(
       n for cause, n in counts.items() if cause not in checking.HARMLESS
     )
-    if counts[checking.CUT] or bad > self.max_bad_share * records:
+    if any(counts[cause] for cause in checking.OF_SHARDS):
+      raise UserError(
+        f"the shards in {self.directory!r} cannot be used: {text}; restore the"
+        " shards, or remove them and start the job that wrote them again"
+        f" ({path} says which)."
+      )
+    if bad > self.max_bad_share * records:
       raise UserError(
         f"the shards in {self.directory!r} cannot be used: {text}, of"
         f" {records:,} records, and at most {self.max_bad_share:.2%} may be"
-        f" bad; write the shards again without them ({path} counts them by"
-        " shard)."
+        f" bad; write shards without them ({path} counts them by shard)."
       )
     return table(
       [
@@ -140,8 +150,18 @@ def _to_csv(findings) -> str:
   writer.writerow(["shard", "records", *causes, "first"])
   for found in findings:
     counts = [found.counts[cause] for cause in causes]
-    first = [f"record {place}: {fault}" for place, fault in found.named[:1]]
+    first = [
+      ": ".join(filter(None, (_place(position, fault), str(fault))))
+      for position, fault in found.named[:1]
+    ]
     first = first or [""]
     name = os.path.basename(found.path)
     writer.writerow([name, found.records, *counts, *first])
   return text.getvalue()
+
+
+def _place(position: int, fault: Fault) -> str:
+  """Returns "record N", or nothing if the whole shard is meant."""
+  cause = fault.cause
+  whole = cause == checking.CHANGED or (cause == checking.CUT and not position)
+  return "" if whole else f"record {position}"

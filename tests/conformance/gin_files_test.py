@@ -8,6 +8,7 @@ import pytest
 
 import gin
 from nfnets_tf.config import Configuration
+from nfnets_tf.data.records import Record, write_dataset
 from nfnets_tf.models.variants import VARIANTS
 from tests.data.index_test import store_with_tfds
 
@@ -34,6 +35,7 @@ OVERLAYS = sorted(
 )
 EVERY = sorted(p for p in (ROOT / "gin").rglob("*.gin"))
 PAPER = ("F0", "F1", "F3", "F3+", "F7", "F7+")
+SHARDS = "gin/finetune_shards.gin"
 FOLDER, IMAGENET = "gin/finetune_folder.gin", "gin/finetune_imagenet.gin"
 BUDGETS = (0.25, 0.5, 1, 2, 4, 8)
 
@@ -56,14 +58,23 @@ def images(tmp_path_factory):
   """A folder of two classes, for the run that finds out about its data."""
   root = tmp_path_factory.mktemp("images")
   for name in ("cat", "dog"):
-    (root / name).mkdir()
+    (root / "photos" / name).mkdir(parents=True)
     for i in range(640):
-      (root / name / f"{i}.jpg").touch()
-  return str(root)
+      (root / "photos" / name / f"{i}.jpg").touch()
+  write_dataset(
+    str(root / "shards"),
+    {"train": [Record(b"", 0, "", "", "")] * 1152, "heldout": []},
+    num_shards={"train": 1, "heldout": 1},
+    class_names=["cat", "dog"],
+  )
+  return str(root / "photos")
 
 
 def configure(run, *files, images):
-  given = [f"DATA_DIR = {images!r}"] if run == FOLDER else []
+  given = {
+    FOLDER: [f"DATA_DIR = {images!r}"],
+    SHARDS: [f"DATA_DIR = '{images}/../shards'"],
+  }.get(run, [])
   if SERVICE in files:
     given += ["DATA_SERVERS = ['a:1', 'b:1']"]
   return Configuration([run, *files], given)
@@ -104,6 +115,17 @@ def test_a_run_takes_every_overlay(run, overlay, images):
   assert configure(run, overlay, images=images).build_job().total_steps > 0
 
 
+def test_erasing_comes_after_all_augmentation(images):
+  overlays = [
+    "gin/overlays/augmentation.gin",
+    "gin/overlays/random_erasing.gin",
+  ]
+  for files in (overlays, overlays[::-1]):
+    split = configure(SHARDS, *files, images=images).build_job().train_split
+    operations = [type(o).__name__ for o in split.mixed_operations]
+    assert operations == ["RandAugment", "RandomErasing"]
+
+
 def test_cifar10_is_a_folder(images):
   built = configure(FOLDER, "gin/data/cifar10.gin", images=images).build_job()
   assert built.train_split.image_shape() == (32, 32, 3)
@@ -114,7 +136,7 @@ def test_cifar10_is_a_folder(images):
 def test_every_model_of_the_paper_has_a_run():
   for variant in PAPER:
     assert job(variant).variant == variant
-  others = {"gin/quickstart.gin", FOLDER, IMAGENET}
+  others = {"gin/quickstart.gin", FOLDER, SHARDS, IMAGENET}
   assert set(RUNS) == {*map(run_of, PAPER), *others}
 
 

@@ -129,6 +129,8 @@ NOT_OBJECTS_OF_USERS = {
   "Server",
   "Session",
   "ShardCheck",
+  "ShardFolder",
+  "Table",
   "ShardTask",
   "Share",
   "Split",

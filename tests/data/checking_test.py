@@ -5,6 +5,7 @@ import tensorflow as tf
 
 from nfnets_tf.data import checking
 from nfnets_tf.data.faults import Examiner
+from nfnets_tf.data.files import file_sha256
 from nfnets_tf.data.records import Fields, Record
 
 
@@ -28,7 +29,12 @@ def checker(**options):
 
 def test_a_sound_shard(tmp_path):
   path = shard(tmp_path / "a", (png(1), 0), (png(2), 2))
-  found = checker()(path, expected=2)
+  found = checker()(path, 2, file_sha256(path))
+  assert [(place, name) for place, _, name in found.images] == [
+    (0, "0.png"),
+    (1, "1.png"),
+  ]
+  checking.mark_duplicates(found, {})
   assert found == checking.ShardFindings(path, records=2)
 
 
@@ -40,17 +46,19 @@ def test_every_record_is_judged(tmp_path):
     (png(2)[:30], 0),
     (png(3), 3),
     (png(4, size=7), 0),
+    (tf.io.encode_png(np.zeros([7, 99, 3], np.uint8)).numpy(), 0),
   )
   found = checker()(path)
-  assert found.records == 5
+  checking.mark_duplicates(found, {})
+  assert found.records == 6
   assert found.counts == {
     checking.DUPLICATE: 1,
     "image not decodable": 1,
     "label out of range": 1,
-    checking.TINY: 1,
+    checking.TINY: 2,
   }
   places = {place: fault for place, fault in found.named}
-  assert places[1].detail == f"of {path}@0" and places[1].name == "1.png"
+  assert places[1].detail == "of a@0" and places[1].name == "1.png"
   assert places[4].detail == "7 x 7 pixels"
 
 
@@ -58,8 +66,11 @@ def test_duplicates_are_found_across_shards(tmp_path):
   check = checker()
   first = shard(tmp_path / "a", (png(1), 0))
   second = shard(tmp_path / "b", (png(2), 0), (png(1), 0))
-  assert not check(first).counts
-  assert check(second).counts == {checking.DUPLICATE: 1}
+  found, seen = [check(second), check(first)], {}
+  for one in reversed(found):  # whichever was read first
+    checking.mark_duplicates(one, seen)
+  assert [one.counts for one in found] == [{checking.DUPLICATE: 1}, {}]
+  assert found[0].named[0][0] == 1
 
 
 def test_what_follows_a_cut_is_lost_and_what_comes_before_is_judged(tmp_path):
@@ -76,6 +87,13 @@ def test_a_shard_with_other_records_than_the_index_says(tmp_path):
   path = shard(tmp_path / "a", (png(1), 0))
   found = checker()(path, expected=2)
   assert found.named[0][1].detail == "1 records, 2 expected"
+  assert checker()(path, expected=0).counts == {checking.CUT: 1}
+
+
+def test_a_shard_of_other_bytes_than_the_index_says(tmp_path):
+  path = shard(tmp_path / "a", (png(1), 0))
+  found = checker()(path, 1, "0" * 64)
+  assert found.counts == {checking.CHANGED: 1} and found.records == 1
 
 
 def test_a_lost_shard_is_a_fault(tmp_path):

@@ -27,6 +27,8 @@ def gif(height, width):
     (tf.io.encode_png(IMAGE).numpy(), 210_000),
     (gif(65_535, 65_535), 65_535**2),
     (bmp(700, 300), 210_000),
+    (bmp(-700, 300), 210_000),  # its rows go down
+    (bmp(2**31 - 1, 2**31 - 1), (2**31 - 1) ** 2),
     (
       b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR" + 2 * b"\x7f\xff\xff\xff",
       (2**31 - 1) ** 2,

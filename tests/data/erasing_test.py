@@ -27,13 +27,14 @@ def test_boxes_have_the_area_and_the_shape_that_were_asked_for():
   erasing = RandomErasing(
     probability=1.0, area=(0.1, 0.2), aspect_ratio=(0.5, 2.0)
   )
-  sizes = np.array([box(image) for image in draw(erasing, 200)])
+  sizes = np.array([box(image) for image in draw(erasing, 1000)])
   areas = sizes.prod(axis=1) / (40 * 60)
   assert areas.min() > 0.08 and areas.max() < 0.22
   assert areas.min() < 0.12 and areas.max() > 0.18
   ratios = sizes[:, 0] / sizes[:, 1]
   assert ratios.min() > 0.4 and ratios.max() < 2.4
-  assert (ratios < 1).sum() == pytest.approx(100, abs=30)
+  # Drawn evenly on a logarithmic scale.
+  assert (ratios < 1).sum() == pytest.approx(500, abs=60)
 
 
 def test_the_box_is_noise_and_the_rest_is_untouched():

@@ -5,6 +5,7 @@ import tensorflow as tf
 
 from nfnets_tf.data.faults import Examiner, Fault, Faults, plain_message
 from nfnets_tf.data.loading import PADDING
+from nfnets_tf.data.order import UNREADABLE
 from nfnets_tf.data.records import Fields, Record
 from tests.data.views_test import IMAGE, example
 
@@ -28,7 +29,8 @@ def test_a_good_record_has_no_fault(encoded):
 @pytest.mark.parametrize(
   "serialized, cause, detail",
   [
-    (b"", "not readable in its shard", ""),
+    (UNREADABLE + b"a/b", "not readable in its shard", "a/b"),
+    (b"", "without one label", ""),
     (b"\xff\xff", "no tf.train.Example", ""),
     (example(**{"image/encoded": PNG}), "without one label", ""),
     (example(**{"image/class/label": 1}), "without one image", ""),
@@ -71,9 +73,9 @@ def test_raw_images():
     assert fault.cause == "image not decodable"
 
 
-def lay_aside(faults, records, begin=0):
+def lay_aside(faults, records, begin=0, **options):
   """Gives records to a data set that finds all of them bad."""
-  record = faults.recorder()
+  record = faults.recorder(**options)
   positions = tf.range(begin, begin + len(records), dtype=tf.int64)
   bad = tf.data.Dataset.from_tensors((positions, tf.constant(records)))
 
@@ -118,3 +120,31 @@ def test_more_than_memory_is_kept_for_are_counted_without_a_cause():
   assert faults.collect() == {"no tf.train.Example": 1024, "not examined": 976}
   lay_aside(faults, [b"\xff"] * 10, begin=2000)
   assert faults.collect() == {"no tf.train.Example": 1034, "not examined": 976}
+
+
+def test_what_is_bad_in_every_evaluation_is_counted_once(caplog):
+  faults = Faults("heldout", Examiner(Fields(), num_classes=3))
+  for _ in range(3):
+    lay_aside(faults, [b"\xff"] * 2000, repeated=True)
+  assert faults.collect() == {"no tf.train.Example": 1024, "not examined": 976}
+  lay_aside(faults, [b"\xff"] * 3, begin=1, repeated=True)
+  assert sum(faults.collect().values()) == 2000
+  assert len(caplog.messages) == 5
+
+
+def test_what_servers_have_seen_is_not_known():
+  faults = Faults("train", Examiner(Fields(), num_classes=3))
+  assert str(faults) == "of causes that only data servers have seen"
+
+
+def test_labels_are_counted_from_the_first_one():
+  fields = Fields(first_label=1)
+  assert examine(record(PNG, 3), fields) is None
+  assert examine(record(PNG, 0), fields).detail == "class -1 of 3"
+
+
+def test_what_tensorflows_parser_alone_refuses():
+  # The same field twice: protobuf's parser takes the last one.
+  twice = record(PNG, 1) + example(**{"image/class/label": b"text"})
+  fault = examine(twice)
+  assert fault is not None

@@ -23,15 +23,6 @@ def test_index_counts_what_the_shards_hold(make_dataset):
     assert sum(1 for _ in tf.data.TFRecordDataset(path)) == count
 
 
-def test_shards_without_an_index_are_scanned(make_dataset):
-  directory = make_dataset()
-  indexed = index.read_index(directory, "train")
-  remove_index(directory)
-  scanned = index.read_index(directory, "train")
-  assert (scanned.files, scanned.counts) == (indexed.files, indexed.counts)
-  assert scanned.num_classes == 4 and scanned.class_names == ()
-
-
 def test_missing_and_empty_folders_are_told_apart(tmp_path, make_dataset):
   with pytest.raises(UserError, match="does not exist; bind DATA_DIR"):
     index.read_index(str(tmp_path / "nowhere"), "train")
@@ -63,27 +54,41 @@ def test_a_missing_shard_of_the_index_is_named(make_dataset):
     index.read_index(directory, "train")
 
 
-@pytest.mark.parametrize("label", [None, -5])
-def test_a_shard_without_labels_is_named(make_dataset, label):
-  directory = make_dataset(train=3, train_shards=1)
-  shard = index.read_index(directory, "train").files[0]
-  remove_index(directory)
-  features = {}
-  if label is not None:
-    values = tf.train.Int64List(value=[label])
-    features[records.Fields().label] = tf.train.Feature(int64_list=values)
-  example = tf.train.Example(features=tf.train.Features(feature=features))
-  with tf.io.TFRecordWriter(shard) as writer:
-    writer.write(records.Record(b"", 0, "", "", "").serialize())
-    writer.write(example.SerializeToString())
-  with pytest.raises(UserError, match="record 1 of the shard .*has no label"):
-    index.read_index(directory, "train")
-
-
 def test_file_names_come_in_the_order_of_the_records(make_dataset):
   found = index.read_index(make_dataset(train=7, train_shards=2), "train")
   names = index.read_filenames(found)
   assert names == [f"{i}.png" for i in (0, 2, 4, 6, 1, 3, 5)]
+
+
+def test_an_index_that_is_none(make_dataset):
+  directory = make_dataset()
+  path = os.path.join(directory, records.INDEX)
+  for text, message in (
+    ('{"splits": {', "no JSON file"),
+    ('{"splits": {}}', "lacks class_names; expected the index"),
+  ):
+    with open(path, "w") as file:
+      file.write(text)
+    with pytest.raises(UserError, match=message):
+      index.read_index(directory, "train")
+
+
+def test_numbers_for_a_configuration(make_dataset):
+  given = {"directory": make_dataset(train=7), "split": "train"}
+  assert index.count_classes(**given) == 4
+  assert index.count_examples(**given) == 7
+  with pytest.raises(UserError, match="DATA_DIR is not given; bind it"):
+    index.count_examples(directory=None, split="train")
+
+
+def test_file_names_in_any_code(make_dataset):
+  directory = make_dataset(train=1, train_shards=1)
+  found = index.read_index(directory, "train")
+  example = tf.train.Example()
+  name = example.features.feature["image/filename"].bytes_list
+  name.value.append(b"caf\xe9.png")
+  records.write_shard(found.files[0], [(0, example.SerializeToString())])
+  assert index.read_filenames(found) == ["caf\ufffd.png"]
 
 
 def test_an_older_index_is_read(make_dataset):
@@ -98,34 +103,7 @@ def test_an_older_index_is_read(make_dataset):
   with open(path, "w") as file:
     json.dump(content, file)
   assert index.read_index(directory, "train") == now
-
-
-def test_shards_are_counted_once_and_anew_when_they_change(
-  make_dataset, monkeypatch
-):
-  directory = make_dataset(train=4, train_shards=2)
-  remove_index(directory)
-  first = index.read_index(directory, "train")
-  with monkeypatch.context() as patch:
-    patch.setattr(index, "_labels", None)
-    assert index.read_index(directory, "train") == first
-  record = records.Record(b"", 6, "", "", "")
-  records.write_shard(first.files[0], [(6, record.serialize())])
-  changed = index.read_index(directory, "train")
-  assert changed.counts == (1, 2) and changed.num_classes == 7
-
-
-def test_model_garden_shards_count_classes_from_1(make_dataset):
-  directory = make_dataset(train=8, train_shards=1)
-  remove_index(directory)
-  shifted = records.Fields(first_label=1)
-  with pytest.raises(UserError, match="no label of 1 or more"):
-    index.read_index(directory, "train", shifted)
-  path = os.path.join(directory, "train-00000-of-00001.tfrecord")
-  shards = [records.Record(b"", label, "", "", "") for label in (1, 4)]
-  records.write_shard(path, [(0, record.serialize()) for record in shards])
-  found = index.read_index(directory, "train", shifted)
-  assert found.num_classes == 4 and found.fields == shifted
+  assert len(now.sums) == 5
 
 
 def store_with_tfds(directory, **features):

@@ -7,6 +7,7 @@ from nfnets_tf.data.listing import (
   check_share,
   count_classes,
   count_training_images,
+  describe_file,
   digest,
   is_held_out,
   list_folder,
@@ -166,3 +167,11 @@ def test_a_share_that_leaves_nothing_to_one_side(share):
   with pytest.raises(UserError, match=f"HELDOUT_SHARE = {share} cannot"):
     check_share(share)
   check_share(0.999)
+
+
+def test_a_link_to_nowhere_is_listed_and_told_when_it_is_read(folder):
+  (folder / "a" / "gone.png").symlink_to(folder / "nowhere")
+  assert describe_file(str(folder), "a/gone.png") == "a/gone.png is missing"
+  listing = list_folder(str(folder), 0.2)
+  paths = [path for part in listing.splits.values() for path, _ in part]
+  assert "a/gone.png" in paths

@@ -38,7 +38,7 @@ def test_mixup_draws_from_the_beta_distribution(alpha):
 
 
 def test_cutmix_shows_a_box_and_its_share_counts_the_pixels():
-  boxes = 0
+  boxes, centres = 0, []
   for image, share in draw(CutMix(), 200):
     of_first = (image == FIRST.numpy()).all(axis=-1)
     of_second = (image == SECOND.numpy()).all(axis=-1)
@@ -47,9 +47,12 @@ def test_cutmix_shows_a_box_and_its_share_counts_the_pixels():
     rows, columns = np.nonzero(of_first)
     if len(rows):
       boxes += 1
+      centres.append((rows.mean() / 24, columns.mean() / 32))
       box = of_first[rows.min() : rows.max() + 1]
       assert box[:, columns.min() : columns.max() + 1].all()
   assert boxes > 150
+  # Row and column are drawn each for itself.
+  assert abs(np.corrcoef(np.array(centres).T)[0, 1]) < 0.3
 
 
 def test_cutmix_boxes_are_of_every_size_and_cut_at_the_border():

@@ -6,7 +6,12 @@ import tensorflow as tf
 
 from nfnets_tf.data import order as order_module
 from nfnets_tf.data.index import read_index
-from nfnets_tf.data.order import ShardOrder, read_part, read_piece
+from nfnets_tf.data.order import (
+  UNREADABLE,
+  ShardOrder,
+  read_part,
+  read_piece,
+)
 from nfnets_tf.ops.errors import UserError
 
 
@@ -163,6 +168,11 @@ def test_groups_of_an_epoch_are_permuted_differently(make_dataset):
   assert len(set(places)) == 5
 
 
+def test_a_group_is_permuted_differently_in_another_epoch(make_dataset):
+  order = make(make_dataset(train=50, train_shards=1), shuffle_buffer=1000)
+  assert names(order, 50) != names(order, 50, 50)
+
+
 @pytest.mark.parametrize("begin, size", [(0, 50), (7, 20), (45, 10), (60, 5)])
 def test_a_part_of_a_row_of_shards(make_dataset, begin, size):
   index = read_index(make_dataset(train=50), "train")
@@ -186,7 +196,16 @@ def test_what_cannot_be_read_keeps_its_place(make_dataset):
   records = list(tf.data.TFRecordDataset(path).as_numpy_iterator())
   os.truncate(path, os.path.getsize(path) // 2)
   found = list(read_piece(path, 1, 9).as_numpy_iterator())
-  assert found == records[1:5] + [b""] * 5
+  assert found == records[1:5] + [UNREADABLE + path.encode()] * 5
+
+
+def test_a_shard_damaged_at_its_beginning_loses_its_records_alone(make_dataset):
+  path = read_index(make_dataset(train=50), "train").files[0]
+  with open(path, "r+b") as file:
+    file.seek(20)
+    file.write(b"damage")
+  found = list(read_piece(path, 0, 10).as_numpy_iterator())
+  assert found == [UNREADABLE + path.encode()] * 10
 
 
 def test_a_lost_shard_is_an_error_and_no_endless_wait(make_dataset):

@@ -7,6 +7,7 @@ import tensorflow as tf
 from nfnets_tf.data import mixing, pipeline, preprocess
 from nfnets_tf.data.records import INDEX
 from nfnets_tf.ops.errors import UserError
+from tests.data.index_test import store_with_tfds
 
 
 def make(directory, split="train", operations=None, num_classes=4, **options):
@@ -224,3 +225,62 @@ def test_copies_of_a_pair_are_mixed_and_changed_each_for_itself(make_dataset):
       assert (part.reshape(2, 4) == part.reshape(2, 4)[:, :1]).all()
     assert len(set(labels.share)) == 8
     assert len({image.tobytes() for image in images}) == 8
+
+
+def test_last_operations_come_after_all_others(make_dataset):
+  def invert(image, seed):
+    del seed
+    return 255 - image
+
+  def halve(image, seed):
+    del seed
+    return image // 2
+
+  split = make(
+    make_dataset(), mixed_operations=[invert], last_operations=[halve]
+  )
+  assert split.mixed_operations == (invert, halve)
+  for images, _, _ in training(split, 3):
+    # Image i is filled with the value i.
+    assert np.isin(images, (255 - np.arange(50)) // 2).all()
+
+
+def test_hosts_draw_each_for_itself(make_dataset):
+  def fill(image, seed):
+    value = tf.random.stateless_uniform([], seed, 0, 256, tf.int32)
+    return tf.fill([8, 8, 3], tf.cast(value, tf.uint8))
+
+  split = make(make_dataset(), operations=[fill])
+  hosts = [
+    training(split, 3, host=host, num_hosts=2, host_batch=8)
+    for host in range(2)
+  ]
+  drawn = np.array([[images[:, 0, 0, 0] for images, *_ in h] for h in hosts])
+  assert np.mean(drawn[0] == drawn[1]) < 0.2
+
+
+def test_copies_of_a_bad_record_have_weight_0(make_dataset):
+  def refuse(image, seed):
+    value = preprocess.decode(image)[0, 0, 0]
+    tf.debugging.Assert(value != 7, [value])
+    return image
+
+  operations = [refuse, preprocess.Resize(image_size=8)]
+  split = make(make_dataset(), operations=operations, multiplicity=2)
+  weights = np.concatenate([w for _, _, w in training(split, 25)])
+  assert (weights == 0).sum() == 4  # one of 50, two copies, two epochs
+
+
+def test_the_bound_on_pixels_is_the_splits(make_dataset):
+  split = make(make_dataset(), max_pixels=15)
+  (_, _, weights), *_ = training(split, 1)
+  assert not weights.any()
+  (cause,) = split.faults.collect()
+  assert cause == "image too large"
+
+
+def test_faults_are_judged_by_the_fields_of_the_shards(tmp_path):
+  split = make(store_with_tfds(tmp_path), num_classes=2)
+  split.index()
+  assert split.faults.examine.fields == split.index().fields
+  assert split.faults.examine.fields.label == "kind"

@@ -8,7 +8,9 @@ import tensorflow as tf
 
 from nfnets_tf.data import preparing
 from nfnets_tf.data.duplicates import NearDuplicates, difference_hash
-from nfnets_tf.data.records import Record, file_sha256
+from nfnets_tf.data.files import file_sha256
+from nfnets_tf.data.records import Record
+from nfnets_tf.ops.errors import UserError
 from tests.data.duplicates_test import picture
 
 
@@ -135,3 +137,41 @@ def test_sidecars_are_json(tmp_path):
   with open(task.sidecar) as file:
     assert json.load(file)["labels"] == {"0": 1}
   assert np.all([not name.endswith("partial") for name in os.listdir(tmp_path)])
+
+
+def test_other_images_that_cannot_be_used_are_passed_over():
+  others = Pictures()
+  hashes = [
+    found
+    for seed in (12, 13, 17)
+    for found in preparing._hashes((seed, 0), others)
+  ]
+  assert len(hashes) == 1  # 13 is not there, 17 is cut off
+
+
+def test_splits_are_permuted_each_for_itself(tmp_path):
+  class Both(Pictures):
+    @property
+    def splits(self):
+      return {"train": list(range(20)), "heldout": list(range(20))}
+
+  tasks = tasks_of(Both(), tmp_path, examples_per_shard=20)
+  assert tasks["train"][0].references != tasks["heldout"][0].references
+
+
+def test_labels_out_of_range_are_counted(tmp_path):
+  class Unlabelled(Pictures):
+    def read(self, reference):
+      return dataclasses.replace(super().read(reference), label=-1)
+
+  (task,) = tasks_of(Unlabelled(), tmp_path)["heldout"]
+  preparing.write_task(task, Unlabelled(), None)
+  found = preparing.read_sidecar(task)
+  assert found["faults"] == {"label out of range": 1}
+  assert found["named"] == ["0.jpg: label out of range (class -1 of 3)"]
+
+
+def test_a_runner_that_beam_does_not_take():
+  preparing.check_runner("DirectRunner", ["--direct_num_workers=2"])
+  with pytest.raises(UserError, match="does not take .* = 'Dataflow'"):
+    preparing.check_runner("Dataflow", [])

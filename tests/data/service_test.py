@@ -79,12 +79,21 @@ def test_nobody_listens(make_dataset):
     (["5000"], "'5000' is no address"),
     (["host:x"], "expected HOST:PORT"),
     ([], r"addresses = \[\] cannot be used"),
-    ("host:1", "no address"),
+    ("host:1", "addresses = 'host:1' cannot be used; bind it to a list"),
+    (None, "addresses = None cannot be used"),
+    (["host:0"], "'host:0' is no address"),
+    (["host:65536"], "'host:65536' is no address"),
   ],
 )
 def test_services_that_cannot_be(addresses, message):
   with pytest.raises(UserError, match=message):
     service.Service(addresses=addresses)
+
+
+def test_a_server_where_none_can_be(addresses):
+  for address in (addresses[0], "no-such-host.invalid:5000"):
+    with pytest.raises(UserError, match=f"can listen at {address} .*ADDRESS"):
+      service.start_server(address)
 
 
 def test_addresses():

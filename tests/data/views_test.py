@@ -70,3 +70,48 @@ def test_copies_are_stacked_and_one_is_not():
     )
     assert image.shape == shape and label.shape == shape[:-3]
   assert views().sources == 1 and views().image_shape() == (4, 4, 3)
+
+
+class Draw:
+  """Fills the image with what it draws."""
+
+  def __call__(self, image, seed):
+    value = tf.random.stateless_uniform([], seed, 0, 256, tf.int32)
+    return tf.fill(image.shape, tf.cast(value, tf.uint8))
+
+
+def drawn(seed, number, operations=None, mixers=(), mixed=()):
+  serialized = tf.constant(example(x=IMAGE.tobytes(), y=0, h=4, w=4))
+  fields = Fields("x", "y", raw=True, height="h", width="w")
+  serialized = tf.stack([serialized] * 2) if mixers else serialized
+  turn = tf.constant(number, tf.int64)
+  operations = (Draw(),) if operations is None else operations
+
+  def shaped(image, seed):
+    del seed
+    return tf.ensure_shape(image, [4, 4, 3])
+
+  made = Views((shaped, *operations), mixers, mixed, num_classes=3)
+  image, _ = made.training(serialized, fields, seed, turn, turn)
+  return image.numpy().ravel()[0], image.numpy().ravel()[-1]
+
+
+def test_draws_follow_from_the_seed_and_the_number():
+  assert drawn(1, 5) == drawn(1, 5)
+  assert len({drawn(seed, n) for seed in range(3) for n in range(3)}) > 6
+
+
+def test_the_two_of_a_pair_are_drawn_each_for_itself():
+  def halves(first, second, seed):
+    del seed
+    return tf.concat([first[:2], second[2:]], axis=0), tf.constant(0.5)
+
+  pairs = [drawn(0, n, mixers=(halves,)) for n in range(5)]
+  assert sum(a != b for a, b in pairs) >= 4
+
+
+def test_operations_after_mixing_come_without_mixing_too():
+  plain = [drawn(0, n, operations=()) for n in range(4)]
+  assert plain == [(0, 47)] * 4  # the image itself
+  changed = [drawn(0, n, operations=(), mixed=(Draw(),)) for n in range(4)]
+  assert len(set(changed)) > 2

@@ -117,3 +117,50 @@ def test_batches_of_a_strategy(make_dataset):
   watch.on_epoch_begin(0)
   watch.on_epoch_end(0, logs := {"unused": 0.0})
   assert 0.0 <= logs["waiting_for_data"] <= 1.0
+
+
+class Noted:
+  """Stands for a split; notes what it is asked for."""
+
+  def __init__(self):
+    self.asked = []
+    self.faults = Bad()
+
+  def training_batches(self, index, **options):
+    self.asked.append(options)
+    return tf.data.Dataset.from_tensors(0).repeat()
+
+
+def test_every_host_is_told_its_part_and_the_runs_settings():
+  split = Noted()
+  job = types.SimpleNamespace(
+    train_split=split,
+    batch_size=24,
+    seed=7,
+    shuffle_buffer=20,
+    max_bad_share=0.25,
+  )
+  contexts = [tf.distribute.InputContext(3, host, 6) for host in range(3)]
+
+  class Hosts:
+    def distribute_datasets_from_function(self, make):
+      return [make(context) for context in contexts]
+
+  inputs = Inputs(job, Hosts(), None, None)
+  inputs.training(start_step=5)
+  assert split.asked == [
+    {
+      "start_step": 5,
+      "shuffle_buffer": 20,
+      "seed": 7,
+      "host_batch": 8,
+      "replicas": 2,
+      "host": host,
+      "num_hosts": 3,
+    }
+    for host in range(3)
+  ]
+  watch = inputs.watch()
+  watch.on_epoch_begin(0)
+  with pytest.raises(UserError, match="max_bad_share = 25.00%"):
+    watch.on_epoch_end(0, {"unused": 0.26})

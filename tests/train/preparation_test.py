@@ -65,7 +65,7 @@ def test_finished_shards_are_not_written_again(tmp_path, monkeypatch):
   run(make(whole), tmp_path / "w1")
   # Killed after two shards: the index was not written.
   job = make(parts)
-  job._check_directory()
+  job._folder.take()
   for task in job._tasks["train"][:2]:
     preparing.write_task(task, Pictures(), None)
   before = os.stat(job._tasks["train"][0].path).st_mtime_ns
@@ -82,11 +82,16 @@ def test_finished_shards_are_not_written_again(tmp_path, monkeypatch):
 
 def test_a_folder_of_something_else_is_refused(tmp_path):
   run(make(tmp_path), tmp_path / "work")
-  for change in ({"seed": 1}, {"without": Pictures(2)}):
+  for change in (
+    {"seed": 1},
+    {"without": Pictures(2)},
+    {"examples_per_shard": 6},
+    {"catalog": Pictures(key="others")},
+  ):
     with pytest.raises(UserError, match="holds shards of other images"):
       run(make(tmp_path, **change), tmp_path / "other")
   half = tmp_path / "half"
-  make(half)._check_directory()
+  make(half)._folder.take()
   with pytest.raises(UserError, match="other images or settings .preparing"):
     run(make(half, seed=1), tmp_path / "other")
 
@@ -113,3 +118,90 @@ def test_near_duplicates_are_reported(tmp_path):
 def test_sizes_that_cannot_be(tmp_path):
   with pytest.raises(UserError, match="examples_per_shard = 0 cannot be used"):
     make(tmp_path, examples_per_shard=0)
+
+
+def test_the_distance_is_one_of_the_settings(tmp_path):
+  run(make(tmp_path / "s", without=Pictures(2, first=50)), tmp_path / "work")
+  with pytest.raises(UserError, match="other images or settings"):
+    run(
+      make(tmp_path / "s", without=Pictures(2, first=50), distance=4),
+      tmp_path / "work",
+    )
+
+
+def test_lost_and_cut_shards_are_written_again(tmp_path, caplog):
+  run(make(tmp_path / "s"), tmp_path / "work")
+  before = contents(tmp_path / "s")
+  os.remove(tmp_path / "s" / "train-00001-of-00005.tfrecord")
+  os.truncate(tmp_path / "s" / "train-00002-of-00005.tfrecord", 50)
+  with caplog.at_level("INFO"):
+    run(make(tmp_path / "s"), tmp_path / "work")
+  assert (
+    "2 shards are missing or cut off; they are written again" in caplog.text
+  )
+  assert contents(tmp_path / "s") == before
+  os.remove(tmp_path / "s" / "train-00001-of-00005.tfrecord")
+  with pytest.raises(UserError, match="not what index.json says: the images"):
+    run(make(tmp_path / "s", Pictures(quality=50)), tmp_path / "work")
+
+
+def test_another_process_may_have_written_all_meanwhile(
+  tmp_path, monkeypatch, caplog
+):
+  run(make(tmp_path / "s"), tmp_path / "work")
+  index = (tmp_path / "s" / "index.json").read_text()
+  (tmp_path / "s" / "index.json").rename(tmp_path / "s" / "preparing.json")
+
+  def run_tasks(*args, **options):
+    (tmp_path / "s" / "index.json").write_text(index)
+    raise RuntimeError("a part is not there any more")
+
+  monkeypatch.setattr(preparing, "run_tasks", run_tasks)
+  with caplog.at_level("INFO"):
+    assert "20 images" in run(make(tmp_path / "s"), tmp_path / "work")
+  assert "Another process has written" in caplog.text
+  (tmp_path / "s" / "index.json").rename(tmp_path / "s" / "preparing.json")
+  index = "{}"
+  with pytest.raises((RuntimeError, KeyError)):
+    run(make(tmp_path / "s"), tmp_path / "work")
+
+
+def test_nothing_that_was_there_is_touched(tmp_path):
+  (tmp_path / "train-00000-of-00005.tfrecord").write_bytes(b"mine")
+  before = contents(tmp_path)
+  with pytest.raises(UserError, match="holds other files, such as 'train-0"):
+    run(make(tmp_path), tmp_path.parent / "work")
+  assert contents(tmp_path) == before
+  with pytest.raises(UserError, match="is a file; bind DATA_DIR to a folder"):
+    run(
+      make(tmp_path / "train-00000-of-00005.tfrecord"), tmp_path.parent / "work"
+    )
+  with pytest.raises(UserError, match="nothing can be written to '/proc/x'"):
+    run(make("/proc/x"), tmp_path.parent / "work")
+
+
+def test_brackets_in_a_folders_name(tmp_path):
+  run(make(tmp_path / "set [2024]"), tmp_path / "work")
+  assert len(contents(tmp_path / "set [2024]")) == 7
+
+
+def test_a_split_of_which_nothing_is_left(tmp_path):
+  job = make(tmp_path / "s", Pictures(12), without=Pictures(12))
+  with pytest.raises(
+    UserError, match="no image of the 'heldout' split is left"
+  ):
+    run(job, tmp_path / "work")
+  assert not (tmp_path / "s" / "index.json").exists()
+
+
+@pytest.mark.parametrize(
+  "options, message",
+  [
+    ({"seed": -1}, "seed = -1 cannot be used"),
+    ({"max_bad_share": 5}, "max_bad_share = 5 cannot be used"),
+    ({"distance": 20}, "a distance of 20 bits"),
+  ],
+)
+def test_settings_that_cannot_be(tmp_path, options, message):
+  with pytest.raises(UserError, match=message):
+    make(tmp_path, **options)
