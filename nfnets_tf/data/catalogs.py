@@ -59,10 +59,7 @@ class FolderCatalog(_Light):
     self.directory = listing.directory
     self.class_names = listing.class_names
     self.splits, self.key = listing.splits, listing.key
-    self.rule = (
-      f"as the folder has it, or {heldout_share:g} of every class held out by"
-      " the SHA-256 of the files' paths"
-    )
+    self.rule = listing.rule
 
   def read(self, reference) -> Record:
     """Returns the record of (path, label)."""

@@ -51,12 +51,14 @@ class Listing:
     splits: (path below the folder, label) of every image of "train" and
       "heldout".
     key: SHA-256 of the splits and of every image's size and time of change.
+    rule: how the splits came about.
   """
 
   directory: str
   class_names: tuple[str, ...]
   splits: Mapping[str, tuple[tuple[str, int], ...]]
   key: str
+  rule: str = ""
 
 
 @functools.lru_cache(maxsize=8)
@@ -121,7 +123,8 @@ def _split(directory: str, root: str, share: float) -> Listing:
     for path in paths:
       name = "heldout" if path in heldout else "train"
       splits[name].append((path, label))
-  return _listing(directory, found, splits)
+  rule = f"{share:g} of every class held out by the SHA-256 of the paths"
+  return _listing(directory, found, splits, rule)
 
 
 def _listing_of_split_folder(
@@ -142,10 +145,10 @@ def _listing_of_split_folder(
     ]
     for split, found in (("train", train), ("heldout", rest))
   }
-  return _listing(directory, train, splits)
+  return _listing(directory, train, splits, f"{training}/ and {heldout}/")
 
 
-def _listing(directory: str, class_names, splits) -> Listing:
+def _listing(directory: str, class_names, splits, rule: str) -> Listing:
   lines = [
     f"{split} {label} {describe_file(directory, path)}"
     for split, images in splits.items()
@@ -156,6 +159,7 @@ def _listing(directory: str, class_names, splits) -> Listing:
     tuple(class_names),
     {split: tuple(images) for split, images in splits.items()},
     digest("\n".join(lines)),
+    rule,
   )
 
 

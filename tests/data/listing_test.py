@@ -46,6 +46,7 @@ def test_finds_the_classes_and_splits_each(folder):
 
 def test_the_split_follows_from_the_names_alone(folder, tmp_path):
   first = list_folder(str(folder), 0.3).splits
+  assert "0.3 of every class" in list_folder(str(folder), 0.3).rule
   moved = tmp_path / "moved"
   moved.mkdir()
   for name in "abc":
@@ -94,6 +95,7 @@ def test_a_split_that_is_there_is_kept(folder, tmp_path, name):
   labels = [label for _, label in listing.splits["heldout"]]
   assert labels == [1] * 5 + [2]  # of train's numbering
   assert listing.splits["heldout"][0][0].startswith(f"{name}/b/")
+  assert listing.rule == f"train/ and {name}/"
 
 
 def test_names_of_splits_in_capitals_and_folders_of_neither(
