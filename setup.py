@@ -12,7 +12,7 @@ _VERSION = re.search(
 
 # Writes shards; only that job imports it.
 _PREPARE = ["apache-beam>=2.60"]
-_TEST = [*_PREPARE, "pytest>=8,<9", "pytest-xdist>=3,<4"]
+_TEST = [*_PREPARE, "pytest>=8,<9", "pytest-xdist>=3.7,<4"]
 _DEV = [*_TEST, "pre-commit>=3", "ruff==0.17.5"]
 
 setup(

@@ -2,7 +2,8 @@
 
   python launch/train.py --gin_file=gin/quickstart.gin
 
-Exit codes: 0 done, 1 failed, 2 unusable input, 130 interrupted.
+Exit codes: 0 done, 1 failed, 2 unusable input, 130 interrupted, 143 asked to
+end (SIGTERM) and all saved.
 """
 
 import os
@@ -58,6 +59,14 @@ def main(argv: list[str]) -> int:
     )
     return 130
   except Exception as error:
+    from nfnets_tf.ops.errors import Preempted
+
+    if isinstance(error, Preempted):
+      print(
+        "Asked to end; all is saved, and the same command goes on.",
+        file=quiet.screen,
+      )
+      return 143
     return _report(error, quiet)
 
 
@@ -112,7 +121,7 @@ def _report(error: Exception, quiet) -> int:
 
 if __name__ == "__main__":
   code = main(sys.argv)
-  if code == 130:
+  if code in (130, 143):
     # Threads of libraries that still work would abort the process.
     sys.stdout.flush()
     sys.stderr.flush()

@@ -10,6 +10,10 @@ class UserError(ValueError):
   """
 
 
+class Preempted(Exception):
+  """The process was asked to end before its work was done; all is saved."""
+
+
 def require_share(name: str, value: float) -> None:
   """Raises a UserError unless a binding's value is in [0, 1]."""
   if not isinstance(value, (int, float)) or not 0 <= value <= 1:

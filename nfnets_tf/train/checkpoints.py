@@ -10,17 +10,24 @@ from nfnets_tf.train.classifier import Classifier
 
 
 class Checkpoints:
-  """Checkpoints of a classifier: weights, averages, momentum and step.
+  """Checkpoints of a classifier: weights, averages, momentum, step, metrics.
 
   Args:
     directory: folder of the checkpoints.
     classifier: compiled; its optimizer's variables exist.
     keep: number of the newest checkpoints that stay.
+
+  Attributes:
+    metric_variables: of the metrics of an interval.
   """
 
   def __init__(self, directory: str, classifier: Classifier, *, keep: int):
-    # Its metrics, which restart at every interval, are no state.
+    # Metrics restart at every interval, but a run may end within one.
+    self.metric_variables = [
+      variable for metric in classifier.metrics for variable in metric.variables
+    ]
     self._checkpoint = tf.train.Checkpoint(
+      metrics=self.metric_variables,
       parameters=naming.named_variables(classifier.network),
       averages=classifier.named_averages(),
       optimizer=classifier.optimizer,

@@ -11,6 +11,7 @@ from tensorflow import keras
 
 from nfnets_tf.data.index import SplitIndex
 from nfnets_tf.data.pipeline import evaluation_steps
+from nfnets_tf.ops.errors import Preempted
 from nfnets_tf.train.callbacks import Every, LogTraining
 from nfnets_tf.train.checkpoints import Checkpoints
 from nfnets_tf.train.curves import draw_curves
@@ -18,6 +19,7 @@ from nfnets_tf.train.delivery import deliver
 from nfnets_tf.train.inputs import Inputs
 from nfnets_tf.train.metrics_log import MetricsLog, read_records
 from nfnets_tf.train.plan import describe_gradient
+from nfnets_tf.train.preemption import EndOnNotice, GoOnInInterval, Notice
 from nfnets_tf.train.progress import Progress
 from nfnets_tf.train.shares import check_parts
 from nfnets_tf.train.strategy import describe
@@ -67,6 +69,7 @@ class Session:
       job.start(self._classifier)
     self._step = self._checkpoints.restore()
     self._log = MetricsLog(files, step=self._step)
+    self._notice = Notice()
     self._inputs = Inputs(job, strategy, train, heldout)
     self._watch = self._inputs.watch()
     self._heldout_batches = self._inputs.heldout()
@@ -85,13 +88,34 @@ class Session:
     )
     callbacks = self._callbacks(progress)
     try:
-      intervals, rest = divmod(job.total_steps - self._step, job.log_every)
-      self._fit(intervals, job.log_every, callbacks)
-      self._fit(1 if rest else 0, rest, callbacks)
+      with self._notice.listening():
+        self._go_on(callbacks)
+        intervals, rest = divmod(job.total_steps - self._step, job.log_every)
+        self._fit(intervals, job.log_every, callbacks)
+        self._fit(1 if rest else 0, rest, callbacks)
+    except Preempted:
+      self._save()
+      raise
     finally:
       progress.close()
-    if self._checkpoints.latest_step != self._step:
+    self._save()
+
+  def _save(self) -> None:
+    if self._checkpoints.latest_step != self._checkpoints.step:
       self._checkpoints.save()
+
+  def _go_on(self, callbacks) -> None:
+    """Does what was left to do of an interval that was broken off."""
+    job, step = self._job, self._step
+    begun = step % job.log_every
+    if begun and step < job.total_steps:
+      steps = min(job.log_every - begun, job.total_steps - step)
+      restored = GoOnInInterval(self._checkpoints.metric_variables)
+      self._fit(1, steps, [restored, *callbacks])
+    elif step and step % job.evaluate_every == 0:
+      logged = read_records(self._files.metrics)
+      if not any(r["step"] == step and "heldout_loss" in r for r in logged):
+        self._evaluate_at(step)
 
   def _fit(self, intervals: int, steps: int, callbacks) -> None:
     if not intervals:
@@ -111,11 +135,8 @@ class Session:
     job = self._job
 
     def evaluate(step):
-      if step == job.total_steps:
-        return  # `finish` evaluates
-      record = self._evaluate()
-      self._log.write(step, record)
-      progress.note(_describe_evaluation(step, record))
+      if record := self._evaluate_at(step):
+        progress.note(_describe_evaluation(step, record))
 
     def save(step):
       del step
@@ -124,9 +145,18 @@ class Session:
     return [
       self._watch,
       LogTraining(self._log, progress, job.learning_rate),
+      EndOnNotice(self._notice, job.log_every),
       Every(job.evaluate_every, evaluate, progress),
       Every(job.checkpoint_every, save, progress),
     ]
+
+  def _evaluate_at(self, step: int) -> dict | None:
+    """Evaluates and logs, but at the last step, where `finish` does."""
+    if step == self._job.total_steps:
+      return None
+    record = self._evaluate()
+    self._log.write(step, record)
+    return record
 
   def finish(self) -> dict:
     """Evaluates, delivers and marks the run as done; returns its result."""
@@ -171,6 +201,7 @@ class Session:
       metrics = self._classifier.evaluate(
         self._heldout_batches,
         steps=evaluation_steps(self._heldout, self._job.batch_size),
+        callbacks=[EndOnNotice(self._notice, self._job.log_every)],
         verbose=0,
         return_dict=True,
       )

@@ -77,3 +77,12 @@ def test_a_box_that_never_fits_leaves_the_image():
 def test_what_cannot_be(options):
   with pytest.raises(UserError, match="RandomErasing.*bind"):
     RandomErasing(**options)
+
+
+def test_whether_where_and_what_are_drawn_each_for_itself():
+  erasing = RandomErasing(
+    probability=0.25, area=(0.1, 0.2), aspect_ratio=(1.0, 1.0)
+  )
+  areas = [np.prod(box(image)) / 2400 for image in draw(erasing, 400)]
+  # One number for both would leave the smallest quarter alone.
+  assert max(areas) > 0.18

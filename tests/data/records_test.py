@@ -86,6 +86,9 @@ def test_a_shard_appears_whole_or_not_at_all(tmp_path):
     records.write_shard(path, broken())
   assert os.listdir(tmp_path) == []
   entry = records.write_shard(path, [(1, b"x"), (0, b"y"), (1, b"z")])
+  with pytest.raises(KeyboardInterrupt):  # and leaves the one before it
+    records.write_shard(path, broken())
+  assert os.path.getsize(path) == entry["bytes"]
   assert entry["labels"] == {1: 2, 0: 1} and entry["examples"] == 3
   assert os.path.basename(path) == entry["file"] in os.listdir(tmp_path)
   described = records.describe_split([entry, entry], 3)

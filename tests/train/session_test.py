@@ -9,8 +9,10 @@ import tensorflow as tf
 
 from nfnets_tf.config import Configuration
 from nfnets_tf.models.nfnet import NFNet
+from nfnets_tf.ops.errors import Preempted
 from nfnets_tf.train import session as session_module
 from nfnets_tf.train.checkpoints import Checkpoints
+from nfnets_tf.train.preemption import Notice
 from nfnets_tf.train.pretrained import Start, save_deepmind
 from nfnets_tf.train.session import Session
 from nfnets_tf.train.strategy import one_device
@@ -71,11 +73,40 @@ def records(directory):
   return found
 
 
-def test_stopped_behind_a_checkpoint_and_in_an_export(
+class Asked(Notice):
+  """Is received at a step, in training or in the evaluation behind it."""
+
+  def __init__(self, session, step, evaluation):
+    self._session, self._at = session, (step, evaluation)
+    self._evaluation = False
+    evaluate = session._evaluate_at
+
+    def evaluate_at(step):
+      self._evaluation = True
+      return evaluate(step)
+
+    session._evaluate_at = evaluate_at
+
+  @property
+  def received(self):
+    step, evaluation = self._at
+    return self._session._checkpoints.step >= step and (
+      self._evaluation or not evaluation
+    )
+
+
+def test_stopped_in_every_way_it_ends_in_the_same_bits(
   job, tmp_path, monkeypatch
 ):
   whole, parted = tmp_path / "whole", tmp_path / "parted"
   expected = run(job, whole)
+
+  def ask(step, *, evaluation=False):
+    session = make(job, parted)
+    session._notice = Asked(session, step, evaluation)
+    with pytest.raises(Preempted):
+      session.fit(None)
+    assert session._checkpoints.latest_step == step
 
   saved = session_module.Checkpoints.save
 
@@ -83,14 +114,17 @@ def test_stopped_behind_a_checkpoint_and_in_an_export(
     saved(self)
     raise Killed
 
-  monkeypatch.setattr(session_module.Checkpoints, "save", save_and_die)
-  for step in (8, 13):
-    with pytest.raises(Killed):
-      run(job, parted)
-    names = os.listdir(parted / "checkpoints")
-    assert f"ckpt-{step}.index" in names
-  monkeypatch.undo()
+  def kill(step):
+    with monkeypatch.context() as patch:
+      patch.setattr(session_module.Checkpoints, "save", save_and_die)
+      with pytest.raises(Killed):
+        run(job, parted)
+    assert f"ckpt-{step}.index" in os.listdir(parted / "checkpoints")
 
+  ask(6)  # within an interval
+  ask(8)  # behind one, before its evaluation
+  ask(8, evaluation=True)  # in that
+  kill(13)
   export = job.export
 
   def die(*arguments, **options):
