@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 import tensorflow as tf
 
 from nfnets_tf.data.catalogs import Catalog
-from nfnets_tf.data.files import read_json
+from nfnets_tf.data.files import file_sha256, read_json
 from nfnets_tf.data.preparing import ShardTask, read_sidecar
 from nfnets_tf.data.records import (
   INDEX,
@@ -103,7 +103,7 @@ class ShardFolder:
     entries = _by_name(index)
     for task in tasks:
       before = entries[os.path.basename(task.path)]
-      if read_sidecar(task)["sha256"] != before["sha256"]:
+      if file_sha256(task.path) != before["sha256"]:
         raise UserError(
           f"the shard {task.path!r} was written again and is not what {INDEX}"
           " says: the images have changed; write all of them to another folder."
@@ -124,6 +124,8 @@ class ShardFolder:
       for split, tasks in self._tasks.items()
     }
     shards = [shard for some in written.values() for shard in some]
+    if None in shards and self.read_index() is not None:
+      return  # another process has concluded it and tidied up
     faults = sum(
       (collections.Counter(shard["faults"]) for shard in shards),
       collections.Counter(),

@@ -147,6 +147,11 @@ def test_other_images_that_cannot_be_used_are_passed_over():
     for found in preparing._hashes((seed, 0), others)
   ]
   assert len(hashes) == 1  # 13 is not there, 17 is cut off
+  unlabelled = Pictures(class_names=[""])
+  unlabelled.read = lambda _: Record(
+    tf.io.encode_jpeg(picture(1, 32)).numpy(), -1, "", "", ""
+  )
+  assert len(list(preparing._hashes(None, unlabelled))) == 1
 
 
 def test_splits_are_permuted_each_for_itself(tmp_path):

@@ -1,4 +1,4 @@
-import json
+import os
 
 import pytest
 
@@ -55,8 +55,15 @@ def test_lost_shards_are_found_and_other_bytes_are_refused(tmp_path):
   with open(task.path, "ab") as file:
     file.write(b"x")
   assert folder.lost(index) == [task]
-  folder.check_mended(index, [task])
-  with open(task.sidecar, "w") as file:
-    json.dump({"sha256": "another"}, file)
   with pytest.raises(UserError, match="the images have changed"):
     folder.check_mended(index, [task])
+  os.truncate(task.path, os.path.getsize(task.path) - 1)
+  folder.check_mended(index, [task])
+
+
+def test_what_another_process_has_concluded_is_left_as_it_is(tmp_path):
+  folder, _ = finish(tmp_path / "a")
+  index = folder.read_index()
+  folder.clean()
+  folder.conclude(Pictures(10), max_bad_share=0)
+  assert folder.read_index() == index
