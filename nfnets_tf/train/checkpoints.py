@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import logging
+
 import tensorflow as tf
 
 from nfnets_tf.models import naming
 from nfnets_tf.ops.errors import UserError
 from nfnets_tf.train.classifier import Classifier
+
+LOGGER = logging.getLogger("nfnets_tf")
 
 
 class Checkpoints:
@@ -36,15 +40,19 @@ class Checkpoints:
       self._checkpoint, directory, max_to_keep=keep, step_counter=None
     )
     self._iterations = classifier.optimizer.iterations
+    self._used = None
 
   @property
   def latest(self) -> str | None:
-    """Path of the newest checkpoint, None if there is none."""
-    return self._manager.latest_checkpoint
+    """Path of the checkpoint that was saved or restored last, or is the newest.
+
+    None if there is none.
+    """
+    return self._used or self._manager.latest_checkpoint
 
   @property
   def latest_step(self) -> int | None:
-    """Step of the newest checkpoint, None if there is none."""
+    """Step of `latest`, None if there is none."""
     return int(self.latest.rsplit("-", 1)[1]) if self.latest else None
 
   @property
@@ -54,24 +62,43 @@ class Checkpoints:
 
   def save(self) -> str:
     """Saves under the optimizer's step; returns the path."""
-    return self._manager.save(checkpoint_number=self.step)
+    self._used = self._manager.save(checkpoint_number=self.step)
+    return self._used
 
   def restore(self) -> int:
-    """Restores the newest checkpoint, if any; returns the step.
+    """Restores the newest checkpoint that is whole, if any; returns the step.
 
     Raises:
-      UserError: if the checkpoint does not hold exactly this state.
+      UserError: if it does not hold exactly this state, or none is whole.
     """
-    if self.latest is None:
-      return 0
-    try:
-      status = self._checkpoint.restore(self.latest)
-      status.assert_consumed()
-    except (AssertionError, ValueError, tf.errors.OpError) as error:
-      reason = str(error).splitlines()[0]
+    paths = self._manager.checkpoints[::-1]  # the newest first
+    for path in paths:
+      try:
+        self._restore(path)
+      except tf.errors.OpError as error:
+        LOGGER.warning(
+          "The checkpoint %s is damaged (%s); the one before it is used.",
+          path,
+          error.message.splitlines()[0],
+        )
+      else:
+        self._used = path
+        return self.step
+    if paths:
       raise UserError(
-        f"the checkpoint {self.latest!r} does not fit this network and"
-        f" optimizer ({reason}); use the configuration that made it, or another"
+        f"all {len(paths)} checkpoints are damaged, the newest is"
+        f" {paths[0]!r}; restore one from a copy, or start anew in another"
         " --workdir."
+      )
+    return 0
+
+  def _restore(self, path: str) -> None:
+    try:
+      # A sum over each tensor's bytes is compared.
+      self._checkpoint.restore(path).assert_consumed()
+    except (AssertionError, ValueError) as error:
+      raise UserError(
+        f"the checkpoint {path!r} does not fit this network and optimizer"
+        f" ({str(error).splitlines()[0]}); use the configuration that made it,"
+        " or another --workdir."
       ) from error
-    return self.step

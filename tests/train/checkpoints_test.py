@@ -48,6 +48,42 @@ def test_only_the_newest_stay(tmp_path):
   assert names == {"ckpt-2.index", "ckpt-3.index"}
 
 
+def flip_a_byte(path):
+  content = bytearray(path.read_bytes())
+  content[len(content) // 2] ^= 16
+  path.write_bytes(content)
+
+
+@pytest.mark.parametrize("part", ["data-00000-of-00001", "index"])
+def test_of_a_damaged_checkpoint_the_one_before_is_used(tmp_path, part, caplog):
+  model, checkpoints = make(tmp_path)
+  for offset in range(2):
+    train(model, 1, offset)
+    checkpoints.save()
+  flip_a_byte(tmp_path / f"ckpt-2.{part}")
+  again, restored = make(tmp_path)
+  assert restored.restore() == 1 == restored.latest_step
+  assert "ckpt-2 is damaged" in caplog.text
+  train(again, 1, 1)
+  restored.save()  # in the place of the damaged one
+  last, checkpoints = make(tmp_path)
+  assert checkpoints.restore() == 2 == checkpoints.latest_step
+  for a, b in zip(model.network.weights, last.network.weights):
+    np.testing.assert_array_equal(a, b)
+
+
+def test_a_checkpoint_that_is_not_there_is_a_damaged_one(tmp_path):
+  model, checkpoints = make(tmp_path)
+  for offset in range(2):
+    train(model, 1, offset)
+    checkpoints.save()
+  (tmp_path / "ckpt-2.data-00000-of-00001").unlink()
+  assert make(tmp_path)[1].restore() == 1
+  (tmp_path / "ckpt-1.index").unlink()
+  with pytest.raises(UserError, match="all 2 checkpoints are damaged.*ckpt-2"):
+    make(tmp_path)[1].restore()
+
+
 def test_a_checkpoint_of_another_network_is_refused(tmp_path):
   model, checkpoints = make(tmp_path)
   checkpoints.save()
