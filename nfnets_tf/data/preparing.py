@@ -20,6 +20,7 @@ import tensorflow as tf
 from nfnets_tf.data.catalogs import Catalog
 from nfnets_tf.data.duplicates import NearDuplicates, difference_hash
 from nfnets_tf.data.faults import Examiner, plain_message
+from nfnets_tf.data.files import read_json
 from nfnets_tf.data.preprocess import decode
 from nfnets_tf.data.records import (
   Fields,
@@ -77,8 +78,7 @@ def read_sidecar(task: ShardTask) -> dict | None:
   """Returns what was written of a task, None if nothing yet."""
   if not tf.io.gfile.exists(task.sidecar):
     return None
-  with tf.io.gfile.GFile(task.sidecar) as file:
-    return json.load(file)
+  return read_json(task.sidecar)
 
 
 def check_runner(runner: str, options: Sequence[str]) -> None:

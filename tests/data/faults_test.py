@@ -141,10 +141,3 @@ def test_labels_are_counted_from_the_first_one():
   fields = Fields(first_label=1)
   assert examine(record(PNG, 3), fields) is None
   assert examine(record(PNG, 0), fields).detail == "class -1 of 3"
-
-
-def test_what_tensorflows_parser_alone_refuses():
-  # The same field twice: protobuf's parser takes the last one.
-  twice = record(PNG, 1) + example(**{"image/class/label": b"text"})
-  fault = examine(twice)
-  assert fault is not None
