@@ -2,8 +2,8 @@
 
 Dropout and stochastic depth draw from a seed that the training step sets, so
 that a step can be repeated with the same draws (the two passes of SAM, a run
-that is resumed) and so that replicas differ. An example's draws do not depend
-on how many others share its pass. Synopsis:
+that is resumed). An example's draws depend on its place in the global batch
+alone, not on how many others share its pass or its replica. Synopsis:
 
   with draws.using(tf.stack([seed, step])):
     logits = network(images, training=True)
@@ -96,13 +96,5 @@ def _uniform(shape: list, seed: tf.Tensor) -> tf.Tensor:
 
 
 def step_seed(seed: int, step: tf.Tensor) -> tf.Tensor:
-  """Returns the seed [2] of a step, to be called in a replica context.
-
-  It differs between steps and between replicas.
-  """
-  replica = tf.distribute.get_replica_context().replica_id_in_sync_group
-  return tf.random.experimental.stateless_fold_in(
-    tf.stack([seed, tf.cast(step, tf.int32)]),
-    tf.cast(replica, tf.int32),
-    _ALGORITHM,
-  )
+  """Returns the seed [2] of a step, the same on all replicas."""
+  return tf.stack([seed, tf.cast(step, tf.int32)])

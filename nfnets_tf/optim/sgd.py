@@ -6,6 +6,7 @@ import tensorflow as tf
 from tensorflow import keras
 
 from nfnets_tf.ops.clipping import clip_unitwise
+from nfnets_tf.ops.finite import all_finite
 from nfnets_tf.ops.roles import rate_of, role_of
 
 
@@ -27,6 +28,9 @@ class SGD(keras.optimizers.Optimizer):
   ImageNet at batch 4096; `ops.roles` says what a variable's treatment is, and
   may mark a factor on its rate.
 
+  If any gradient is not finite, the step changes nothing but `iterations`: no
+  weight, and no buffer.
+
   Args:
     learning_rate: a float or a `LearningRateSchedule`.
     momentum: decay of the buffer, in [0, 1).
@@ -36,6 +40,8 @@ class SGD(keras.optimizers.Optimizer):
     clipping_eps: AGC's floor under the norm of a unit's weights.
     name: of the optimizer.
   """
+
+  leaves_out_nonfinite = True
 
   def __init__(
     self,
@@ -59,6 +65,7 @@ class SGD(keras.optimizers.Optimizer):
     self.coupled_decay = weight_decay
     self.clipping = clipping
     self.clipping_eps = clipping_eps
+    self._finite = None  # of the step that is being made
 
   def build(self, var_list):
     """Makes the momentum buffers and notes the role of every variable."""
@@ -73,6 +80,28 @@ class SGD(keras.optimizers.Optimizer):
     self._rates = [rate_of(variable) for variable in var_list]
     self._built = True
 
+  def apply_gradients(
+    self,
+    grads_and_vars,
+    name=None,
+    skip_gradients_aggregation=False,
+    **kwargs,
+  ):
+    """Makes a step, unless a gradient is not finite; see Keras' Optimizer."""
+    pairs = [(g, v) for g, v in grads_and_vars if g is not None]
+    aggregate = kwargs.pop("experimental_aggregate_gradients", True)
+    if aggregate and not skip_gradients_aggregation:
+      pairs = self.aggregate_gradients(pairs)
+    # A step that does not count is made, with nothing in it: a branch around
+    # what replicas do together is not possible.
+    self._finite = all_finite(gradient for gradient, _ in pairs)
+    try:
+      return super().apply_gradients(
+        pairs, name, skip_gradients_aggregation=True, **kwargs
+      )
+    finally:
+      self._finite = None
+
   def update_step(self, gradient, variable):
     """Updates one variable and its buffer; see the class."""
     index = self._index_dict[self._var_key(variable)]
@@ -85,6 +114,11 @@ class SGD(keras.optimizers.Optimizer):
     if self.coupled_decay and role.decayed:
       gradient += self.coupled_decay * variable
     rate = tf.cast(self.learning_rate * self._rates[index], variable.dtype)
+    momentum = self.momentum
+    if self._finite is not None:
+      gradient = tf.where(self._finite, gradient, tf.zeros_like(gradient))
+      rate = tf.where(self._finite, rate, tf.zeros_like(rate))
+      momentum = tf.where(self._finite, momentum, 1.0)
     # One pass over memory; written out, the last two lines of the class'
     # recurrence take six, which a small batch feels.
     tf.raw_ops.ResourceApplyMomentum(
@@ -92,7 +126,7 @@ class SGD(keras.optimizers.Optimizer):
       accum=velocity.handle,
       lr=rate,
       grad=gradient,
-      momentum=self.momentum,
+      momentum=tf.cast(momentum, variable.dtype),
       use_nesterov=self.nesterov,
     )
 

@@ -4,12 +4,15 @@ The run gives Keras one "epoch" for each interval of `log_every` steps, so that
 nothing touches the host in between.
 """
 
+import math
 from collections.abc import Callable
 
 from tensorflow import keras
 
 from nfnets_tf.train.metrics_log import MetricsLog
 from nfnets_tf.train.progress import Progress
+
+_OF_ALL_STEPS = ("left_out", "unused", "waiting_for_data")
 
 
 class LogTraining(keras.callbacks.Callback):
@@ -29,10 +32,15 @@ class LogTraining(keras.callbacks.Callback):
   def on_epoch_end(self, epoch, logs=None):
     step = current_step(self.model)
     record = {name: float(value) for name, value in logs.items()}
+    # Of what did not happen there is no mean.
+    if record.get("left_out") == 1:
+      record = {k: v for k, v in record.items() if k in _OF_ALL_STEPS}
     if record.get("sam_active") == 0:
-      del record["perturbed_loss"]  # there was none
+      del record["perturbed_loss"]
     record["learning_rate"] = float(self._learning_rate(step))
-    record["images_per_second"] = self._progress.update(step, record["loss"])
+    record["images_per_second"] = self._progress.update(
+      step, record.get("loss", math.nan)
+    )
     self._log.write(step, record)
 
 

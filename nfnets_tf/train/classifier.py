@@ -17,6 +17,7 @@ from nfnets_tf.optim.sam import SAM
 from nfnets_tf.train import layerwise
 from nfnets_tf.train.findings import find
 from nfnets_tf.train.gradients import Share
+from nfnets_tf.train.guard import Guard, counted
 from nfnets_tf.train.telemetry import Scores, Telemetry
 
 # Of ImageNet, in units of [0, 1]: what the published weights expect.
@@ -40,7 +41,8 @@ class Classifier(keras.Model):
   classes]; with weights, an example of weight 0 counts nowhere. The loss is the
   mean over the global batch. `evaluate` gives the plain cross-entropy, never
   the smoothed one, so that runs can be compared; a step's loss and accuracies
-  are those at the weights themselves, with SAM as well.
+  are those at the weights themselves, with SAM as well. A step whose loss or
+  gradient is not finite changes no weight (`guard.Guard`).
 
   Args:
     network: maps normalised images to logits.
@@ -52,7 +54,7 @@ class Classifier(keras.Model):
     micro_batches: number of equal parts in which a replica computes its batch,
       one after the other, for less memory; the update is the same.
     layer_decay: the learning rate of each part of the network is this times
-      that of the next part towards the head; 1 is the same for all.
+      that of the next part towards the head.
     frozen: parts of the network that do not learn, such as ["stem", "stage1"],
       or "backbone", which is all but the classifier.
 
@@ -88,7 +90,7 @@ class Classifier(keras.Model):
     self.frozen = frozen if isinstance(frozen, str) else tuple(frozen)
     layerwise.prepare(network, frozen=frozen, layer_decay=layer_decay)
     self._scores = Scores()
-    self._telemetry = None
+    self._telemetry = self.guard = None
     self._compile_options = None
     self.averages = (
       [] if ema_decay is None else ema.add_averages(self, self._averaged)
@@ -122,6 +124,7 @@ class Classifier(keras.Model):
     with self.distribute_strategy.scope():
       self.optimizer.build(self.network.trainable_variables)
       self._telemetry = Telemetry(self.network, self.optimizer, self.sam)
+      self.guard = Guard(self.optimizer)
     if self._before_first_step():
       self.restart_averages()
 
@@ -172,18 +175,15 @@ class Classifier(keras.Model):
       replicas=self.distribute_strategy.num_replicas_in_sync,
       micro_batches=self.micro_batches,
     )
-    if self.sam is None:
-      taken = share.plain()
-    else:
-      taken = share.sharpness_aware(self.sam, self.sam.active_at(step))
-    pairs = self.optimizer.aggregate_gradients(zip(taken.gradients, variables))
-    gradients, _ = zip(*pairs)
-    self._telemetry.update(variables, gradients, taken, tensors[2])
+    taken = share.taken(self.sam, step)
+    gradients, finite = self.guard.summed(taken, variables)
+    taken = counted(taken, finite)
+    self._telemetry.update(variables, gradients, taken, tensors[2], finite)
     self.optimizer.apply_gradients(
       zip(gradients, variables), skip_gradients_aggregation=True
     )
     if self.averages:
-      decay = ema.warmed_decay(step, self.ema_decay)
+      decay = tf.where(finite, ema.warmed_decay(step, self.ema_decay), 1.0)
       ema.update(self.averages, self._averaged, decay)
     self._scores.update(taken.clean)
     return {**self._scores.results(), **self._telemetry.results()}
@@ -206,10 +206,8 @@ class Classifier(keras.Model):
 
   def named_averages(self) -> dict[str, tf.Variable]:
     """Returns {name of the weight: its average}."""
-    names = {
-      id(variable): name
-      for name, variable in naming.named_variables(self.network).items()
-    }
+    named = naming.named_variables(self.network)
+    names = {id(variable): name for name, variable in named.items()}
     return {names[id(v)]: a for v, a in zip(self._averaged, self.averages)}
 
   @contextlib.contextmanager

@@ -15,7 +15,12 @@ import tensorflow as tf
 from nfnets_tf.ops import draws
 from nfnets_tf.optim import sam
 from nfnets_tf.train.findings import COLUMNS, Findings, from_table, to_table
-from nfnets_tf.train.shares import check_parts, cut, never_empty
+from nfnets_tf.train.shares import (
+  check_parts,
+  cut,
+  never_empty,
+  place_in_batch,
+)
 
 # A pass returns (gradients, tables of findings).
 Pass = Callable[..., tuple[list[tf.Tensor], tuple[tf.Tensor, ...]]]
@@ -46,7 +51,7 @@ class Share:
     evaluate: maps a part of `data` to (weighted losses [examples], `Findings`).
     variables: the weights that gradients are taken for.
     data: images, and structures of tensors of as many examples.
-    seed: of the step's draws on this replica, integers [2].
+    seed: of the step's draws, integers [2], the same on all replicas.
     replicas: how many there are.
     micro_batches: number of equal parts, computed one after the other.
 
@@ -69,17 +74,23 @@ class Share:
     self._data = data
     self._seed = seed
     self._examples = data[0].shape[0] or tf.shape(data[0])[0]
+    replica = tf.distribute.get_replica_context().replica_id_in_sync_group
     if isinstance(self._examples, int):
       check_parts(self._examples, micro_batches)
       self._size = self._examples // micro_batches
       self._whole = self._examples * replicas
+      self._first = self._examples * replica
     else:  # the last batch of a data set: smaller, and not alike everywhere
-      context = tf.distribute.get_replica_context()
-      total = tf.distribute.ReduceOp.SUM
-      self._whole = tf.maximum(context.all_reduce(total, self._examples), 1)
+      self._first, self._whole = place_in_batch(self._examples, replicas)
       self._data, self._examples = never_empty(data, self._examples)
       self._size = -(-self._examples // micro_batches)
     self._micro_batches = micro_batches
+
+  def taken(self, how: sam.SAM | None, step: tf.Tensor) -> StepGradient:
+    """Returns the gradient of a step as `how` says, None being plain."""
+    if how is None:
+      return self.plain()
+    return self.sharpness_aware(how, how.active_at(step))
 
   def plain(self) -> StepGradient:
     """Returns the gradient at the weights."""
@@ -140,7 +151,7 @@ class Share:
   def _one_pass(self, start, size):
     """Gradient of `size` examples' part of the global batch's mean loss."""
     part = tf.nest.map_structure(lambda x: cut(x, start, size), self._data)
-    step = draws.using(self._seed, start=start, whole=self._examples)
+    step = draws.using(self._seed, start=self._first + start, whole=self._whole)
     with tf.GradientTape() as tape, step:
       losses, findings = self._evaluate(*part)
       loss = tf.reduce_sum(losses) / tf.cast(self._whole, losses.dtype)

@@ -24,6 +24,30 @@ def check_parts(examples: int, micro_batches: int) -> None:
     )
 
 
+def place_in_batch(
+  examples: tf.Tensor, replicas: int
+) -> tuple[tf.Tensor, tf.Tensor]:
+  """Finds a replica's share in a batch that is not shared evenly.
+
+  To be called in a replica context.
+
+  Args:
+    examples: of this replica.
+    replicas: how many there are.
+
+  Returns:
+    (number of the share's first example, examples of the whole batch), such
+    that even a share without examples lies within the batch.
+  """
+  context = tf.distribute.get_replica_context()
+  replica = context.replica_id_in_sync_group
+  own = tf.one_hot(replica, replicas, dtype=tf.int32) * examples
+  shares = context.all_reduce(tf.distribute.ReduceOp.SUM, own)
+  whole = tf.maximum(tf.reduce_sum(shares), 1)
+  first = tf.math.cumsum(shares, exclusive=True)[replica]
+  return tf.minimum(first, whole - 1), whole
+
+
 def never_empty(
   data: Sequence[tf.Tensor], examples: tf.Tensor
 ) -> tuple[list[tf.Tensor], tf.Tensor]:

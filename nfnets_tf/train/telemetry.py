@@ -64,7 +64,8 @@ class Telemetry:
     self._names = _part_names(network)
     self._gradient_norm = keras.metrics.Mean(name="gradient_norm")
     self._unused = keras.metrics.Mean(name="unused")
-    self.metrics = [self._gradient_norm, self._unused]
+    self._left_out = keras.metrics.Mean(name="left_out")
+    self.metrics = [self._gradient_norm, self._unused, self._left_out]
     self._clipped = {}
     if self._clipping is not None:
       names = dict.fromkeys(name for name in self._names if name)
@@ -84,6 +85,7 @@ class Telemetry:
     gradients: Sequence[tf.Tensor],
     taken: StepGradient,
     weights: tf.Tensor | None,
+    finite: tf.Tensor | bool = True,
   ) -> None:
     """Adds a step.
 
@@ -92,19 +94,23 @@ class Telemetry:
       gradients: summed over replicas, before clipping.
       taken: the replica's own passes.
       weights: of its examples; None is 1 for each.
+      finite: whether the step counts.
     """
+    counts = tf.cast(finite, tf.float32)
+    self._left_out.update_state(1.0 - counts)
     norms = [unitwise_norm(gradient) for gradient in gradients]
-    self._gradient_norm.update_state(tf.linalg.global_norm(norms))
+    norm = tf.where(finite, tf.linalg.global_norm(norms), 0.0)
+    self._gradient_norm.update_state(norm, counts)
     unused = 0.0 if weights is None else tf.equal(weights, 0.0)
     self._unused.update_state(unused)
     if self._clipping is not None:
-      self._count_clipped(variables, norms)
+      self._count_clipped(variables, norms, counts)
     if self._perturbed_loss is not None:
       found = taken.perturbed
       self._perturbed_loss.update_state(found.losses, found.weights)
-      self._active.update_state(taken.active)
+      self._active.update_state(taken.active, counts)
 
-  def _count_clipped(self, variables, norms) -> None:
+  def _count_clipped(self, variables, norms, weight) -> None:
     counts = {name: [] for name in self._clipped}
     units = dict.fromkeys(self._clipped, 0)
     for variable, norm, name in zip(variables, norms, self._names):
@@ -117,7 +123,7 @@ class Telemetry:
         units[key] += norm.shape.num_elements()
     for key, metric in self._clipped.items():
       if units[key]:
-        metric.update_state(tf.add_n(counts[key]) / units[key])
+        metric.update_state(tf.add_n(counts[key]) / units[key], weight)
 
   def results(self) -> dict[str, tf.Tensor]:
     """Returns {name: mean}; not a number if no step was perturbed."""

@@ -106,6 +106,7 @@ NOT_OBJECTS_OF_USERS = {
   "Catalog",
   "Checker",
   "Checkpoints",
+  "Guard",
   "Configuration",
   "CsvCatalog",
   "DataServer",

@@ -7,12 +7,15 @@ import pytest
 import tensorflow as tf
 from tensorflow import keras
 
+from nfnets_tf.models import layers
 from nfnets_tf.models.block import NFBlock
 from nfnets_tf.models.nfnet import NFNet
 from nfnets_tf.ops import draws
 from nfnets_tf.optim.sam import SAM
 from nfnets_tf.optim.sgd import SGD
 from nfnets_tf.train.classifier import Classifier
+from nfnets_tf.train.findings import find
+from nfnets_tf.train.gradients import Share
 
 STEPS, BATCH = 3, 8
 R = np.random.default_rng(0)
@@ -155,25 +158,87 @@ def test_training_has_moved_the_weights(one_device):
   assert max(moved) > 1e-2 and min(moved) > 0
 
 
-def test_replicas_draw_differently_and_the_same_from_run_to_run():
-  strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+@pytest.mark.parametrize("how", [None, SAM(0.2, scope="global", every=2)])
+def test_draws_follow_the_example_and_not_the_replica(drawing_network, how):
+  """With dropout and stochastic depth, too, replicas are one device."""
+  want = train(ONE, network=drawing_network, sam=how)
+  again = train(ONE, network=drawing_network, sam=how)
+  for a, b in zip(want[0], again[0]):
+    np.testing.assert_array_equal(a, b)
+  for replicas in (2, 4):
+    got = train(mirrored(replicas), network=drawing_network, sam=how)
+    assert_same(got, want)
 
-  def draw():
-    with strategy.scope():
-      model = Classifier(NFNet("femto", 4))
-      model.compile(SGD(0.1))
 
-    @tf.function
-    def step():
-      def replica():
-        with draws.using(draws.step_seed(0, tf.constant(3))):
-          return draws.seed_for("layer")
+@pytest.mark.parametrize("known", [True, False])
+def test_replicas_draw_differently_and_the_same_from_run_to_run(known):
+  strategy = tf.distribute.MirroredStrategy(
+    ["CPU:0", "CPU:1"], tf.distribute.ReductionToOneDevice()
+  )
+  network = keras.Sequential([keras.Input([4]), layers.Dropout(0.5)])
 
-      return strategy.run(replica)
+  @tf.function
+  def step(size):
+    drawn = []
 
-    return [
-      s.numpy().tolist() for s in strategy.experimental_local_results(step())
+    def evaluate(images, labels):
+      drawn.append(network(images, training=True))
+      losses = tf.reduce_sum(drawn[0], axis=1)
+      return losses, find(drawn[0], labels, losses)
+
+    def replica():
+      data = [tf.ones([8, 4]), tf.zeros([8], tf.int32)]
+      data = data if known else [tensor[:size] for tensor in data]
+      seed = draws.step_seed(0, tf.constant(3))
+      options = dict(seed=seed, replicas=2, micro_batches=1)
+      share = Share(evaluate, [], data, **options)
+      share._one_pass(0, share._examples)
+      return drawn.pop()
+
+    return strategy.run(replica)
+
+  first, second = (
+    [x.numpy() for x in strategy.experimental_local_results(step(8))]
+    for _ in range(2)
+  )
+  np.testing.assert_array_equal(first, second)
+  assert np.any(first[0] != first[1])
+
+
+@pytest.mark.parametrize("how", [None, SAM(0.2), SAM(0.2, scope="global")])
+@pytest.mark.parametrize("optimizer", [SGD(0.5), keras.optimizers.SGD(0.5)])
+def test_what_one_replica_finds_not_finite_changes_no_replica(
+  drawing_network, how, optimizer
+):
+  strategy = mirrored(2)
+  model = build(strategy, drawing_network, sam=how)
+  with strategy.scope():
+    model.compile(type(optimizer).from_config(optimizer.get_config()))
+  good = np.float32(LABELS[:BATCH, None] == np.arange(4))
+  bad = good.copy()
+  bad[-1] = np.nan  # of the last replica
+
+  def step(labels):
+    data = tf.data.Dataset.from_tensor_slices((IMAGES[:BATCH], labels))
+    data = data.batch(BATCH // 2, drop_remainder=True)
+    data = strategy.distribute_datasets_from_function(lambda context: data)
+    history = model.fit(data, steps_per_epoch=1, verbose=0).history
+    state = [*model.network.weights, *model.averages]
+    if isinstance(optimizer, SGD):  # Keras' own keeps its last step
+      state += model.optimizer.momentums
+    return history, [
+      copy.numpy()
+      for variable in state
+      for copy in strategy.experimental_local_results(variable)
     ]
 
-  first, second = draw(), draw()
-  assert first == second and first[0] != first[1]
+  _, before = step(good)
+  history, after = step(bad)
+  assert history["left_out"] == [1.0] and model.guard.in_a_row.numpy() == 1
+  assert model.optimizer.iterations.numpy() == 2
+  for a, b in zip(before, after):
+    np.testing.assert_array_equal(a, b)
+  history, moved = step(good)
+  assert history["left_out"] == [0.0] and model.guard.in_a_row.numpy() == 0
+  assert any(np.any(a != b) for a, b in zip(after, moved))
+  assert np.isfinite([value[0] for value in history.values()]).all()

@@ -111,3 +111,40 @@ def test_a_marked_rate_scales_every_step():
     optimizer.apply_gradients([(gradient, slow)])
     alone.apply_gradients([(gradient, plain)])
   np.testing.assert_allclose(slow, plain, rtol=1e-6)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("nesterov", [False, True])
+def test_a_step_that_is_not_finite_changes_nothing(value, compiled, nesterov):
+  variables = [mark(tf.Variable(START), Role.KERNEL) for _ in range(2)]
+  optimizer = SGD(0.5, clipping=0.1, weight_decay=0.1, nesterov=nesterov)
+  optimizer.build(variables)
+
+  @tf.function(jit_compile=compiled)
+  def step(*gradients):
+    optimizer.apply_gradients(zip(gradients, variables))
+
+  def state():
+    return [v.numpy().copy() for v in (*variables, *optimizer.momentums)]
+
+  good = tf.constant(GRADIENTS[0])
+  step(good, good)
+  before = state()
+  wrong = GRADIENTS[0].copy()
+  wrong[1, 1] = value
+  step(good, tf.constant(wrong))  # the other variable's gradient is all right
+  for a, b in zip(before, state()):
+    np.testing.assert_array_equal(a, b)
+  assert optimizer.iterations.numpy() == 2
+  step(good, good)
+  assert all(np.any(a != b) for a, b in zip(before, state()))
+
+
+def test_variables_without_a_gradient_stay_as_keras_leaves_them():
+  used, unused = (mark(tf.Variable(START), Role.KERNEL) for _ in range(2))
+  optimizer = SGD(0.5)
+  optimizer.build([used, unused])
+  optimizer.apply_gradients([(tf.ones([4, 3]), used), (None, unused)])
+  np.testing.assert_array_equal(unused, START)
+  assert np.any(used != START)

@@ -38,8 +38,8 @@ def take(model, how=None, active=None, **options):
 
   @tf.function
   def run():
-    if how is None:
-      return share(model, **options).plain()
+    if active is None:
+      return share(model, **options).taken(how, tf.constant(0))
     return share(model, **options).sharpness_aware(how, active)
 
   return tf.distribute.OneDeviceStrategy("CPU:0").run(run)

@@ -3,7 +3,12 @@ import pytest
 import tensorflow as tf
 
 from nfnets_tf.ops.errors import UserError
-from nfnets_tf.train.shares import check_parts, cut, never_empty
+from nfnets_tf.train.shares import (
+  check_parts,
+  cut,
+  never_empty,
+  place_in_batch,
+)
 
 
 def test_a_cut_knows_its_size_if_it_can():
@@ -39,3 +44,25 @@ def test_check_parts():
   for number in (0, -1, 2.0):
     with pytest.raises(UserError, match="micro_batches = .* cannot be used"):
       check_parts(8, number)
+
+
+@pytest.mark.parametrize(
+  "sizes, places", [([3, 1], [0, 3]), ([2, 0], [0, 1]), ([0, 0], [0, 0])]
+)
+def test_an_uneven_share_knows_its_place(sizes, places):
+  strategy = tf.distribute.MirroredStrategy(
+    ["CPU:0", "CPU:1"], tf.distribute.ReductionToOneDevice()
+  )
+
+  @tf.function
+  def run():
+    def replica():
+      context = tf.distribute.get_replica_context()
+      size = tf.gather(sizes, context.replica_id_in_sync_group)
+      return tf.stack(place_in_batch(size, 2))
+
+    return strategy.run(replica)
+
+  found = [x.numpy() for x in strategy.experimental_local_results(run())]
+  assert [first for first, _ in found] == places
+  assert {whole for _, whole in found} == {max(sum(sizes), 1)}

@@ -81,6 +81,7 @@ def test_means_are_over_the_steps_of_an_interval():
   assert set(results) == {
     "gradient_norm",
     "unused",
+    "left_out",
     "clipped",
     "perturbed_loss",
     "sam_active",
@@ -89,6 +90,19 @@ def test_means_are_over_the_steps_of_an_interval():
   assert results["clipped"] == 0.5 and results["sam_active"] == 0.5
   assert results["gradient_norm"] == pytest.approx(10 * np.sqrt(8) / 2)
   assert results["perturbed_loss"] == 4.0  # of the perturbed step alone
+
+
+def test_a_step_that_is_left_out_has_no_part_in_the_other_means():
+  network = keras.Sequential([keras.Input([3]), keras.layers.Dense(2)])
+  variables = network.trainable_variables
+  telemetry = Telemetry(network, SGD(0.1, clipping=0.1), None)
+  for value in (10.0, float("nan")):
+    gradients = [tf.fill(v.shape, value) for v in variables]
+    finite = tf.math.is_finite(value)
+    telemetry.update(variables, gradients, step(gradients), None, finite)
+  results = {k: float(v) for k, v in telemetry.results().items()}
+  assert results["left_out"] == 0.5 and results["clipped"] == 1.0
+  assert results["gradient_norm"] == pytest.approx(10 * np.sqrt(8))
 
 
 def test_the_perturbed_loss_of_no_perturbed_step_is_no_number():
@@ -111,7 +125,7 @@ def test_the_perturbed_loss_of_no_perturbed_step_is_no_number():
 def test_without_clipping_no_share_is_told(optimizer):
   network = NFNet("femto", 4)
   results = Telemetry(network, optimizer, None).results()
-  assert set(results) == {"gradient_norm", "unused"}
+  assert set(results) == {"gradient_norm", "unused", "left_out"}
 
 
 def test_scores_weigh_the_examples():
