@@ -3,7 +3,7 @@
   python launch/train.py --gin_file=gin/quickstart.gin
 
 Exit codes: 0 done, 1 failed, 2 unusable input, 130 interrupted, 143 asked to
-end (SIGTERM) and all saved.
+end (SIGTERM) and all saved. After 1, 130 and 143 the same command goes on.
 """
 
 import os
@@ -59,14 +59,6 @@ def main(argv: list[str]) -> int:
     )
     return 130
   except Exception as error:
-    from nfnets_tf.ops.errors import Preempted
-
-    if isinstance(error, Preempted):
-      print(
-        "Asked to end; all is saved, and the same command goes on.",
-        file=quiet.screen,
-      )
-      return 143
     return _report(error, quiet)
 
 
@@ -100,30 +92,40 @@ def _launch(quiet) -> int:
 
 
 def _report(error: Exception, quiet) -> int:
-  from nfnets_tf.ops.errors import UserError
+  from nfnets_tf.ops import errors
 
   first = (str(error) or "no message").splitlines()[0]
+  if isinstance(error, errors.NothingToDo):
+    print(first, file=quiet.screen)
+    quiet.discard_log()
+    return 0
+  if isinstance(error, errors.Preempted):
+    print(
+      "Asked to end; all is saved, and the same command goes on.",
+      file=quiet.screen,
+    )
+    return 143
   trace = traceback.format_exc()
   print(trace, file=sys.stderr)  # the log
   if _TRACEBACK.value:
     print(trace, file=quiet.screen)
-  if isinstance(error, UserError):
+  if isinstance(error, errors.UserError):
     print(f"error: {first}", file=quiet.screen)
     quiet.discard_log()
     return 2
+  if not isinstance(error, errors.RunFault):
+    first = f"{type(error).__name__}: {first}"
   print(
-    f"error: {type(error).__name__}: {first} (the whole traceback is in"
-    f" {quiet.log})",
-    file=quiet.screen,
+    f"error: {first} (the whole traceback is in {quiet.log})", file=quiet.screen
   )
   return 1
 
 
 if __name__ == "__main__":
   code = main(sys.argv)
-  if code in (130, 143):
-    # Threads of libraries that still work would abort the process.
+  if code:
+    # Threads of libraries that still work, or wait for another machine, would
+    # abort the process or keep it.
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
-  sys.exit(code)

@@ -6,7 +6,9 @@ the job at `config.Launch.job`.
 
 from __future__ import annotations
 
+import ast
 import importlib.util  # noqa: F401  gin 0.5.0 uses it without importing it
+import logging
 import pathlib
 import re
 import tokenize
@@ -20,6 +22,9 @@ from nfnets_tf.config import statements as st
 from nfnets_tf.ops.errors import UserError
 
 _ROOT = pathlib.Path(__file__).parents[2]
+LOGGER = logging.getLogger("nfnets_tf")
+
+_MAY_CHANGE = "config.Launch.may_change"
 _INCLUDE = re.compile(r"^include\s+['\"](.+?)['\"]", re.MULTILINE)
 _BINDING = re.compile(r"^(\s*)([\w./]+)\s*(?:=|:\s*(?:#.*)?$)")
 
@@ -31,10 +36,13 @@ class Launch:
 
   Args:
     job: has `plan()` and `run(workdir, ...)`; see `train.run.Training`.
+    may_change: names of macros and parameters, such as "EPOCHS", in which a
+      work directory's run may go on with other values than it began with.
   """
 
-  def __init__(self, *, job):
+  def __init__(self, *, job, may_change: Sequence[str] = ()):
     self.job = job
+    self.may_change = tuple(may_change)
 
 
 class Configuration:
@@ -108,16 +116,34 @@ class Configuration:
     with tf.io.gfile.GFile(path) as file:
       before = st.split_statements(file.read())
     changed = st.differences(before, self.statements)
-    if changed:
-      shown = "; ".join(
-        f"{left} was {old or 'not set'}, is {new or 'not set'}"
-        for left, old, new in changed[:5]
-      )
-      more = f"; and {len(changed) - 5} more" if len(changed) > 5 else ""
+    allowed = {_MAY_CHANGE, *self._may_change()}
+    if told := _told([c for c in changed if c[0] in allowed - {_MAY_CHANGE}]):
+      LOGGER.info("Going on with another configuration: %s.", told)
+    if refused := [c for c in changed if c[0] not in allowed]:
       raise UserError(
         f"the work directory was made with another configuration ({path}:"
-        f" {shown}{more}); give another --workdir, or the old values."
+        f" {_told(refused)}); give another --workdir, or the old values, or"
+        f' allow it by --gin_param="{_MAY_CHANGE} = [{refused[0][0]!r}]".'
       )
+
+  def _may_change(self) -> list[str]:
+    names = ast.literal_eval(self.statements.get(_MAY_CHANGE, "()"))
+    for name in names:
+      if name not in self.statements:
+        raise UserError(
+          f"{_MAY_CHANGE} names {name!r}, which nothing binds"
+          f"{complaints.nearest(name, self.statements)}"
+        )
+    return names
+
+
+def _told(changed) -> str:
+  shown = "; ".join(
+    f"{left} was {old or 'not set'}, is {new or 'not set'}"
+    for left, old, new in changed[:5]
+  )
+  more = f"; and {len(changed) - 5} more" if len(changed) > 5 else ""
+  return shown + more
 
 
 def _known_files() -> list[str]:

@@ -47,6 +47,11 @@ class SplitIndex:
     return sum(self.counts)
 
 
+def evaluation_steps(index: SplitIndex, batch_size: int) -> int:
+  """Number of batches that hold the whole split."""
+  return -(-index.num_examples // batch_size)
+
+
 def read_index(
   directory: str,
   split: str,

@@ -116,3 +116,22 @@ def _join(*windows):
   return tf.nest.map_structure(
     lambda x: tf.reshape(x, [math.prod(x.shape[:2]), *x.shape[2:]]), windows
   )
+
+
+def side_by_side_copies(*tensors):
+  """Joins the axes of images and copies, [n, copies, ...] to [n * copies].
+
+  Args:
+    *tensors: images and labels, then weights [n].
+  """
+  *found, weights = tensors
+  joined = side_by_side(*found)
+  copies = joined[0].shape[0] // weights.shape[0]
+  return *joined, tf.repeat(weights, copies)
+
+
+def side_by_side(*tensors):
+  """Joins the first two axes, which have known sizes, of every tensor."""
+  return tf.nest.map_structure(
+    lambda x: tf.reshape(x, [x.shape[0] * x.shape[1], *x.shape[2:]]), tensors
+  )

@@ -14,8 +14,12 @@ import tensorflow as tf
 from nfnets_tf.data import preprocess, tuning
 from nfnets_tf.data.dimensions import MAX_PIXELS
 from nfnets_tf.data.faults import Examiner, Faults
-from nfnets_tf.data.index import SplitIndex, read_index
-from nfnets_tf.data.loading import PADDING, load_batches
+from nfnets_tf.data.index import SplitIndex, evaluation_steps, read_index
+from nfnets_tf.data.loading import (
+  PADDING,
+  load_batches,
+  side_by_side_copies,
+)
 from nfnets_tf.data.mixing import Mixer
 from nfnets_tf.data.order import ShardOrder, read_part
 from nfnets_tf.data.records import Fields
@@ -153,11 +157,12 @@ class Split:
         f"a replica's batch of {batch} does not divide by MULTIPLICITY ="
         f" {copies}; bind BATCH_SIZE to a multiple of {copies * replicas}."
       )
-    order = ShardOrder(
-      index.files,
-      index.counts,
-      seed=seed,
+    examples = self.training_examples(
+      index,
+      host_batch=host_batch,
+      start_step=start_step,
       shuffle_buffer=shuffle_buffer,
+      seed=seed,
       host=host,
       num_hosts=num_hosts,
     )
@@ -168,15 +173,27 @@ class Split:
       number = (turn * num_hosts + host) * copies
       return self._views.training(serialized, index.fields, seed, number, turn)
 
-    read = start_step * (host_batch // copies) * sources
-    examples = order.examples(read)
     if sources > 1:
       examples = examples.batch(sources).map(lambda p, x: (p[0], x))
     batches = self._served_or_made(examples, load, batch // copies)
     if copies > 1:
-      batches = batches.map(lambda *x: _side_by_side(x, copies))
+      batches = batches.map(side_by_side_copies)
     batches = batches.prefetch(_BATCHES_AHEAD)
     return batches.with_options(tuning.options())
+
+  def training_examples(
+    self, index: SplitIndex, *, host_batch: int, start_step: int, **order
+  ) -> tf.data.Dataset:
+    """Returns (position, serialized example) from a step on, for ever.
+
+    The arguments are those of `training_batches`.
+    """
+    read = start_step * self.examples_a_step(host_batch)
+    return ShardOrder(index.files, index.counts, **order).examples(read)
+
+  def examples_a_step(self, host_batch: int) -> int:
+    """Returns how many examples are read for so many images."""
+    return host_batch // self.multiplicity * self._views.sources
 
   def evaluation_batches(
     self,
@@ -231,17 +248,3 @@ class Split:
         " or another that takes image_size."
       )
     return load_batches(examples, load, spec, reject, batch=batch)
-
-
-def evaluation_steps(index: SplitIndex, batch_size: int) -> int:
-  """Number of batches that hold the whole split."""
-  return -(-index.num_examples // batch_size)
-
-
-def _side_by_side(tensors, copies: int):
-  """Joins the axes of images and copies: [n, copies, ...] to [n * copies]."""
-  *found, weights = tensors
-  found = tf.nest.map_structure(
-    lambda x: tf.reshape(x, [x.shape[0] * copies, *x.shape[2:]]), found
-  )
-  return *found, tf.repeat(weights, copies)

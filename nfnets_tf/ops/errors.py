@@ -10,6 +10,18 @@ class UserError(ValueError):
   """
 
 
+class RunFault(Exception):
+  """Something around a run has failed, such as a disk or another machine.
+
+  The message is one sentence that says what, and how to mend it; the launcher
+  prints it and ends with exit code 1, and the same command goes on.
+  """
+
+
+class NothingToDo(Exception):
+  """Another process does what this one was started for; exit code 0."""
+
+
 class Preempted(Exception):
   """The process was asked to end before its work was done; all is saved."""
 

@@ -7,6 +7,7 @@ nothing touches the host in between.
 import math
 from collections.abc import Callable
 
+import tensorflow as tf
 from tensorflow import keras
 
 from nfnets_tf.train.metrics_log import MetricsLog
@@ -42,6 +43,26 @@ class LogTraining(keras.callbacks.Callback):
       step, record.get("loss", math.nan)
     )
     self._log.write(step, record)
+
+
+class NoteInterval(keras.callbacks.Callback):
+  """Keeps the step at which the metrics were emptied last.
+
+  Args:
+    begin: int64 variable that is set to it.
+    log_every: steps of an interval.
+  """
+
+  def __init__(self, begin: tf.Variable, log_every: int):
+    super().__init__()
+    self._begin, self._log_every = begin, log_every
+
+  def on_epoch_begin(self, epoch, logs=None):
+    step = current_step(self.model)
+    whole = step - step % self._log_every
+    # Of an interval that was broken off the metrics have come back.
+    if int(self._begin.numpy()) != whole:
+      self._begin.assign(step)
 
 
 class Every(keras.callbacks.Callback):

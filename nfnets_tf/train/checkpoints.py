@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import tensorflow as tf
 
 from nfnets_tf.models import naming
 from nfnets_tf.ops.errors import UserError
+from nfnets_tf.train import checkpoint_files as files
 from nfnets_tf.train.classifier import Classifier
+from nfnets_tf.train.run_state import RunState
+from nfnets_tf.train.workdir import writing
 
 LOGGER = logging.getLogger("nfnets_tf")
 
@@ -16,31 +21,53 @@ LOGGER = logging.getLogger("nfnets_tf")
 class Checkpoints:
   """Checkpoints of a classifier: weights, averages, momentum, step, metrics.
 
+  They are written while training goes on: `save` takes a copy of all variables
+  in the host's memory, and a thread writes it.
+
   Args:
     directory: folder of the checkpoints.
     classifier: compiled; its optimizer's variables exist.
-    keep: number of the newest checkpoints that stay.
+    state: of the run.
+    keep: number of the newest checkpoints that stay, beside the best.
+    writes: whether this process writes; the others read along.
 
   Attributes:
     metric_variables: of the metrics of an interval.
   """
 
-  def __init__(self, directory: str, classifier: Classifier, *, keep: int):
+  def __init__(
+    self,
+    directory: str,
+    classifier: Classifier,
+    state: RunState,
+    *,
+    keep: int,
+    writes: bool = True,
+  ):
+    self._directory, self._keep, self._writes = directory, keep, writes
+    self._state, self._guard = state, classifier.guard
     # Metrics restart at every interval, but a run may end within one.
     self.metric_variables = [
       variable for metric in classifier.metrics for variable in metric.variables
     ]
-    self._checkpoint = tf.train.Checkpoint(
-      metrics=self.metric_variables,
-      parameters=naming.named_variables(classifier.network),
-      averages=classifier.named_averages(),
-      optimizer=classifier.optimizer,
-    )
-    self._manager = tf.train.CheckpointManager(
-      self._checkpoint, directory, max_to_keep=keep, step_counter=None
-    )
-    self._iterations = classifier.optimizer.iterations
-    self._used = None
+    optimizer = classifier.optimizer
+    self._variables = {
+      "metrics": _numbered(self.metric_variables),
+      "parameters": naming.named_variables(classifier.network),
+      "averages": classifier.named_averages(),
+      "optimizer": _numbered(optimizer.variables),
+      "run": {
+        "left_out_in_a_row": classifier.guard.in_a_row,
+        **state.variables(),
+      },
+    }
+    self._live = tf.train.Checkpoint(**self._variables)
+    self._copies = None
+    self._iterations = optimizer.iterations
+    self._used = self._best = None
+    self._made = False
+    self._thread = ThreadPoolExecutor(1, "checkpoint")
+    self._writing: Future | None = None
 
   @property
   def latest(self) -> str | None:
@@ -48,31 +75,76 @@ class Checkpoints:
 
     None if there is none.
     """
-    return self._used or self._manager.latest_checkpoint
+    step = self.latest_step
+    return None if step is None else files.path_of(self._directory, step)
 
   @property
   def latest_step(self) -> int | None:
     """Step of `latest`, None if there is none."""
-    return int(self.latest.rsplit("-", 1)[1]) if self.latest else None
+    if self._used is None:
+      return next(iter(files.steps_in(self._directory)[::-1]), None)
+    return self._used
+
+  @property
+  def best(self) -> dict | None:
+    """The best evaluation, {"step", "loss"}, None before one."""
+    return self._best
 
   @property
   def step(self) -> int:
     """Number of steps that the optimizer has made."""
     return int(self._iterations.numpy())
 
-  def save(self) -> str:
-    """Saves under the optimizer's step; returns the path."""
-    self._used = self._manager.save(checkpoint_number=self.step)
-    return self._used
+  def save(self) -> None:
+    """Saves under the optimizer's step; the files appear a little later.
 
-  def restore(self) -> int:
+    All processes must call it: the metrics of some are in others.
+
+    Raises:
+      RunFault: if the checkpoint before this one could not be written.
+    """
+    self.wait()
+    self._copy()
+    step = self._used = self.step
+    if self._writes:
+      self._writing = self._thread.submit(self._write, step)
+
+  def wait(self) -> None:
+    """Returns when what was saved is in its files.
+
+    Raises:
+      RunFault: if it could not be written.
+    """
+    if self._writing is not None:
+      last, self._writing = self._writing, None
+      last.result()
+
+  def save_if_best(self, loss: float) -> None:
+    """Saves, and keeps it, if no evaluation before had a lower loss."""
+    if self._best is not None and self._best["loss"] <= loss:
+      return
+    if self.latest_step != self.step:
+      self.save()
+    self.wait()  # what is named must be there
+    self._best = {"step": self.step, "loss": loss}
+    if self._writes:
+      files.write_best(self._directory, self._best)
+
+  def restore(self, fits: Callable[[], bool] = lambda: True) -> int:
     """Restores the newest checkpoint that is whole, if any; returns the step.
+
+    Args:
+      fits: whether what has been restored can be used; otherwise the one before
+        is taken.
 
     Raises:
       UserError: if it does not hold exactly this state, or none is whole.
     """
-    paths = self._manager.checkpoints[::-1]  # the newest first
-    for path in paths:
+    self.wait()
+    steps = files.steps_in(self._directory)[::-1]  # the newest first
+    self._best = files.read_best(self._directory)
+    for step in steps:
+      path = files.path_of(self._directory, step)
       try:
         self._restore(path)
       except tf.errors.OpError as error:
@@ -81,24 +153,59 @@ class Checkpoints:
           path,
           error.message.splitlines()[0],
         )
-      else:
-        self._used = path
+        continue
+      if fits():
+        self._used = step
         return self.step
-    if paths:
+    if steps:
       raise UserError(
-        f"all {len(paths)} checkpoints are damaged, the newest is"
-        f" {paths[0]!r}; restore one from a copy, or start anew in another"
-        " --workdir."
+        f"none of the {len(steps)} checkpoints in {self._directory!r} can be"
+        " used, they are damaged or not of finite steps; restore one from a"
+        " copy, or start anew in another --workdir."
       )
     return 0
+
+  def discard_later(self) -> None:
+    """Forgets checkpoints of later steps than that which is used."""
+    if self._best is not None and self._best["step"] > self._used:
+      self._best = None
+    if self._writes:
+      steps = files.steps_in(self._directory)
+      files.write_best(self._directory, self._best)
+      files.remove(self._directory, [s for s in steps if s > self._used])
+
+  def _copy(self) -> None:
+    values = tf.nest.map_structure(lambda v: v.read_value(), self._variables)
+    if not self._writes:
+      return
+    with tf.device("/CPU:0"):
+      if self._copies is None:
+        self._copies = tf.nest.map_structure(
+          lambda value: tf.Variable(value, trainable=False), values
+        )
+      else:
+        tf.nest.map_structure(lambda c, v: c.assign(v), self._copies, values)
+
+  def _write(self, step: int) -> None:
+    with writing(self._directory):
+      if not self._made:  # later it must not appear anew, and empty
+        tf.io.gfile.makedirs(self._directory)
+        self._made = True
+      files.write(tf.train.Checkpoint(**self._copies), self._directory, step)
+      files.rotate(self._directory, keep=self._keep)
 
   def _restore(self, path: str) -> None:
     try:
       # A sum over each tensor's bytes is compared.
-      self._checkpoint.restore(path).assert_consumed()
+      self._live.read(path).assert_consumed()
     except (AssertionError, ValueError) as error:
       raise UserError(
         f"the checkpoint {path!r} does not fit this network and optimizer"
         f" ({str(error).splitlines()[0]}); use the configuration that made it,"
         " or another --workdir."
       ) from error
+    self._state.check()
+
+
+def _numbered(variables) -> dict[str, tf.Variable]:
+  return {f"{number:05}": v for number, v in enumerate(variables)}

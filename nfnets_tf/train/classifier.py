@@ -78,6 +78,8 @@ class Classifier(keras.Model):
     **kwargs,
   ):
     super().__init__(dtype="float32", **kwargs)  # the network casts
+    # What a step returns are metrics, put together already; Keras would sum.
+    self.distribute_reduction_method = "first"
     self.network = network
     self.label_smoothing = label_smoothing
     self.ema_decay = ema_decay

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 
 import tensorflow as tf
 from tensorflow import keras
 
 from nfnets_tf.data.index import SplitIndex
+from nfnets_tf.data.loading import side_by_side
 from nfnets_tf.data.stages import stage_costs
 from nfnets_tf.data.waiting import Waiting
 from nfnets_tf.ops.errors import UserError, require_share
@@ -21,11 +23,18 @@ _SLOW_SHARE = 0.05
 class Inputs:
   """The training and held-out batches of one process.
 
+  Training's order of examples is made of equal parts, and each host reads some
+  of them, so that a run goes on in the same order with fewer or more hosts.
+
   Args:
     job: the `run.Training` that says what is read.
     strategy: for whose replicas.
     train: index of the training split.
     heldout: index of the held-out split.
+    parts: of the order, a multiple of the number of hosts; None is that number.
+
+  Attributes:
+    parts: as given, or as it turned out in `training`.
   """
 
   def __init__(
@@ -34,34 +43,87 @@ class Inputs:
     strategy: tf.distribute.Strategy,
     train: SplitIndex,
     heldout: SplitIndex,
+    *,
+    parts: int | None,
   ):
     self._job, self._strategy = job, strategy
     self._train, self._heldout = train, heldout
+    self.parts = parts
     self._waiting = Waiting()
 
-  def training(self, start_step: int):
-    """Returns distributed batches from step `start_step` on."""
-    job = self._job
+  def training(self, start: int):
+    """Returns distributed batches from number `start` of the order on."""
 
     def make(context):
-      batches = job.train_split.training_batches(
-        self._train,
-        start_step=start_step,
-        shuffle_buffer=job.shuffle_buffer,
-        seed=job.seed,
-        **self._share(context),
-      )
-      return self._waiting.timed(batches)
+      hosts = context.num_input_pipelines
+      replicas = context.num_replicas_in_sync // hosts
+      self.parts = self.parts or hosts
+      own = parts_of(context.input_pipeline_id, hosts, self.parts)
+      pieces = replicas // math.gcd(replicas, len(own))
+      joined = pieces * len(own) // replicas
+      self._check_batch(pieces)
+      parts = [
+        self._job.train_split.training_batches(
+          self._train, start_step=start, replicas=pieces, **self._of_part(part)
+        )
+        for part in own
+      ]
+      return self._waiting.timed(_in_turn(parts, pieces, joined))
 
     return self._strategy.distribute_datasets_from_function(make)
 
+  def names(self, first: int, end: int) -> list[tuple[int, str]]:
+    """Returns (number of the batch, name) of all examples of some batches."""
+    split, fields = self._job.train_split, self._train.fields
+    kind = {fields.name: tf.io.FixedLenFeature([], tf.string, "")}
+    found = []
+    for number in range(first, end):
+      for part in range(self.parts):
+        options = self._of_part(part)
+        examples = split.training_examples(
+          self._train, start_step=number, **options
+        )
+        for _, example in examples.take(
+          split.examples_a_step(options["host_batch"])
+        ):
+          name = tf.io.parse_single_example(example, kind)[fields.name].numpy()
+          found.append((number, name.decode(errors="replace")))
+    return found
+
+  def _check_batch(self, pieces: int) -> None:
+    size, whole = self._job.batch_size, self.parts * pieces
+    if size % whole:
+      raise UserError(
+        f"BATCH_SIZE = {size} does not divide among {self.parts} parts of the"
+        f" order of examples, {pieces} batches each; bind BATCH_SIZE to a"
+        f" multiple of {whole}, or run.Training.parts to fewer."
+      )
+
+  def _of_part(self, part: int) -> dict:
+    """Returns how a part of the order is read, as if by a host of its own."""
+    job = self._job
+    return {
+      "host_batch": job.batch_size // self.parts,
+      "shuffle_buffer": job.shuffle_buffer,
+      "seed": job.seed,
+      "host": part,
+      "num_hosts": self.parts,
+    }
+
   def heldout(self):
     """Returns distributed batches that hold every held-out image once."""
-    return self._strategy.distribute_datasets_from_function(
-      lambda context: self._job.heldout_split.evaluation_batches(
-        self._heldout, **self._share(context)
+
+    def make(context):
+      hosts = context.num_input_pipelines
+      return self._job.heldout_split.evaluation_batches(
+        self._heldout,
+        host_batch=self._job.batch_size // hosts,
+        replicas=context.num_replicas_in_sync // hosts,
+        host=context.input_pipeline_id,
+        num_hosts=hosts,
       )
-    )
+
+    return self._strategy.distribute_datasets_from_function(make)
 
   def watch(self) -> DataWatch:
     """Returns the callback that looks after training's batches."""
@@ -73,15 +135,34 @@ class Inputs:
       max_bad_share=job.max_bad_share,
     )
 
-  def _share(self, context: tf.distribute.InputContext) -> dict:
-    """What this host reads of every global batch."""
-    hosts = context.num_input_pipelines
-    return {
-      "host_batch": self._job.batch_size // hosts,
-      "replicas": context.num_replicas_in_sync // hosts,
-      "host": context.input_pipeline_id,
-      "num_hosts": hosts,
-    }
+
+def parts_of(host: int, hosts: int, parts: int) -> range:
+  """Returns the parts of the order that a host reads.
+
+  Raises:
+    UserError: if hosts cannot share them equally.
+  """
+  if parts % hosts:
+    raise UserError(
+      f"this run's order of examples is made of {parts} parts, which {hosts}"
+      " hosts cannot share equally; use a number of hosts that divides it, or"
+      " bind run.Training.parts to a multiple of it in another --workdir."
+    )
+  each = parts // hosts
+  return range(host * each, (host + 1) * each)
+
+
+def _in_turn(
+  parts: list[tf.data.Dataset], pieces: int, joined: int
+) -> tf.data.Dataset:
+  """Takes `pieces` batches of each part in turn, and joins some to one."""
+  if len(parts) == 1:
+    return parts[0]
+  turns = tf.data.Dataset.range(len(parts) * pieces).map(lambda i: i // pieces)
+  batches = tf.data.Dataset.choose_from_datasets(parts, turns.repeat())
+  if joined > 1:
+    batches = batches.batch(joined, drop_remainder=True).map(side_by_side)
+  return batches
 
 
 class DataWatch(keras.callbacks.Callback):

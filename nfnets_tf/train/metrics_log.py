@@ -4,7 +4,7 @@ import json
 
 import tensorflow as tf
 
-from nfnets_tf.train.workdir import Workdir, replace_file
+from nfnets_tf.train.workdir import Workdir, replace_file, writing
 
 
 class MetricsLog:
@@ -14,23 +14,36 @@ class MetricsLog:
     workdir: where the files lie.
     step: step at which the run starts or goes on; records of later steps, left
       by a run that was killed after its last checkpoint, are taken out.
+    end: the run's last step, whose closing record is written anew.
+    writes: whether this process writes; otherwise nothing happens.
   """
 
-  def __init__(self, workdir: Workdir, *, step: int):
-    self._path = workdir.metrics
-    tf.io.gfile.makedirs(workdir.root)
-    # The closing record is written anew if the run ended right behind it.
+  def __init__(
+    self, workdir: Workdir, *, step: int, end: int, writes: bool = True
+  ):
+    self._path, self._end, self._writes = workdir.metrics, end, writes
+    if writes:
+      tf.io.gfile.makedirs(workdir.root)
+      self.drop_later(step)
+      self._summaries = tf.summary.create_file_writer(workdir.tensorboard)
+
+  def drop_later(self, step: int) -> None:
+    """Takes out records of later steps, and the closing one."""
+    if not self._writes:
+      return
     kept = [
       record
       for record in read_records(self._path)
-      if record["step"] <= step and "weights_sha256" not in record
+      if record["step"] <= step
+      and not (record["step"] == self._end and "weights_sha256" in record)
     ]
     replace_file(self._path, "".join(json.dumps(r) + "\n" for r in kept))
-    self._summaries = tf.summary.create_file_writer(workdir.tensorboard)
 
   def write(self, step: int, record: dict) -> None:
     """Adds one record; numbers also become TensorBoard scalars."""
-    with tf.io.gfile.GFile(self._path, "a") as file:
+    if not self._writes:
+      return
+    with writing(self._path), tf.io.gfile.GFile(self._path, "a") as file:
       file.write(json.dumps({"step": step, **record}) + "\n")
     with self._summaries.as_default(step=step):
       for name, value in record.items():

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import tensorflow as tf
 from tensorflow import keras
 
 from nfnets_tf.models import cost
 from nfnets_tf.optim.sam import SAM
+from nfnets_tf.train.memory import describe_memory
+from nfnets_tf.train.strategy import describe
 
 _BARS = "▁▂▃▄▅▆▇█"
 _CURVE_WIDTH = 48
@@ -71,8 +74,8 @@ def describe_reading(split, num_examples: int, batch_size: int):
   return [
     (
       "reading",
-      f"host h of n reads shards h, h + n, h + 2n, ... of {pattern}"
-      " (with fewer shards than hosts: every n-th record of all)",
+      f"{pattern}, in another order each epoch, of which each of n hosts"
+      " reads the n-th part",
     ),
     (
       "",
@@ -125,6 +128,55 @@ def describe_compute(
       )
     )
   return lines
+
+
+def announcement(job, strategy: tf.distribute.Strategy, train) -> list[str]:
+  """Returns what is said when training begins.
+
+  Args:
+    job: the `run.Training`.
+    strategy: the devices.
+    train: index of the training split.
+  """
+  first = (
+    f"Training NFNet {job.variant} on {describe(strategy)}:"
+    f" {job.total_steps:,} steps of {job.batch_size:,} images,"
+    f" {train.num_examples:,} images an epoch from {len(train.files)} shards in"
+    f" {job.train_split.directory}."
+  )
+  lines = describe_gradient(job.sam)
+  return [first, *(f"Gradients by {line}." for _, line in lines)]
+
+
+def describe_run(job) -> list[tuple[str, str]]:
+  """Returns all lines about a run; no weights are made and no data read.
+
+  Args:
+    job: the `run.Training`.
+  """
+  images = job.total_steps * job.batch_size
+  epochs = images / job.num_examples
+  size = job.train_split.image_shape()[0]
+  calls = f"{job.steps_per_execution} steps a call"
+  network, macs = describe_network(job.network, size)
+  return [
+    *network,
+    ("start", job.start.describe()),
+    *describe_length(
+      job.num_examples,
+      job.batch_size,
+      job.total_steps,
+      job.train_split.multiplicity,
+    ),
+    *describe_learning_rate(job.learning_rate, job.total_steps),
+    ("strategy", f"{job.strategy.__name__}, {job.policy}, {calls}"),
+    *describe_reading(job.train_split, job.num_examples, job.batch_size),
+    ("memory", describe_memory(job)),
+    *describe_gradient(job.sam),
+    *describe_compute(
+      job.compute, job.variant, macs, images, round(epochs, 4), job.sam
+    ),
+  ]
 
 
 def table(lines: list[tuple[str, str]]) -> str:

@@ -11,17 +11,24 @@ import tensorflow as tf
 from tensorflow import keras
 
 from nfnets_tf.ops.errors import Preempted
+from nfnets_tf.train.workers import Workers
 
 
 class Notice:
-  """Whether the process was asked to end, by SIGTERM.
+  """Whether this process, or another worker, was asked to end, by SIGTERM.
 
-  Attributes:
-    received: whether it was.
+  Args:
+    workers: that train together.
   """
 
-  def __init__(self):
-    self.received = False
+  def __init__(self, workers: Workers):
+    self._workers = workers
+    self._received = False
+
+  @property
+  def received(self) -> bool:
+    """Whether one was; all workers must ask, and get the same answer."""
+    return self._workers.any(self._received)
 
   @contextlib.contextmanager
   def listening(self) -> Iterator[None]:
@@ -40,7 +47,7 @@ class Notice:
 
   def _receive(self, number, frame) -> None:
     del number, frame
-    self.received = True
+    self._received = True
 
 
 class EndOnNotice(keras.callbacks.Callback):

@@ -11,6 +11,7 @@ from tensorflow import keras
 from nfnets_tf.models import deepmind, haiku_pickle, naming
 from nfnets_tf.models.nfnet import NFNet
 from nfnets_tf.ops.errors import UserError
+from nfnets_tf.train.checkpoint_files import newest_in
 from nfnets_tf.train.keras_files import read_keras_file
 
 LOGGER = logging.getLogger("nfnets_tf")
@@ -137,7 +138,7 @@ def _read(path: str, network: NFNet, averaged: bool):
     prefix = join(path, "variables", "variables")
     return "the SavedModel", _from_checkpoint(path, prefix, averaged)
   for folder in (join(path, "checkpoints"), path):
-    if prefix := tf.train.latest_checkpoint(folder):
+    if prefix := newest_in(folder) or tf.train.latest_checkpoint(folder):
       return "the checkpoint", _from_checkpoint(path, prefix, averaged)
   if exists(f"{path}.index"):
     return "the checkpoint", _from_checkpoint(path, path, averaged)

@@ -21,6 +21,7 @@ class Progress:
     stream: the terminal for a bar; None writes lines to the project's logger.
     clock: returns seconds.
     line_seconds: shortest time between two lines; the last one always comes.
+    silent: whether nothing is shown, and only the speed is measured.
   """
 
   def __init__(
@@ -32,7 +33,9 @@ class Progress:
     stream: TextIO | None,
     clock=time.monotonic,
     line_seconds: float = 5.0,
+    silent: bool = False,
   ):
+    self._silent = silent
     self._total, self._step = total_steps, step
     self._batch_size = batch_size
     self._clock = clock
@@ -55,6 +58,14 @@ class Progress:
     """Starts the interval anew: what passed since was not training."""
     self._time = self._clock()
 
+  def go_back(self, step: int) -> None:
+    """Starts anew at an earlier step."""
+    self._step = step
+    self.resume_clock()
+    if self._bar is not None:
+      self._bar.n = step
+      self._bar.refresh()
+
   def update(self, step: int, loss: float) -> float:
     """Shows an interval's end; returns its images a second."""
     now = self._clock()
@@ -66,6 +77,8 @@ class Progress:
         f"loss {loss:.4f}, {images:,.0f} images/s", refresh=False
       )
       self._bar.update(step - self._bar.n)
+    elif self._silent:
+      pass
     elif now - self._last_line >= self._line_seconds or step == self._total:
       self._last_line = now
       line = f"step {step:,}/{self._total:,}, loss {loss:.4f}"
@@ -78,6 +91,8 @@ class Progress:
 
   def note(self, line: str) -> None:
     """Shows a line of its own, above the bar."""
+    if self._silent:
+      return
     if self._bar is None:
       LOGGER.info(line)
     else:

@@ -10,8 +10,12 @@ import pandas as pd
 import tensorflow as tf
 from tensorflow import keras
 
-from nfnets_tf.data.index import SplitIndex, read_filenames
-from nfnets_tf.data.pipeline import Split, evaluation_steps
+from nfnets_tf.data.index import (
+  SplitIndex,
+  evaluation_steps,
+  read_filenames,
+)
+from nfnets_tf.data.pipeline import Split
 from nfnets_tf.train.pictures import draw_confusion, draw_images
 from nfnets_tf.train.workdir import replace_file
 

@@ -18,11 +18,15 @@ from nfnets_tf.data.pipeline import Split
 from nfnets_tf.ops.errors import UserError, require_whole
 from nfnets_tf.optim.sam import SAM
 from nfnets_tf.train import plan
+from nfnets_tf.train.breakdown import explained
+from nfnets_tf.train.checkpoint_files import newest_in
 from nfnets_tf.train.pretrained import Start
+from nfnets_tf.train.recovery import Recovery
 from nfnets_tf.train.session import Session
 from nfnets_tf.train.strategy import describe
 from nfnets_tf.train.summary import summarize
 from nfnets_tf.train.workdir import Workdir
+from nfnets_tf.train.workers import Workers
 
 LOGGER = logging.getLogger("nfnets_tf")
 
@@ -52,13 +56,18 @@ class Training:
     total_steps: of the run.
     policy: Keras' precision policy, "float32" or "mixed_bfloat16".
     seed: of initial weights and data order.
-    shuffle_buffer: examples that a host holds in memory for shuffling.
+    shuffle_buffer: examples of each part of the order that are held in memory
+      for shuffling.
     max_bad_share: of the images read, from 0 to 1; more bad ones end the run.
     steps_per_execution: steps between returns to Python.
     log_every: steps, a multiple of `steps_per_execution`.
     evaluate_every: steps, a multiple of `log_every`.
     checkpoint_every: steps, a multiple of `log_every`.
-    checkpoints_to_keep: number of the newest checkpoints that stay.
+    checkpoints_to_keep: number of the newest checkpoints that stay, beside the
+      best one.
+    recovery: what happens when steps are not finite; a `recovery.Recovery`.
+    parts: that the order of examples is made of, for as many hosts or any
+      number that divides it; None is the number that a run begins with.
   """
 
   def __init__(
@@ -91,6 +100,8 @@ class Training:
     evaluate_every: int,
     checkpoint_every: int,
     checkpoints_to_keep: int,
+    recovery: Recovery,
+    parts: int | None,
   ):
     self.variant = variant
     self.network = network
@@ -119,6 +130,7 @@ class Training:
     self.evaluate_every = evaluate_every
     self.checkpoint_every = checkpoint_every
     self.checkpoints_to_keep = checkpoints_to_keep
+    self.recovery, self.parts = recovery, parts
     self._check_numbers()
     self._check_intervals()
 
@@ -136,6 +148,8 @@ class Training:
       "checkpoints_to_keep",
     ):
       require_whole(f"run.Training.{name}", getattr(self, name), 1)
+    if self.parts is not None:
+      require_whole("run.Training.parts", self.parts, 1)
 
   def _check_intervals(self) -> None:
     for unit, name in (
@@ -153,31 +167,7 @@ class Training:
 
   def plan(self) -> str:
     """Returns what would run; allocates no weights and reads no data."""
-    images = self.total_steps * self.batch_size
-    epochs = images / self.num_examples
-    size = self.train_split.image_shape()[0]
-    calls = f"{self.steps_per_execution} steps a call"
-    network, macs = plan.describe_network(self.network, size)
-    lines = [
-      *network,
-      ("start", self.start.describe()),
-      *plan.describe_length(
-        self.num_examples,
-        self.batch_size,
-        self.total_steps,
-        self.train_split.multiplicity,
-      ),
-      *plan.describe_learning_rate(self.learning_rate, self.total_steps),
-      ("strategy", f"{self.strategy.__name__}, {self.policy}, {calls}"),
-      *plan.describe_reading(
-        self.train_split, self.num_examples, self.batch_size
-      ),
-      *plan.describe_gradient(self.sam),
-      *plan.describe_compute(
-        self.compute, self.variant, macs, images, round(epochs, 4), self.sam
-      ),
-    ]
-    return plan.table(lines)
+    return plan.table(plan.describe_run(self))
 
   def run(
     self,
@@ -203,24 +193,35 @@ class Training:
         not fit the configuration.
     """
     files = Workdir(workdir)
-    if (result := files.read_result()) is not None:
+    result = files.read_result()
+    if result is not None and result["step"] >= self.total_steps:
       LOGGER.info("This run is done already; nothing is trained again.")
       return summarize(result, files)
+    files.check_writable()
     strategy = self.strategy()
-    self._check_batch(strategy)
-    if tf.train.latest_checkpoint(files.checkpoints) is None:
-      self.start.check()
-    if self.prepare is not None and self.prepare():
+    workers = Workers(strategy)
+    with explained(self, strategy):
+      self._check_batch(strategy)
+      if newest_in(files.checkpoints) is None:
+        self.start.check()
+      self._prepare(workers)
+      train, heldout = self._read_indexes()
+      parts = files.read_parts() or self.parts
+      session = Session(self, files, strategy, train, heldout, parts=parts)
+      if workers.chief:
+        # Not before: what was refused must not bind the folder.
+        files.keep_configuration(configuration)
+        parts = session.inputs.parts
+        files.keep_data(parts=parts, train=train, heldout=heldout)
+        started()
+      session.fit(terminal)
+      session.finish()
+    return summarize(files.read_result(), files)
+
+  def _prepare(self, workers: Workers) -> None:
+    if self.prepare is not None and workers.chief and self.prepare():
       LOGGER.info("Wrote the shards in %s.", self.train_split.directory)
-    train, heldout = self._read_indexes()
-    session = Session(self, files, strategy, train, heldout)
-    # Not before: what was refused must not bind the folder.
-    files.keep_configuration(configuration)
-    files.keep_data(train=train, heldout=heldout)
-    started()
-    session.fit(terminal)
-    result = session.finish()
-    return summarize(result, files)
+    workers.meet()
 
   def _check_batch(self, strategy: tf.distribute.Strategy) -> None:
     replicas = strategy.num_replicas_in_sync

@@ -23,6 +23,7 @@ def summarize(result: dict, files: Workdir) -> str:
     lines.append(("averaged", f"sha256 {result['ema_weights_sha256']}"))
   lines += [
     ("checkpoint", result["checkpoint"]),
+    ("best", result["best_checkpoint"]),
     ("SavedModel", result["saved_model"]),
     ("TensorBoard", files.tensorboard),
     ("metrics", files.metrics),

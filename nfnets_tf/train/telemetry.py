@@ -96,8 +96,11 @@ class Telemetry:
       weights: of its examples; None is 1 for each.
       finite: whether the step counts.
     """
-    counts = tf.cast(finite, tf.float32)
-    self._left_out.update_state(1.0 - counts)
+    # A step weighs 1 on any number of replicas, which may change within an
+    # interval.
+    weight = 1.0 / tf.distribute.get_strategy().num_replicas_in_sync
+    counts = weight * tf.cast(finite, tf.float32)
+    self._left_out.update_state(1.0 - tf.cast(finite, tf.float32), weight)
     norms = [unitwise_norm(gradient) for gradient in gradients]
     norm = tf.where(finite, tf.linalg.global_norm(norms), 0.0)
     self._gradient_norm.update_state(norm, counts)

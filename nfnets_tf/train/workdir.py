@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import tensorflow as tf
 
 from nfnets_tf.data.index import SplitIndex
-from nfnets_tf.ops.errors import UserError
+from nfnets_tf.ops.errors import RunFault, UserError
 
 
 class Workdir:
@@ -31,18 +32,59 @@ class Workdir:
     self.tensorboard = os.path.join(root, "tensorboard")
     self.sample = os.path.join(root, "heldout_sample.npy")
     self.report = os.path.join(root, "report")
+    self.rollbacks = os.path.join(root, "rollbacks.json")
+    self.not_finite = os.path.join(root, "not_finite.tsv")
     self.result = os.path.join(root, "result.json")
 
-  def keep_configuration(self, text: str) -> None:
-    """Writes the configuration that the run is made with, once."""
-    tf.io.gfile.makedirs(self.root)
-    if not tf.io.gfile.exists(self.config):
-      replace_file(self.config, text)
+  def check_writable(self) -> None:
+    """Checks early that a local folder can be made or written to.
 
-  def keep_data(self, **splits: SplitIndex) -> None:
+    Raises:
+      UserError: if it cannot.
+    """
+    if "://" in self.root:
+      return
+    path = os.path.abspath(self.root)
+    while not os.path.lexists(path):
+      path = os.path.dirname(path)
+    if not os.path.isdir(path) or not os.access(path, os.W_OK | os.X_OK):
+      state = "is not writable" if os.path.isdir(path) else "is no folder"
+      raise UserError(
+        f"--workdir={self.root} cannot be used, since {path!r} {state}; give a"
+        " folder that can be written to."
+      )
+
+  def keep_configuration(self, text: str) -> None:
+    """Writes the configuration that the run is made with.
+
+    If it is not the one that is there, that is kept as config.1.gin, or under
+    the next number that is free.
+    """
+    with writing(self.root):
+      tf.io.gfile.makedirs(self.root)
+    if tf.io.gfile.exists(self.config):
+      with tf.io.gfile.GFile(self.config) as file:
+        if file.read() == text:
+          return
+      number = 1
+      while tf.io.gfile.exists(older := f"{self.config[:-4]}.{number}.gin"):
+        number += 1
+      with writing(older):
+        tf.io.gfile.copy(self.config, older)
+    replace_file(self.config, text)
+
+  def read_parts(self) -> int | None:
+    """Returns of how many parts the order of examples is, None before a run."""
+    if not tf.io.gfile.exists(self.data):
+      return None
+    with tf.io.gfile.GFile(self.data) as file:
+      return json.load(file).get("parts")
+
+  def keep_data(self, *, parts: int, **splits: SplitIndex) -> None:
     """Writes down what the run reads, once.
 
     Args:
+      parts: of the order of examples.
       **splits: {split: what it holds}.
 
     Raises:
@@ -56,7 +98,8 @@ class Workdir:
       for split, index in splits.items()
     }
     if not tf.io.gfile.exists(self.data):
-      replace_file(self.data, json.dumps(data, indent=1) + "\n")
+      content = json.dumps({**data, "parts": parts}, indent=1)
+      replace_file(self.data, content + "\n")
       return
     with tf.io.gfile.GFile(self.data) as file:
       before = json.load(file)
@@ -80,12 +123,30 @@ class Workdir:
     replace_file(self.result, json.dumps(result, indent=1) + "\n")
 
 
+@contextlib.contextmanager
+def writing(path: str) -> Iterator[None]:
+  """Turns what can go wrong while a file is written into one sentence.
+
+  Raises:
+    RunFault: of an error of the file system.
+  """
+  try:
+    yield
+  except (OSError, tf.errors.OpError) as error:
+    reason = getattr(error, "message", None) or error.strerror or str(error)
+    raise RunFault(
+      f"{path!r} cannot be written ({reason.splitlines()[0]}); make room or"
+      " restore it, and the same command goes on from the last checkpoint."
+    ) from error
+
+
 def replace_file(path: str, content: str) -> None:
   """Writes a text file so that it is seen whole or not at all."""
   partial = f"{path}.partial"
-  with tf.io.gfile.GFile(partial, "w") as file:
-    file.write(content)
-  tf.io.gfile.rename(partial, path, overwrite=True)
+  with writing(path):
+    with tf.io.gfile.GFile(partial, "w") as file:
+      file.write(content)
+    tf.io.gfile.rename(partial, path, overwrite=True)
 
 
 def weights_sha256(variables: Iterable[tf.Variable]) -> str:

@@ -1,5 +1,8 @@
 """Every mistake in a configuration ends in one sentence that mends it."""
 
+import logging
+import re
+
 import pytest
 
 from nfnets_tf.config import Configuration, Launch
@@ -157,7 +160,77 @@ def test_a_work_directory_keeps_to_its_configuration(tmp_path):
     Configuration([RUN], ["EPOCHS = 41"]).check_workdir(str(path))
 
 
+def begin(tmp_path, *params):
+  """Begins a run; returns a function that goes on with other bindings."""
+  path = tmp_path / "config.gin"
+  path.write_text(Configuration([RUN], params).text)
+  return lambda *now: Configuration([RUN], now).check_workdir(str(path))
+
+
+MAY = "config.Launch.may_change = "
+EPOCHS_41, RATE = "EPOCHS = 41", "PEAK_LR = 0.2"
+DROP = "pipeline.Split.max_pixels = 1000000"
+
+
+@pytest.mark.parametrize(
+  "before, now",
+  [
+    ([], [EPOCHS_41]),
+    ([], [DROP]),
+    ([DROP], []),
+    ([], [EPOCHS_41, RATE]),
+  ],
+  ids=["another value", "not set before", "set no more", "two"],
+)
+def test_a_refused_change_names_the_binding_that_allows_it(
+  tmp_path, before, now
+):
+  go_on = begin(tmp_path, *before)
+  with pytest.raises(UserError, match="or allow it by --gin_param=") as error:
+    go_on(*now)
+  allowed = re.search(r'--gin_param="(.*)"', str(error.value))[1]
+  go_on(*now, allowed)
+
+
+def test_an_allowed_change_is_told_and_others_are_refused(
+  tmp_path, monkeypatch, caplog
+):
+  monkeypatch.setattr(logging.getLogger("nfnets_tf"), "propagate", True)
+  caplog.set_level(logging.INFO, "nfnets_tf")
+  go_on = begin(tmp_path)
+  go_on(EPOCHS_41, f"{MAY}['EPOCHS', 'PEAK_LR']")
+  assert caplog.messages == [
+    "Going on with another configuration: EPOCHS was 40, is 41."
+  ]
+  caplog.clear()
+  go_on(f"{MAY}('EPOCHS',)")  # nothing has changed
+  assert not caplog.messages
+  with pytest.raises(UserError, match=r"config.gin: PEAK_LR was 0.1, is 0.2\)"):
+    go_on(EPOCHS_41, RATE, f"{MAY}['EPOCHS']")
+
+
+def test_what_may_change_may_itself_change(tmp_path):
+  begin(tmp_path, f"{MAY}['EPOCHS']")()
+  begin(tmp_path)(f"{MAY}['EPOCHS']")
+  begin(tmp_path, f"{MAY}['EPOCHS']")(f"{MAY}['PEAK_LR']", RATE)
+  with pytest.raises(UserError, match="EPOCHS was 40, is 41"):
+    begin(tmp_path, f"{MAY}['EPOCHS']")(EPOCHS_41)
+
+
+def test_what_nothing_binds_cannot_be_allowed(tmp_path):
+  with pytest.raises(UserError, match="'EPOCH', .*; did you mean 'EPOCHS'?"):
+    begin(tmp_path)(f"{MAY}['EPOCH']")
+
+
+@pytest.mark.parametrize("value", ["'EPOCHS'", "3", "[3]", "%SEED"])
+def test_what_is_no_list_of_names_is_refused(tmp_path, value):
+  with pytest.raises(UserError, match="config.Launch.may_change"):
+    begin(tmp_path)(MAY + value)
+
+
 def test_building_gives_the_job_with_its_bindings():
   job = Configuration([RUN], ["SEED = 7"]).build_job()
   assert (job.variant, job.seed, job.total_steps) == ("nano", 7, 898)
   assert Launch(job=job).job is job
+  assert Launch(job=job).may_change == ()
+  assert Launch(job=job, may_change=["EPOCHS"]).may_change == ("EPOCHS",)

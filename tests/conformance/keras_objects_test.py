@@ -34,6 +34,7 @@ from nfnets_tf.optim.sgd import SGD
 from nfnets_tf.scaling.compute import TpuV4
 from nfnets_tf.train.classifier import Classifier
 from nfnets_tf.train.pretrained import Start
+from nfnets_tf.train.recovery import Recovery
 from nfnets_tf.train.report import ClassificationReport
 from nfnets_tf.train.workdir import Workdir
 
@@ -98,6 +99,7 @@ PLAIN = {
   "Folder": lambda: sources.Folder(
     directory="x", heldout_share=0.1, shards="y"
   ),
+  "Recovery": lambda: Recovery(in_a_row=3, rollbacks=2),
   "Start": lambda: Start(path="x", keep_head=True, averaged=False),
   "ClassificationReport": lambda: ClassificationReport(most_wrong=3),
 }
@@ -106,7 +108,20 @@ NOT_OBJECTS_OF_USERS = {
   "Catalog",
   "Checker",
   "Checkpoints",
+  "Cluster",
+  "EndOnNotFinite",
+  "Evaluation",
   "Guard",
+  "Memory",
+  "NoteInterval",
+  "NotFinite",
+  "NothingToDo",
+  "ReturnPath",
+  "Rollback",
+  "Rollbacks",
+  "RunFault",
+  "RunState",
+  "Workers",
   "Configuration",
   "CsvCatalog",
   "DataServer",

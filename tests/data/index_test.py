@@ -23,6 +23,17 @@ def test_index_counts_what_the_shards_hold(make_dataset):
     assert sum(1 for _ in tf.data.TFRecordDataset(path)) == count
 
 
+@pytest.mark.parametrize(
+  "counts, batch_size, expected",
+  [((13,), 13, 1), ((7, 6), 12, 2), ((7, 6), 14, 1), ((12, 12), 8, 3)],
+)
+def test_an_evaluation_has_as_many_batches_as_hold_all(
+  counts, batch_size, expected
+):
+  found = index.SplitIndex(("x",) * len(counts), counts, 4, ())
+  assert index.evaluation_steps(found, batch_size) == expected
+
+
 def test_missing_and_empty_folders_are_told_apart(tmp_path, make_dataset):
   with pytest.raises(UserError, match="does not exist; bind DATA_DIR"):
     index.read_index(str(tmp_path / "nowhere"), "train")

@@ -2,7 +2,12 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from nfnets_tf.data.loading import PADDING, load_batches
+from nfnets_tf.data.loading import (
+  PADDING,
+  load_batches,
+  side_by_side,
+  side_by_side_copies,
+)
 
 
 def load(position, serialized):
@@ -54,3 +59,31 @@ def test_bad_records_keep_their_places_and_are_told():
 def test_without_anybody_to_tell():
   ((_, _, weights),) = batches(["1", "x", "3", PADDING.decode()], 4)
   np.testing.assert_array_equal(weights, [1, 0, 1, 0])
+
+
+def test_parts_of_a_batch_stand_side_by_side():
+  def example(number):
+    return tf.fill([2, 3], number), {"label": (number, -number)}
+
+  parts = tf.data.Dataset.range(24).map(example).batch(3, drop_remainder=True)
+  joined = parts.batch(4, drop_remainder=True).map(side_by_side)
+  whole = tf.data.Dataset.range(24).map(example).batch(12, drop_remainder=True)
+  assert joined.element_spec == whole.element_spec
+  assert len(joined) == len(whole) == 2
+  for got, want in zip(joined, whole):
+    tf.nest.map_structure(np.testing.assert_array_equal, got, want)
+
+
+def test_every_copy_has_the_weight_of_its_image():
+  def example(number):
+    copies = tf.range(3, dtype=tf.int64)
+    images = tf.tile(10 * number + copies[:, None], [1, 2])
+    return images, (10 * number + copies, copies), tf.cast(number, tf.float32)
+
+  batches = tf.data.Dataset.range(4).map(example).batch(2, drop_remainder=True)
+  _, (images, (first, second), weights) = batches.map(side_by_side_copies)
+  numbers = [20, 21, 22, 30, 31, 32]
+  np.testing.assert_array_equal(images, [[n, n] for n in numbers])
+  np.testing.assert_array_equal(first, numbers)
+  np.testing.assert_array_equal(second, [0, 1, 2] * 2)
+  np.testing.assert_array_equal(weights, [2.0] * 3 + [3.0] * 3)

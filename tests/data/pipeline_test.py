@@ -5,6 +5,7 @@ import pytest
 import tensorflow as tf
 
 from nfnets_tf.data import mixing, pipeline, preprocess
+from nfnets_tf.data.index import evaluation_steps
 from nfnets_tf.data.records import INDEX
 from nfnets_tf.ops.errors import UserError
 from tests.data.index_test import store_with_tfds
@@ -88,7 +89,7 @@ def test_replicas_take_their_shares_of_the_same_global_batch(make_dataset):
 def test_evaluation_counts_each_image_once(make_dataset, hosts, replicas):
   split = make(make_dataset(heldout=13), "heldout")
   index, seen = split.index(), []
-  steps = pipeline.evaluation_steps(index, 4 * hosts)
+  steps = evaluation_steps(index, 4 * hosts)
   for host in range(hosts):
     batches = split.evaluation_batches(
       index, host_batch=4, replicas=replicas, host=host, num_hosts=hosts
@@ -203,6 +204,41 @@ def test_mixing_reads_each_image_once_an_epoch(make_dataset):
   for batch, other in zip(again, batches[20:]):
     np.testing.assert_array_equal(batch[0], other[0])
     np.testing.assert_array_equal(batch[1], other[1])
+
+
+@pytest.mark.parametrize(
+  "options, count",
+  [
+    ({}, 8),
+    ({"multiplicity": 4}, 2),
+    ({"mixers": [beside, above]}, 16),
+    ({"mixers": [beside, above], "multiplicity": 4}, 4),
+  ],
+)
+def test_the_examples_of_a_step_are_those_of_its_batch(
+  make_dataset, options, count
+):
+  split = make(make_dataset(), **options)
+  assert split.examples_a_step(8) == count
+  name = {split.index().fields.name: tf.io.FixedLenFeature([], tf.string)}
+  for host in range(2):
+    order = {"shuffle_buffer": 20, "seed": 4, "host": host, "num_hosts": 2}
+    examples = split.training_examples(
+      split.index(), host_batch=8, start_step=3, **order
+    ).take(count)
+    positions, read = zip(*examples.as_numpy_iterator())
+    assert positions == tuple(range(3 * count, 4 * count))
+    parsed = tf.io.parse_example(list(read), name)
+    (names,) = (values.numpy() for values in parsed.values())
+    numbers = np.array([int(n.split(b".")[0]) for n in names])
+    ((images, _, _),) = training(split, 1, start_step=3, **order)
+    copies = options.get("multiplicity", 1)
+    shown = [images[:, 0, 0, 0]]
+    if "mixers" in options:
+      shown.append(images[:, 7, 7, 0])
+    for source, values in enumerate(shown):
+      expected = numbers[source :: len(shown)].repeat(copies)
+      np.testing.assert_array_equal(values, expected)
 
 
 def test_every_host_mixes_in_every_way(make_dataset):

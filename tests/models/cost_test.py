@@ -3,6 +3,7 @@ import pathlib
 
 import pytest
 import tensorflow as tf
+from tensorflow import keras
 
 from nfnets_tf.models import cost, nfnet
 
@@ -27,6 +28,39 @@ def test_macs_at_the_sizes_of_training_and_evaluation(row):
     macs = cost.count_macs(network, int(row[f"{when}_size"]))
     expected = int(row[f"macs_{when}_size"])
     assert macs == pytest.approx(expected, rel=1e-3)
+
+
+def convolutions(*layers):
+  return lambda: keras.Sequential([keras.Input([None, None, 3]), *layers])
+
+
+def conv(filters, **options):
+  return keras.layers.Conv2D(filters, 3, padding="same", **options)
+
+
+@pytest.mark.parametrize(
+  "layers, expected",
+  [
+    ([conv(4)], 8 * 8 * (3 + 4)),
+    ([conv(4, strides=2)], 8 * 8 * 3 + 4 * 4 * 4),
+    # What activations give is taken by the next one; what they take is its own.
+    ([conv(4), keras.layers.ReLU(), conv(5)], 8 * 8 * (3 + 4 + 4 + 5)),
+    # Each tensor is kept once.
+    ([conv(4, use_bias=False), conv(5)], 8 * 8 * (3 + 4 + 5)),
+    # No convolution, nothing that is not made again.
+    ([keras.layers.ReLU(), keras.layers.Dense(7)], 0),
+  ],
+)
+def test_what_convolutions_take_and_give_is_kept(layers, expected):
+  network = cost.abstractly(convolutions(*layers))
+  assert cost.count_activations(network, 8) == expected
+
+
+def test_activations_of_f0():
+  network = cost.abstractly(lambda: nfnet.NFNet("F0", 1000))
+  kept = cost.count_activations(network, 224)
+  assert kept == pytest.approx(26.4e6, rel=2e-3)
+  assert cost.count_activations(network, 448) > 3.9 * kept
 
 
 def test_published_rule_gives_the_papers_f4_plus():

@@ -1,6 +1,15 @@
+import math
 import types
 
-from nfnets_tf.train.callbacks import Every, LogTraining, current_step
+import pytest
+import tensorflow as tf
+
+from nfnets_tf.train.callbacks import (
+  Every,
+  LogTraining,
+  NoteInterval,
+  current_step,
+)
 
 
 class Iterations:
@@ -39,6 +48,43 @@ def test_an_interval_is_logged_under_the_optimizers_step():
   assert progress.calls == [("update", 40, 1.5)]
   record = {"loss": 1.5, "top1": 0.25, "learning_rate": 0.4}
   assert log.calls == [(40, {**record, "images_per_second": 320.0})]
+
+
+def test_of_what_did_not_happen_there_is_no_mean():
+  log, progress = Spy(), Spy()
+  callback = LogTraining(log, progress, lambda step: 0.5)
+  callback.set_model(model_at(4))
+  of_all = {"left_out": 1.0, "unused": 0.25, "waiting_for_data": 0.1}
+  callback.on_epoch_end(0, {"loss": 0.0, "grad_norm": 0.0, **of_all})
+  ((_, step, loss),) = progress.calls
+  assert step == 4 and math.isnan(loss)
+  speed = {"learning_rate": 0.5, "images_per_second": 320.0}
+  assert log.calls == [(4, {**of_all, **speed})]
+
+  some = {"left_out": 0.75, "loss": 1.5, "sam_active": 0.0}
+  callback.on_epoch_end(0, {**some, "perturbed_loss": 0.0})
+  assert progress.calls[1] == ("update", 4, 1.5)
+  assert log.calls[1] == (4, {**some, **speed})
+
+
+@pytest.mark.parametrize(
+  "step, noted, expected",
+  [
+    (8, 4, 8),  # a new interval
+    (6, 4, 4),  # the rest of one whose metrics have come back
+    (6, 0, 6),  # the rest of one whose metrics are lost
+    (6, 5, 6),
+    (0, 0, 0),
+  ],
+)
+def test_the_beginning_of_an_interval_is_where_its_metrics_are_empty(
+  step, noted, expected
+):
+  begin = tf.Variable(noted, dtype=tf.int64)
+  callback = NoteInterval(begin, log_every=4)
+  callback.set_model(model_at(step))
+  callback.on_epoch_begin(0)
+  assert begin.numpy() == expected
 
 
 def test_every_acts_on_multiples_and_stops_the_clock():

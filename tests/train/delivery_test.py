@@ -1,62 +1,168 @@
-import contextlib
+"""What a finished run leaves, with real files and a real small classifier."""
 
+import logging
+import os
+import types
+
+import numpy as np
 import pytest
 
-from nfnets_tf.data.index import SplitIndex
+from nfnets_tf.data import pipeline, preprocess
+from nfnets_tf.ops.errors import RunFault
+from nfnets_tf.optim.sgd import SGD
+from nfnets_tf.train.checkpoints import Checkpoints
+from nfnets_tf.train.classifier import Classifier
 from nfnets_tf.train.delivery import deliver
-from nfnets_tf.train.workdir import Workdir
+from nfnets_tf.train.metrics_log import MetricsLog, read_records
+from nfnets_tf.train.run_state import RunState
+from nfnets_tf.train.workdir import Workdir, weights_sha256
 
-
-class Trained:
-  """A classifier that tells whether its averages are in place."""
-
-  def __init__(self, averages):
-    self.averages = averages
-    self.in_place = False
-
-  @contextlib.contextmanager
-  def averaged(self):
-    self.in_place = True
-    yield
-    self.in_place = False
+RECORD = {"heldout_loss": 0.5, "heldout_top1": 0.75}
 
 
 class Job:
-  num_classes = 2
-  batch_size = 7
+  """What `deliver` asks of a run; notes what it is called with."""
 
-  class heldout_split:
-    operations = ("resize",)
+  variant, num_classes, batch_size = "femto", 4, 7
 
-  def __init__(self, report=True):
+  def __init__(self, directory, report):
     self.calls = {}
     self.report = self._report if report else None
+    self.train_split, self.heldout_split = (
+      pipeline.Split(
+        directory=directory,
+        split=split,
+        num_classes=4,
+        operations=[preprocess.Resize(image_size=8)],
+      )
+      for split in ("train", "heldout")
+    )
 
   def _report(self, model, split, index, directory, **options):
-    self.calls["report"] = (directory, options, model.in_place)
+    assert split is self.heldout_split and index.num_examples == 5
+    weights = model.network.trainable_variables
+    self.calls["report"] = (directory, options, weights_sha256(weights))
 
   def export(self, model, directory, **options):
-    self.calls["export"] = (directory, options, model.in_place)
+    weights = model.network.trainable_variables
+    self.calls["export"] = (directory, options, weights_sha256(weights))
     return f"{directory}/1"
 
 
-@pytest.mark.parametrize("averages", [["a"], []])
-@pytest.mark.parametrize("names", [("cat", "dog"), ()])
-def test_reports_on_the_weights_that_it_exports(averages, names):
-  job, index = Job(), SplitIndex(("f",), (1,), 2, names)
-  folder = deliver(job, Workdir("run"), Trained(averages), index)
-  assert folder == "run/saved_model/1"
-  expected = list(names) or ["0", "1"]
-  directory, options, in_place = job.calls["report"]
-  assert directory == "run/report" and in_place is bool(averages)
-  assert options == {"class_names": expected, "batch_size": 7}
-  _, options, in_place = job.calls["export"]
-  assert options["averaged"] is bool(averages)
-  assert options["class_names"] == expected
-  assert not in_place  # the export puts them in place itself
+@pytest.fixture
+def made(make_dataset, drawing_network, tmp_path):
+  """Makes a run that ends at step 3, the best of which was step 1."""
+
+  def make(averages=True, report=True):
+    job = Job(make_dataset(heldout=5), report)
+    model = Classifier(drawing_network(), ema_decay=0.9 if averages else None)
+    model.compile(SGD(0.1))
+    for average in model.averages:
+      average.assign(average + 1.0)  # to be told from the weights
+    files = Workdir(str(tmp_path / "run"))
+    checkpoints = Checkpoints(
+      files.checkpoints, model, RunState(seed=0), keep=1
+    )
+    for step, loss in ((1, 0.25), (3, 0.5)):
+      model.optimizer.iterations.assign(step)
+      checkpoints.save_if_best(loss)
+    checkpoints.save()
+    checkpoints.wait()
+    log = MetricsLog(files, step=3, end=3)
+    heldout = job.heldout_split.index()
+
+    def call():
+      deliver(job, files, model, heldout, checkpoints, log, dict(RECORD))
+
+    return types.SimpleNamespace(
+      job=job, files=files, model=model, log=log, heldout=heldout, deliver=call
+    )
+
+  return make
 
 
-def test_without_a_report_it_exports():
-  job = Job(report=False)
-  deliver(job, Workdir("run"), Trained([]), SplitIndex(("f",), (1,), 2, ()))
-  assert list(job.calls) == ["export"]
+@pytest.mark.parametrize("averages", [True, False])
+def test_the_result_names_the_weights_and_where_they_are(made, averages):
+  run = made(averages)
+  run.deliver()
+  raw = weights_sha256(run.model.network.trainable_variables)
+  record = {**RECORD, "weights_sha256": raw}
+  if averages:
+    record["ema_weights_sha256"] = weights_sha256(run.model.averages)
+    assert record["ema_weights_sha256"] != raw
+  folder = run.files.root
+  assert run.files.read_result() == {
+    "variant": "femto",
+    "step": 3,
+    "heldout_examples": 5,
+    "checkpoint": f"{folder}/checkpoints/ckpt-3",
+    "best_step": 1,
+    "best_checkpoint": f"{folder}/checkpoints/ckpt-1",
+    "saved_model": f"{folder}/saved_model/1",
+    **record,
+  }
+  assert read_records(run.files.metrics) == [{"step": 3, **record}]
+
+
+@pytest.mark.parametrize("averages", [True, False])
+def test_reports_on_the_weights_that_it_exports(made, averages):
+  run = made(averages)
+  raw = weights_sha256(run.model.network.trainable_variables)
+  run.deliver()
+  names = ["a", "b", "c", "d"]
+  directory, options, weights = run.job.calls["report"]
+  assert directory == run.files.report
+  assert options == {"class_names": names, "batch_size": 7}
+  assert weights == (weights_sha256(run.model.averages) if averages else raw)
+  directory, options, weights = run.job.calls["export"]
+  assert directory == run.files.saved_models
+  operations = run.job.heldout_split.operations
+  assert options == {
+    "class_names": names,
+    "operations": operations,
+    "averaged": averages,
+  }
+  assert weights == raw  # the export puts the averages in place itself
+
+
+def test_without_a_report_it_exports(made):
+  run = made(report=False)
+  run.deliver()
+  assert list(run.job.calls) == ["export"]
+
+
+def test_a_picture_and_a_sample_of_real_images_lie_beside_it(made):
+  run = made()
+  run.deliver()
+  sample = np.load(run.files.sample)
+  assert sample.shape == (5, 8, 8, 3)  # no padding to 8
+  # Image i is filled with the value i, in two shards.
+  assert sample[:, 0, 0, 0].tolist() == [0, 2, 4, 1, 3]
+  with open(run.files.curves, "rb") as file:
+    assert file.read(4) == b"\x89PNG"
+
+
+def test_what_was_left_out_is_told(made, caplog):
+  run = made()
+  split = run.job.heldout_split = pipeline.Split(
+    directory=run.job.heldout_split.directory,
+    split="heldout",
+    num_classes=4,
+    operations=run.job.heldout_split.operations,
+    max_pixels=15,
+  )
+  batches = split.evaluation_batches(run.heldout, host_batch=5, replicas=1)
+  assert len(list(batches)) == 1
+  with caplog.at_level(logging.WARNING, "nfnets_tf"):
+    run.deliver()
+  told = "Left out of the 'heldout' split, by cause: 5 image too large."
+  assert caplog.messages[-1] == told
+
+
+def test_what_fails_on_the_way_does_not_mark_the_run_as_done(made):
+  run = made()
+  os.remove(run.files.metrics)
+  os.symlink("/dev/full", run.files.metrics)
+  with pytest.raises(RunFault, match="metrics.jsonl' cannot be written"):
+    run.deliver()
+  assert run.files.read_result() is None

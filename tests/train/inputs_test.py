@@ -1,12 +1,13 @@
 import logging
 import types
 
+import numpy as np
 import pytest
 import tensorflow as tf
 
 from nfnets_tf.data import pipeline, preprocess
 from nfnets_tf.ops.errors import UserError
-from nfnets_tf.train.inputs import DataWatch, Inputs
+from nfnets_tf.train.inputs import DataWatch, Inputs, parts_of
 
 
 class Clock:
@@ -82,7 +83,8 @@ def test_more_bad_records_than_the_bound_end_the_run():
     run(Seconds(), [], max_bad_share=2)
 
 
-def test_batches_of_a_strategy(make_dataset):
+@pytest.fixture
+def job(make_dataset):
   operations = [preprocess.Resize(image_size=8)]
   splits = [
     pipeline.Split(
@@ -93,7 +95,7 @@ def test_batches_of_a_strategy(make_dataset):
     )
     for name in ("train", "heldout")
   ]
-  job = types.SimpleNamespace(
+  return types.SimpleNamespace(
     train_split=splits[0],
     heldout_split=splits[1],
     batch_size=8,
@@ -101,9 +103,24 @@ def test_batches_of_a_strategy(make_dataset):
     shuffle_buffer=20,
     max_bad_share=0.01,
   )
-  strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
-  inputs = Inputs(job, strategy, *(split.index() for split in splits))
-  images, labels, weights = next(iter(inputs.training(start_step=3)))
+
+
+def inputs_of(job, strategy, parts=None):
+  indexes = job.train_split.index(), job.heldout_split.index()
+  return Inputs(job, strategy, *indexes, parts=parts)
+
+
+def two_replicas():
+  return tf.distribute.MirroredStrategy(
+    ["CPU:0", "CPU:1"], tf.distribute.ReductionToOneDevice()
+  )
+
+
+def test_batches_of_a_strategy(job):
+  strategy = two_replicas()
+  inputs = inputs_of(job, strategy)
+  images, labels, weights = next(iter(inputs.training(start=3)))
+  assert inputs.parts == 1
   for part in (images, labels, weights):
     shares = strategy.experimental_local_results(part)
     assert [len(share) for share in shares] == [4, 4]
@@ -119,48 +136,57 @@ def test_batches_of_a_strategy(make_dataset):
   assert 0.0 <= logs["waiting_for_data"] <= 1.0
 
 
-class Noted:
-  """Stands for a split; notes what it is asked for."""
+class Hosts:
+  """Gives a pipeline's maker the contexts of several hosts."""
 
-  def __init__(self):
-    self.asked = []
-    self.faults = Bad()
+  def __init__(self, hosts, replicas):
+    self._hosts, self._replicas = hosts, replicas
 
-  def training_batches(self, index, **options):
-    self.asked.append(options)
-    return tf.data.Dataset.from_tensors(0).repeat()
+  def distribute_datasets_from_function(self, make):
+    return [
+      make(tf.distribute.InputContext(self._hosts, host, self._replicas))
+      for host in range(self._hosts)
+    ]
 
 
-def test_every_host_is_told_its_part_and_the_runs_settings():
-  split = Noted()
-  job = types.SimpleNamespace(
-    train_split=split,
-    batch_size=24,
-    seed=7,
-    shuffle_buffer=20,
-    max_bad_share=0.25,
-  )
-  contexts = [tf.distribute.InputContext(3, host, 6) for host in range(3)]
-
-  class Hosts:
-    def distribute_datasets_from_function(self, make):
-      return [make(context) for context in contexts]
-
-  inputs = Inputs(job, Hosts(), None, None)
-  inputs.training(start_step=5)
-  assert split.asked == [
-    {
-      "start_step": 5,
-      "shuffle_buffer": 20,
-      "seed": 7,
-      "host_batch": 8,
-      "replicas": 2,
-      "host": host,
-      "num_hosts": 3,
-    }
-    for host in range(3)
+def order_of(job, hosts, replicas, parts, start=5, steps=9):
+  """Returns the numbers of the images of whole batches, in their order."""
+  found = inputs_of(job, Hosts(hosts, replicas), parts).training(start)
+  each = replicas // hosts
+  rows = [
+    [
+      image[0, 0, 0]
+      for images, *_ in batches.take(each * steps)
+      for image in images.numpy()
+    ]
+    for batches in found
   ]
-  watch = inputs.watch()
-  watch.on_epoch_begin(0)
-  with pytest.raises(UserError, match="max_bad_share = 25.00%"):
-    watch.on_epoch_end(0, {"unused": 0.26})
+  return np.concatenate(
+    [np.reshape(row, [steps, -1]) for row in rows], axis=1
+  ).tolist()
+
+
+@pytest.mark.parametrize("hosts", [1, 2, 4])
+@pytest.mark.parametrize("each", [1, 2])
+def test_the_order_is_of_the_parts_and_not_of_the_hosts(job, hosts, each):
+  want = order_of(job, 4, 4, None)
+  assert order_of(job, hosts, hosts * each, 4) == want
+  assert order_of(job, 1, 1, 2) != want  # of fewer parts it is another one
+
+
+def test_parts_that_do_not_fit(job):
+  with pytest.raises(UserError, match="made of 4 parts, which 3 hosts"):
+    parts_of(0, 3, 4)
+  assert [list(parts_of(host, 2, 4)) for host in (0, 1)] == [[0, 1], [2, 3]]
+  with pytest.raises(UserError, match="BATCH_SIZE = 8 does not divide among 3"):
+    inputs_of(job, Hosts(1, 1), 3).training(0)
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+def test_the_names_of_a_batch_are_those_of_its_images(job, parts):
+  pixels = order_of(job, 1, 1, parts, start=4, steps=2)
+  names = inputs_of(job, Hosts(1, 1), parts).names(4, 6)
+  assert [number for number, _ in names] == [4] * 8 + [5] * 8
+  assert [name for _, name in names] == [
+    f"{pixel}.png" for row in pixels for pixel in row
+  ]

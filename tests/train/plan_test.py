@@ -1,11 +1,17 @@
-import pytest
+import types
 
+import pytest
+import tensorflow as tf
+
+from nfnets_tf.config import Configuration
 from nfnets_tf.data import pipeline, preprocess
+from nfnets_tf.data.index import SplitIndex
 from nfnets_tf.models.nfnet import NFNet
 from nfnets_tf.optim.sam import SAM
 from nfnets_tf.optim.schedules import WarmupCosine
 from nfnets_tf.scaling.compute import TpuV4
 from nfnets_tf.train import plan
+from nfnets_tf.train.memory import describe_memory
 
 
 def text(lines):
@@ -86,6 +92,55 @@ def test_sam_costs_its_passes(sam, passes):
     return float(lines[0][1].split()[0].replace(",", ""))
 
   assert hours(sam) / hours(None) == pytest.approx(passes, rel=1e-3)
+
+
+@pytest.mark.parametrize("sam, lines", [(None, 1), (SAM(0.05), 2)])
+def test_what_is_said_when_training_begins(sam, lines):
+  job = types.SimpleNamespace(
+    variant="F0",
+    total_steps=12_345,
+    batch_size=4_096,
+    sam=sam,
+    train_split=types.SimpleNamespace(directory="gs://bucket/jft"),
+  )
+  train = SplitIndex(("a", "b", "c"), (1_000, 1_000, 500), 3, ())
+  strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+  first, *others = plan.announcement(job, strategy, train)
+  assert first == (
+    "Training NFNet F0 on MirroredStrategy, 2 replicas: 12,345 steps of 4,096"
+    " images, 2,500 images an epoch from 3 shards in gs://bucket/jft."
+  )
+  assert len(others) == lines - 1
+  for line in others:
+    assert line.startswith("Gradients by SAM, rho 0.05") and line[-1] == "."
+
+
+def test_a_run_is_described_from_its_network_to_its_compute():
+  job = Configuration(
+    ["gin/quickstart.gin", "gin/overlays/smoke.gin", "gin/overlays/sam.gin"],
+    ["DATA_DIR = '/nowhere'", "EPOCHS = 2", "MULTIPLICITY = 2"],
+  ).build_job()
+  lines = plan.describe_run(job)
+  assert [name for name, _ in lines if name] == [
+    "model",
+    "parameters",
+    "MACs",
+    "start",
+    "images",
+    "steps",
+    "learning rate",
+    "strategy",
+    "reading",
+    "memory",
+    "gradient",
+    "compute",
+  ]
+  of = dict(lines)
+  assert of["memory"] == describe_memory(job)
+  assert of["strategy"] == "one_device, float32, 2 steps a call"
+  assert of["steps"] == f"{job.total_steps:,} at batch 32"
+  assert of["images"].endswith("2 times each")
+  assert of["start"] == job.start.describe()
 
 
 def test_table_aligns_the_values():

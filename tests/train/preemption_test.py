@@ -8,10 +8,27 @@ import tensorflow as tf
 
 from nfnets_tf.ops.errors import Preempted
 from nfnets_tf.train.preemption import EndOnNotice, GoOnInInterval, Notice
+from nfnets_tf.train.workers import Workers
+
+
+def alone():
+  return Workers(tf.distribute.get_strategy())
+
+
+class WithAnother:
+  """Stands for two `Workers`, the other of which has received it or not."""
+
+  def __init__(self, received):
+    self.other, self.asked = received, []
+
+  def any(self, value):
+    self.asked.append(value)
+    return value or self.other
 
 
 def test_a_notice_is_sigterm_and_only_while_it_is_listened_for():
-  notice, others = Notice(), []
+  notice, others = Notice(alone()), []
+  assert not notice.received
   before = signal.signal(signal.SIGTERM, lambda *_: others.append(1))
   try:
     with notice.listening():
@@ -27,7 +44,7 @@ def test_another_thread_cannot_listen_and_goes_on():
   done = []
 
   def work():
-    with Notice().listening():
+    with Notice(alone()).listening():
       done.append(1)
 
   thread = threading.Thread(target=work)
@@ -36,10 +53,21 @@ def test_another_thread_cannot_listen_and_goes_on():
   assert done == [1]
 
 
+def test_what_one_worker_receives_all_are_told_and_each_is_asked():
+  workers = WithAnother(received=False)
+  notice = Notice(workers)
+  assert not notice.received
+  workers.other = True  # without any signal here
+  assert notice.received
+  with notice.listening():
+    os.kill(os.getpid(), signal.SIGTERM)
+  workers.other = False
+  assert notice.received
+  assert workers.asked == [False, False, True]
+
+
 def end_on_notice(step, received=True):
-  notice = Notice()
-  notice.received = received
-  callback = EndOnNotice(notice, log_every=4)
+  callback = EndOnNotice(Notice(WithAnother(received)), log_every=4)
   iterations = tf.Variable(step)
   callback.model = types.SimpleNamespace(
     optimizer=types.SimpleNamespace(iterations=iterations)

@@ -16,6 +16,7 @@ from nfnets_tf.serving.export import export_saved_model
 from nfnets_tf.train.checkpoints import Checkpoints
 from nfnets_tf.train.classifier import Classifier
 from nfnets_tf.train.pretrained import Start, load_weights, save_deepmind
+from nfnets_tf.train.run_state import RunState
 
 
 def randomize(variables, seed):
@@ -35,16 +36,22 @@ def source(classes=4, **options):
 
 
 def checkpoint(model, tmp_path):
-  return Checkpoints(str(tmp_path / "run" / "checkpoints"), model, keep=1)
+  directory = str(tmp_path / "run" / "checkpoints")
+  return Checkpoints(directory, model, RunState(seed=0), keep=1)
 
 
 def saved(kind, model, tmp_path):
   """Saves `model` and returns what a user would give to load_weights."""
   path = str(tmp_path / kind)
   if kind == "checkpoint":
-    return checkpoint(model, tmp_path).save()
+    saved = checkpoint(model, tmp_path)
+    saved.save()
+    saved.wait()
+    return saved.latest
   if kind == "workdir":
-    checkpoint(model, tmp_path).save()
+    saved = checkpoint(model, tmp_path)
+    saved.save()
+    saved.wait()
     return str(tmp_path / "run")
   if kind in ("SavedModel", "raw SavedModel"):
     return export_saved_model(

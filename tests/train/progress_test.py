@@ -75,3 +75,38 @@ def test_a_terminal_gets_a_bar_and_notes_above_it():
   shown = stream.getvalue()
   assert "step 60/100, loss 1.2500, 640 images/s" in shown
   assert "60%" in shown and " left" in shown and "a note\n" in shown
+
+
+def test_a_silent_one_only_measures(lines):
+  progress, clock = make(line_seconds=0, silent=True)
+  clock.now = 2.0
+  assert progress.update(10, 2.0) == 5 * 64
+  progress.note("a note")
+  progress.update(100, 1.0)
+  progress.close()
+  assert lines() == []
+
+
+def test_going_back_measures_from_there(lines):
+  progress, clock = make(line_seconds=0, step=40)
+  clock.now = 1.0
+  progress.update(50, 1.0)
+  clock.now = 60.0  # what was restored
+  progress.go_back(20)
+  clock.now = 62.0
+  assert progress.update(30, 1.0) == 5 * 64
+  assert lines()[-1] == "step 30/100, loss 1.0000, 320 images/s, 00:14 left"
+
+
+def test_a_bar_goes_back():
+  stream = io.StringIO()
+  progress, clock = make(stream, step=40)
+  clock.now = 1.0
+  progress.update(50, 1.0)
+  progress.go_back(20)
+  assert "20%" in stream.getvalue() and "step 20/100" in stream.getvalue()
+  clock.now = 2.0
+  progress.update(30, 1.25)
+  progress.close()
+  last = stream.getvalue().rstrip().split("\r")[-1]
+  assert "step 30/100, loss 1.2500, 640 images/s" in last

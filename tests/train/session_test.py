@@ -10,10 +10,12 @@ import tensorflow as tf
 from nfnets_tf.config import Configuration
 from nfnets_tf.models.nfnet import NFNet
 from nfnets_tf.ops.errors import Preempted
+from nfnets_tf.optim.sam import SAM
 from nfnets_tf.train import session as session_module
 from nfnets_tf.train.checkpoints import Checkpoints
-from nfnets_tf.train.preemption import Notice
+from nfnets_tf.train.preemption import EndOnNotice, Notice
 from nfnets_tf.train.pretrained import Start, save_deepmind
+from nfnets_tf.train.run_state import RunState
 from nfnets_tf.train.session import Session
 from nfnets_tf.train.strategy import one_device
 from nfnets_tf.train.workdir import Workdir
@@ -48,20 +50,22 @@ def job(make_dataset):
   return built
 
 
-def make(job, directory):
+def make(job, directory, strategy=None):
   return Session(
     job,
     Workdir(str(directory)),
-    one_device(),
+    strategy or one_device(),
     job.train_split.index(),
     job.heldout_split.index(),
+    parts=None,
   )
 
 
-def run(job, directory):
-  session = make(job, directory)
+def run(job, directory, strategy=None):
+  session = make(job, directory, strategy)
   session.fit(None)
-  return session.finish()
+  session.finish()
+  return Workdir(str(directory)).read_result()
 
 
 def records(directory):
@@ -104,17 +108,20 @@ def test_stopped_in_every_way_it_ends_in_the_same_bits(
   def ask(step, *, evaluation=False):
     session = make(job, parted)
     session._notice = Asked(session, step, evaluation)
+    session._evaluation._callbacks = [EndOnNotice(session._notice, 4)]
     with pytest.raises(Preempted):
       session.fit(None)
     assert session._checkpoints.latest_step == step
 
   saved = session_module.Checkpoints.save
 
-  def save_and_die(self):
-    saved(self)
-    raise Killed
-
   def kill(step):
+    def save_and_die(self):
+      saved(self)
+      self.wait()
+      if self.step == step:
+        raise Killed
+
     with monkeypatch.context() as patch:
       patch.setattr(session_module.Checkpoints, "save", save_and_die)
       with pytest.raises(Killed):
@@ -135,11 +142,52 @@ def test_stopped_in_every_way_it_ends_in_the_same_bits(
     run(job, parted)
   job.export = export
   got = run(job, parted)
-  different = {"checkpoint", "saved_model"}
+  different = {"checkpoint", "best_checkpoint", "saved_model"}
   assert {k: v for k, v in got.items() if k not in different} == {
     k: v for k, v in expected.items() if k not in different
   }
   assert records(parted) == records(whole)
+
+
+def numbers(directory):
+  """All that is logged, but for the hashes of weights."""
+  return [
+    {k: v for k, v in record.items() if isinstance(v, (int, float))}
+    for record in records(directory)
+  ]
+
+
+def test_on_other_numbers_of_replicas_the_trajectory_is_the_same(job, tmp_path):
+  """With dropout, stochastic depth and SAM; saved within an interval."""
+  job.sam = SAM(0.05, scope="global", every=3)
+  make(job, tmp_path / "one").fit(None)
+  for replicas, step in ((2, 3), (4, 9), (1, 13)):
+    strategy = tf.distribute.MirroredStrategy(
+      [f"CPU:{i}" for i in range(replicas)],
+      tf.distribute.ReductionToOneDevice(),
+    )
+    session = make(job, tmp_path / "many", strategy)
+    if step < job.total_steps:
+      session._notice = Asked(session, step, False)
+      with pytest.raises(Preempted):
+        session.fit(None)
+  session.fit(None)
+  pairs = list(zip(numbers(tmp_path / "one"), numbers(tmp_path / "many")))
+  assert len(pairs) == 5
+  for one, many in pairs:
+    assert one == pytest.approx(many, rel=1e-5, abs=1e-5)
+
+
+def test_a_longer_budget_and_another_interval_go_on(job, tmp_path):
+  job.log_every, job.checkpoint_every, job.evaluate_every = 4, 4, 4
+  run(job, tmp_path)
+  first = records(tmp_path)
+  job.total_steps, job.log_every = 20, 6
+  job.checkpoint_every, job.evaluate_every = 6, 6
+  assert run(job, tmp_path)["step"] == 20
+  assert records(tmp_path)[: len(first)] == first
+  logged = [r["step"] for r in records(tmp_path)[len(first) :] if "top1" in r]
+  assert logged == [18, 20]
 
 
 def test_given_weights_are_where_a_run_starts_and_not_where_it_goes_on(
@@ -159,7 +207,14 @@ def test_given_weights_are_where_a_run_starts_and_not_where_it_goes_on(
 
   for variable in network.variables:
     variable.assign_add(tf.ones_like(variable))
-  Checkpoints(str(tmp_path / "run" / "checkpoints"), classifier, keep=1).save()
+  checkpoints = Checkpoints(
+    str(tmp_path / "run" / "checkpoints"),
+    classifier,
+    RunState(seed=job.seed),
+    keep=1,
+  )
+  checkpoints.save()
+  checkpoints.wait()
   os.remove(tmp_path / "given.npz")
   again = make(job, tmp_path / "run")._classifier.network
   for got, want in zip(again.variables, network.variables):

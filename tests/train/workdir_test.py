@@ -7,8 +7,13 @@ import pytest
 import tensorflow as tf
 
 from nfnets_tf.data.index import SplitIndex
-from nfnets_tf.ops.errors import UserError
-from nfnets_tf.train.workdir import Workdir, replace_file, weights_sha256
+from nfnets_tf.ops.errors import RunFault, UserError
+from nfnets_tf.train.workdir import (
+  Workdir,
+  replace_file,
+  weights_sha256,
+  writing,
+)
 
 
 def test_a_result_marks_a_run_as_finished(tmp_path):
@@ -18,25 +23,73 @@ def test_a_result_marks_a_run_as_finished(tmp_path):
   assert files.read_result() == {"step": 3}
 
 
-def test_the_configuration_is_written_once(tmp_path):
+def texts(folder):
+  return {path.name: path.read_text() for path in folder.iterdir()}
+
+
+def test_configurations_are_kept_in_their_order(tmp_path):
   files = Workdir(str(tmp_path / "run"))
-  files.keep_configuration("A = 1\n")
-  files.keep_configuration("A = 2\n")
-  with open(files.config) as file:
-    assert file.read() == "A = 1\n"
+  for text in ("A = 1\n", "A = 1\n", "A = 2\n", "A = 2\n", "A = 3\n"):
+    files.keep_configuration(text)
+  assert texts(tmp_path / "run") == {
+    "config.gin": "A = 3\n",
+    "config.1.gin": "A = 1\n",
+    "config.2.gin": "A = 2\n",
+  }
+
+
+@pytest.mark.parametrize("below", ["", "/a/b"])
+def test_a_folder_that_can_be_made_or_written_to_is_accepted(tmp_path, below):
+  Workdir(f"{tmp_path}{below}").check_writable()
+  assert os.listdir(tmp_path) == []  # it only looks
+
+
+def test_a_folder_below_a_file_is_refused(tmp_path):
+  (tmp_path / "file").touch(0o777)
+  for below in ("", "/a/b"):
+    files = Workdir(f"{tmp_path}/file{below}")
+    with pytest.raises(UserError, match="file' is no folder; give a folder"):
+      files.check_writable()
+
+
+def test_a_folder_that_may_not_be_written_to_is_refused(tmp_path, monkeypatch):
+  """Whoever runs the tests may write anywhere, hence the stand-in."""
+  locked = str(tmp_path)
+  monkeypatch.setattr(os, "access", lambda path, mode: path != locked)
+  for root in (locked, f"{locked}/a/b"):
+    with pytest.raises(UserError, match=f"{locked}' is not writable; give"):
+      Workdir(root).check_writable()
+  (tmp_path / "a").mkdir()
+  Workdir(f"{locked}/a/b").check_writable()
+
+
+def test_what_is_no_local_folder_is_not_judged():
+  Workdir("gs://bucket/run").check_writable()
 
 
 def test_data_that_have_changed_are_refused(tmp_path):
   files = Workdir(str(tmp_path))
   index = SplitIndex(("data/a", "data/b"), (3, 4), 2, ())
   for _ in range(2):
-    files.keep_data(train=index, heldout=index)
+    files.keep_data(parts=2, train=index, heldout=index)
   for other in (
     dataclasses.replace(index, counts=(3, 5)),
     dataclasses.replace(index, files=("other/a", "other/b")),
   ):
     with pytest.raises(UserError, match="'heldout' data have changed .* 7"):
-      files.keep_data(train=index, heldout=other)
+      files.keep_data(parts=2, train=index, heldout=other)
+
+
+def test_a_run_remembers_the_parts_that_it_began_with(tmp_path):
+  files = Workdir(str(tmp_path))
+  assert files.read_parts() is None
+  index = SplitIndex(("data/a",), (3,), 2, ())
+  files.keep_data(parts=4, train=index)
+  files.keep_data(parts=2, train=index)  # gone on with by other hosts
+  assert files.read_parts() == 4
+  # Before they were written down there was one host.
+  (tmp_path / "data.json").write_text("{}")
+  assert files.read_parts() is None
 
 
 def test_a_replaced_file_is_whole_and_leaves_nothing_beside_it(tmp_path):
@@ -46,6 +99,46 @@ def test_a_replaced_file_is_whole_and_leaves_nothing_beside_it(tmp_path):
   with open(path) as file:
     assert file.read() == "new"
   assert os.listdir(tmp_path) == ["file"]
+
+
+def test_a_file_on_a_full_disk_ends_in_a_sentence(tmp_path):
+  path = tmp_path / "file"
+  replace_file(str(path), "old")
+  (tmp_path / "file.partial").symlink_to("/dev/full")
+  with pytest.raises(RunFault, match="file' cannot be written .*No space left"):
+    replace_file(str(path), "new")
+  assert path.read_text() == "old"
+
+
+def test_a_file_in_a_folder_that_is_gone_ends_in_a_sentence(tmp_path):
+  path = str(tmp_path / "gone" / "file")
+  with pytest.raises(RunFault, match="cannot be written .*No such file"):
+    replace_file(path, "new")
+  with pytest.raises(RunFault, match=r"cannot be written \(No such file"):
+    with writing(path), open(path, "w"):
+      pass
+
+
+@pytest.mark.parametrize(
+  "error, reason",
+  [
+    (OSError(28, "No space left"), "No space left"),
+    (OSError("the disk is away"), "the disk is away"),
+    (tf.errors.UnavailableError(None, None, "503\nRetry."), "503"),
+  ],
+)
+def test_errors_of_any_file_system_are_one_sentence(error, reason):
+  with pytest.raises(RunFault) as fault:
+    with writing("gs://bucket/file"):
+      raise error
+  expected = f"'gs://bucket/file' cannot be written ({reason}); make room"
+  assert str(fault.value).startswith(expected)
+  assert "\n" not in str(fault.value) and fault.value.__cause__ is error
+
+
+def test_other_errors_pass_through():
+  with pytest.raises(KeyError), writing("file"):
+    raise KeyError
 
 
 def test_the_digest_is_of_the_bytes_in_variable_order():

@@ -1,0 +1,80 @@
+"""What goes wrong around a run while it trains, in one sentence."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Iterator
+
+import tensorflow as tf
+
+from nfnets_tf.ops.errors import RunFault, UserError
+from nfnets_tf.train.memory import describe_memory
+from nfnets_tf.train.workers import Workers
+
+# What TensorFlow raises when a peer is gone depends on who was waiting for it.
+_OF_PEERS = (
+  tf.errors.UnavailableError,
+  tf.errors.AbortedError,
+  tf.errors.CancelledError,
+  tf.errors.DeadlineExceededError,
+  tf.errors.FailedPreconditionError,
+  tf.errors.InternalError,
+)
+_NODE = re.compile(r"\{\{.*?\}\}")
+_REASON = re.compile(
+  r"Collective ops is aborted by.*|\S*: ?No such file.*|OOM when [^;]*|"
+  r"NewRandomAccessFile failed.*"
+)
+_OF_DATA = (tf.errors.NotFoundError, tf.errors.PermissionDeniedError)
+
+
+@contextlib.contextmanager
+def explained(job, strategy: tf.distribute.Strategy) -> Iterator[None]:
+  """Turns TensorFlow's errors of memory, peers and files into sentences.
+
+  Args:
+    job: the `run.Training`.
+    strategy: the devices.
+
+  Raises:
+    UserError: if the memory does not suffice.
+    RunFault: if another worker or a file is gone.
+  """
+  try:
+    yield
+  except tf.errors.ResourceExhaustedError as error:
+    raise UserError(_out_of_memory(job, strategy, error)) from error
+  except _OF_DATA as error:
+    raise RunFault(
+      f"a file is gone or cannot be read ({_first(error)}); restore it, and the"
+      " same command goes on from the last checkpoint."
+    ) from error
+  except _OF_PEERS as error:
+    workers = Workers(strategy)
+    if workers.count == 1:
+      raise
+    raise RunFault(
+      f"worker {workers.index} of {workers.count} lost another one"
+      f" ({_first(error)}); start the same command on all of them, and they go"
+      " on from the last checkpoint."
+    ) from error
+
+
+def _first(error: tf.errors.OpError) -> str:
+  """Returns the line of an error's many that says what happened."""
+  lines = [_NODE.sub("", line).strip() for line in error.message.splitlines()]
+  for line in lines:
+    if match := _REASON.search(line):
+      return match[0]
+  return next(filter(None, lines), type(error).__name__)
+
+
+def _out_of_memory(job, strategy, error) -> str:
+  return (
+    f"the memory of a device does not suffice ({_first(error)}):"
+    f" {describe_memory(job, strategy.num_replicas_in_sync)}; bind"
+    " classifier.Classifier.micro_batches to 2 or more, which gives the same"
+    " update, POLICY to 'mixed_bfloat16', BATCH_SIZE to less, or use more"
+    " devices."
+  )
