@@ -116,23 +116,34 @@ class Configuration:
     with tf.io.gfile.GFile(path) as file:
       before = st.split_statements(file.read())
     changed = st.differences(before, self.statements)
-    allowed = {_MAY_CHANGE, *self._may_change()}
+    allowed = {_MAY_CHANGE, *self._may_change({*before, *self.statements})}
     if told := _told([c for c in changed if c[0] in allowed - {_MAY_CHANGE}]):
       LOGGER.info("Going on with another configuration: %s.", told)
     if refused := [c for c in changed if c[0] not in allowed]:
+      names = sorted({*allowed - {_MAY_CHANGE}, *(c[0] for c in refused)})
       raise UserError(
         f"the work directory was made with another configuration ({path}:"
         f" {_told(refused)}); give another --workdir, or the old values, or"
-        f' allow it by --gin_param="{_MAY_CHANGE} = [{refused[0][0]!r}]".'
+        f' allow it by --gin_param="{_MAY_CHANGE} = {names}".'
       )
 
-  def _may_change(self) -> list[str]:
-    names = ast.literal_eval(self.statements.get(_MAY_CHANGE, "()"))
+  def _may_change(self, known: set[str]) -> list[str]:
+    given = self.statements.get(_MAY_CHANGE, "()")
+    try:
+      names = list(ast.literal_eval(given))
+      is_names = all(isinstance(name, str) for name in names)
+    except (ValueError, SyntaxError, TypeError):
+      is_names = False
+    if not is_names or given[:1] in "'\"":
+      raise UserError(
+        f"{_MAY_CHANGE} = {given} is no list of names; expected such as"
+        " ['EPOCHS', 'run.Training.evaluate_every']."
+      )
     for name in names:
-      if name not in self.statements:
+      if name not in known:
         raise UserError(
           f"{_MAY_CHANGE} names {name!r}, which nothing binds"
-          f"{complaints.nearest(name, self.statements)}"
+          f"{complaints.nearest(name, known)}"
         )
     return names
 

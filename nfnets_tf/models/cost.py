@@ -4,6 +4,7 @@ Nothing is allocated: a network built by `abstractly` has variables without
 values, so that the largest can be measured on a laptop.
 """
 
+import functools
 from collections.abc import Callable
 
 import tensorflow as tf
@@ -61,6 +62,7 @@ def count_activations(network: keras.Model, image_size: int) -> int:
   return sum(kept.values())
 
 
+@functools.lru_cache(maxsize=1)  # tracing the largest takes ten seconds
 def _forward_operations(network, image_size) -> list[tf.Operation]:
   forward = tf.function(
     lambda images: network(images, training=False), autograph=False

@@ -21,10 +21,14 @@ _OF_PEERS = (
   tf.errors.FailedPreconditionError,
   tf.errors.InternalError,
 )
+_DISK = re.compile("No space left|[Qq]uota")
 _NODE = re.compile(r"\{\{.*?\}\}")
 _REASON = re.compile(
-  r"Collective ops is aborted by.*|\S*: ?No such file.*|OOM when [^;]*|"
-  r"NewRandomAccessFile failed.*"
+  r"Collective ops is aborted by.*|\S*[:;] ?No such file.*|OOM when [^;]*"
+)
+# Of where in the graph it was; TensorFlow says this before what happened.
+_WHERE = re.compile(
+  r"Graph execution error|Detected at node|File \"|^\^|^\S+\($"
 )
 _OF_DATA = (tf.errors.NotFoundError, tf.errors.PermissionDeniedError)
 
@@ -44,6 +48,11 @@ def explained(job, strategy: tf.distribute.Strategy) -> Iterator[None]:
   try:
     yield
   except tf.errors.ResourceExhaustedError as error:
+    if _DISK.search(error.message):
+      raise RunFault(
+        f"a file cannot be written ({_first(error)}); make room, and the same"
+        " command goes on from the last checkpoint."
+      ) from error
     raise UserError(_out_of_memory(job, strategy, error)) from error
   except _OF_DATA as error:
     raise RunFault(
@@ -67,7 +76,8 @@ def _first(error: tf.errors.OpError) -> str:
   for line in lines:
     if match := _REASON.search(line):
       return match[0]
-  return next(filter(None, lines), type(error).__name__)
+  told = [line for line in lines if line and not _WHERE.match(line)]
+  return told[0] if told else type(error).__name__
 
 
 def _out_of_memory(job, strategy, error) -> str:

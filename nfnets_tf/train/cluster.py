@@ -42,18 +42,24 @@ def read_cluster() -> Cluster | None:
     if not jobs:
       return None
     chief, workers = list(jobs.pop("chief", ())), list(jobs.pop("worker", ()))
-    kind, index = task["type"], int(task["index"])
+    kind, index = task["type"], task["index"]
   except (ValueError, TypeError, AttributeError, KeyError) as error:
     raise _unusable(text, f"{type(error).__name__}: {error}") from error
   if jobs or kind not in ("chief", "worker"):
-    raise _unusable(text, f"{', '.join([*jobs, kind])} can have no part in it")
+    wrong = [job for job in (*jobs, kind) if job not in ("chief", "worker")]
+    names = ", ".join(dict.fromkeys(map(str, wrong)))
+    raise _unusable(text, f"{names} can have no part in it")
+  if len(chief) > 1:
+    raise _unusable(text, "there can be one chief")
   own = chief if kind == "chief" else workers
-  if not 0 <= index < len(own):
+  if type(index) is str and index.isdigit():
+    index = int(index)
+  if type(index) is not int or not 0 <= index < len(own):
     raise _unusable(text, f"there is no {kind} of index {index}")
   addresses = (*chief, *workers)
   for address in addresses:
     host, _, port = str(address).rpartition(":")
-    if not host or not port.isdigit():
+    if not host or not port.isdigit() or not 0 < int(port) < 65536:
       raise _unusable(text, f"{address!r} is not HOST:PORT")
   if len(set(addresses)) < len(addresses):
     raise _unusable(text, "two workers have the same address")
@@ -61,6 +67,7 @@ def read_cluster() -> Cluster | None:
 
 
 def _unusable(text: str, reason: str) -> UserError:
+  text = " ".join(text.split())
   shown = text if len(text) <= 200 else f"{text[:200]}..."
   return UserError(
     f"TF_CONFIG = {shown} cannot be used ({reason}); {_EXPECTED}"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from tensorflow import keras
+
 from nfnets_tf.models import cost
 
 _FLOAT32 = 4
@@ -25,13 +27,14 @@ class Memory(NamedTuple):
   an_image: int
 
 
-def estimate_memory(job) -> Memory:
+def estimate_memory(job, network: keras.Model | None = None) -> Memory:
   """Estimates the memory of a step; makes no weights.
 
   Args:
     job: the `run.Training`.
+    network: its network, if there is one already.
   """
-  network = cost.abstractly(job.network)
+  network = network or cost.abstractly(job.network)
   size = job.train_split.image_shape()[0]
   parameters = sum(cost.count_parameters(network))
   # Averages count even where there are none: little is known beforehand of
@@ -44,14 +47,17 @@ def estimate_memory(job) -> Memory:
   )
 
 
-def describe_memory(job, replicas: int | None = None) -> str:
+def describe_memory(
+  job, replicas: int | None = None, *, network: keras.Model | None = None
+) -> str:
   """Returns the estimate in words.
 
   Args:
     job: the `run.Training`.
     replicas: that share the batch; None if it is not known.
+    network: its network, if there is one already.
   """
-  fixed, an_image = estimate_memory(job)
+  fixed, an_image = estimate_memory(job, network)
   text = f"about {_size(fixed)} a device and {_size(an_image)} an image at a"
   text += f" time, compiled (on a CPU up to {_NOT_COMPILED} times as much an"
   text += " image)"

@@ -22,6 +22,7 @@ class MetricsLog:
     self, workdir: Workdir, *, step: int, end: int, writes: bool = True
   ):
     self._path, self._end, self._writes = workdir.metrics, end, writes
+    self._folder = workdir.tensorboard
     if writes:
       tf.io.gfile.makedirs(workdir.root)
       self.drop_later(step)
@@ -43,13 +44,14 @@ class MetricsLog:
     """Adds one record; numbers also become TensorBoard scalars."""
     if not self._writes:
       return
-    with writing(self._path), tf.io.gfile.GFile(self._path, "a") as file:
-      file.write(json.dumps({"step": step, **record}) + "\n")
-    with self._summaries.as_default(step=step):
+    with writing(self._path):
+      with tf.io.gfile.GFile(self._path, "a") as file:
+        file.write(json.dumps({"step": step, **record}) + "\n")
+    with writing(self._folder), self._summaries.as_default(step=step):
       for name, value in record.items():
         if isinstance(value, (int, float)):
           tf.summary.scalar(name, value)
-    self._summaries.flush()
+      self._summaries.flush()
 
 
 def read_records(path: str) -> list[dict]:

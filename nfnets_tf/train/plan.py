@@ -158,9 +158,10 @@ def describe_run(job) -> list[tuple[str, str]]:
   epochs = images / job.num_examples
   size = job.train_split.image_shape()[0]
   calls = f"{job.steps_per_execution} steps a call"
-  network, macs = describe_network(job.network, size)
+  network = cost.abstractly(job.network)
+  lines, macs = describe_network(lambda: network, size)
   return [
-    *network,
+    *lines,
     ("start", job.start.describe()),
     *describe_length(
       job.num_examples,
@@ -171,7 +172,7 @@ def describe_run(job) -> list[tuple[str, str]]:
     *describe_learning_rate(job.learning_rate, job.total_steps),
     ("strategy", f"{job.strategy.__name__}, {job.policy}, {calls}"),
     *describe_reading(job.train_split, job.num_examples, job.batch_size),
-    ("memory", describe_memory(job)),
+    ("memory", describe_memory(job, network=network)),
     *describe_gradient(job.sam),
     *describe_compute(
       job.compute, job.variant, macs, images, round(epochs, 4), job.sam

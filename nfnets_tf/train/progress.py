@@ -63,7 +63,7 @@ class Progress:
     self._step = step
     self.resume_clock()
     if self._bar is not None:
-      self._bar.n = step
+      self._bar.update(step - self._bar.n)
       self._bar.refresh()
 
   def update(self, step: int, loss: float) -> float:

@@ -108,7 +108,8 @@ def tpu(*, address: str) -> tf.distribute.Strategy:
   except (ValueError, tf.errors.OpError) as error:
     raise UserError(
       f"STRATEGY = @strategy.tpu could not reach the TPU {address!r}"
-      f" ({error}); bind strategy.tpu.address to another, or {_OTHERS}."
+      f" ({str(error).splitlines()[0]}); bind strategy.tpu.address to another,"
+      f" or {_OTHERS}."
     ) from error
 
 

@@ -133,9 +133,10 @@ def writing(path: str) -> Iterator[None]:
   try:
     yield
   except (OSError, tf.errors.OpError) as error:
-    reason = getattr(error, "message", None) or error.strerror or str(error)
+    told = getattr(error, "message", None) or getattr(error, "strerror", None)
+    reason = (told or str(error) or type(error).__name__).splitlines()[0]
     raise RunFault(
-      f"{path!r} cannot be written ({reason.splitlines()[0]}); make room or"
+      f"{path!r} cannot be written ({reason}); make room or"
       " restore it, and the same command goes on from the last checkpoint."
     ) from error
 

@@ -169,8 +169,9 @@ def test_alone_nobody_can_be_lost():
     ("\n\n  {{node y}}\n the first that says anything", "the first that says"),
     (OF_KERAS % "/data/a; No such file or directory", "/data/a; No such file"),
     (OF_KERAS % "NewRandomAccessFile failed to Create/Open: /a", "NewRandom"),
+    (OF_KERAS % "Error executing an HTTP request: 404", "Error executing an"),
   ],
-  ids=["none", "first", "third", "file", "open"],
+  ids=["none", "first", "third", "file", "open", "other"],
 )
 def test_of_many_lines_the_one_that_says_what_happened(message, reason):
   line = sentence(lost(tf.errors.NotFoundError, message), RunFault)

@@ -1,6 +1,7 @@
 import glob
 import json
 import os
+import resource
 
 import pytest
 import tensorflow as tf
@@ -92,3 +93,15 @@ def test_a_full_disk_ends_in_a_sentence(tmp_path):
   os.symlink("/dev/full", files.metrics)
   with pytest.raises(RunFault, match="metrics.jsonl' cannot be written .*No s"):
     log.write(10, {"loss": 1.5})
+
+
+def test_what_tensorboard_cannot_write_ends_in_a_sentence(tmp_path):
+  log = MetricsLog(Workdir(str(tmp_path)), step=0, end=90)
+  limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+  # More than the record takes as text, less than it takes there.
+  resource.setrlimit(resource.RLIMIT_FSIZE, (3_000, limits[1]))
+  try:
+    with pytest.raises(RunFault, match="cannot be written"):
+      log.write(10, {f"x{i}": 1.5 for i in range(100)})
+  finally:
+    resource.setrlimit(resource.RLIMIT_FSIZE, limits)

@@ -1,5 +1,6 @@
 import io
 import logging
+import time
 
 import pytest
 
@@ -98,15 +99,24 @@ def test_going_back_measures_from_there(lines):
   assert lines()[-1] == "step 30/100, loss 1.0000, 320 images/s, 00:14 left"
 
 
-def test_a_bar_goes_back():
+def test_a_bar_goes_back_and_on_from_there():
   stream = io.StringIO()
-  progress, clock = make(stream, step=40)
-  clock.now = 1.0
-  progress.update(50, 1.0)
+  progress, clock = make(stream, step=60)
+
+  def update(step):
+    time.sleep(0.15)  # a bar is drawn ten times a second at most
+    clock.now += 1.0
+    progress.update(step, 1.25)
+
+  update(70)
+  update(80)
   progress.go_back(20)
-  assert "20%" in stream.getvalue() and "step 20/100" in stream.getvalue()
-  clock.now = 2.0
-  progress.update(30, 1.25)
+  assert "20%" in last_of(stream) and "step 20/100" in last_of(stream)
+  update(30)  # far from where it was
+  assert "step 30/100, loss 1.2500, 640 images/s" in last_of(stream)
   progress.close()
-  last = stream.getvalue().rstrip().split("\r")[-1]
-  assert "step 30/100, loss 1.2500, 640 images/s" in last
+
+
+def last_of(stream):
+  """What a terminal shows now."""
+  return stream.getvalue().rstrip().split("\r")[-1]

@@ -136,6 +136,15 @@ def test_errors_of_any_file_system_are_one_sentence(error, reason):
   assert "\n" not in str(fault.value) and fault.value.__cause__ is error
 
 
+@pytest.mark.parametrize(
+  "error", [TimeoutError(), tf.errors.UnknownError(None, None, "")]
+)
+def test_errors_that_say_nothing_are_a_sentence_as_well(error):
+  with pytest.raises(RunFault, match="'file' cannot be written"):
+    with writing("file"):
+      raise error
+
+
 def test_other_errors_pass_through():
   with pytest.raises(KeyError), writing("file"):
     raise KeyError
