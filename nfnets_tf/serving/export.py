@@ -53,15 +53,35 @@ def export_saved_model(
       f"class_names has {len(class_names)} names, but the network has"
       f" {classes} classes; give one name a class."
     )
-  partial = f"{directory}.partial-{uuid.uuid4().hex[:8]}"
+  parent, name = os.path.split(directory)
+  partial = os.path.join(parent, f"partial-{uuid.uuid4().hex[:8]}-{name}")
   module = _Service(model, class_names, operations)
   if averaged:
     with model.averaged():
       tf.saved_model.save(module, partial, module.signatures())
   else:
     tf.saved_model.save(module, partial, module.signatures())
-  tf.io.gfile.rename(partial, directory)
+  _move(partial, directory)
   return directory
+
+
+def _move(partial: str, directory: str) -> None:
+  """Gives a folder its name, so that no server takes a part for the whole."""
+  if "://" not in directory:
+    tf.io.gfile.rename(partial, directory)
+    return
+  # Elsewhere folders are not moved at once, if at all; files are.
+  model = os.path.join(partial, "saved_model.pb")
+  paths = [
+    os.path.join(folder, name)
+    for folder, _, names in tf.io.gfile.walk(partial)
+    for name in names
+  ]
+  for path in sorted(paths, key=lambda path: path == model):
+    target = directory + path[len(partial) :]
+    tf.io.gfile.makedirs(os.path.dirname(target))
+    tf.io.gfile.rename(path, target)
+  tf.io.gfile.rmtree(partial)
 
 
 def export_version(model: keras.Model, directory: str, **options) -> str:

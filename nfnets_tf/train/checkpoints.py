@@ -62,7 +62,9 @@ class Checkpoints:
       },
     }
     self._live = tf.train.Checkpoint(**self._variables)
-    self._copies = None
+    # Here and not when it is saved: Keras calls back under the strategy's scope,
+    # where the chief would make variables that the other workers do not.
+    self._copies = _copies_of(self._variables) if writes else None
     self._iterations = optimizer.iterations
     self._used = self._best = None
     self._made = False
@@ -176,15 +178,8 @@ class Checkpoints:
 
   def _copy(self) -> None:
     values = tf.nest.map_structure(lambda v: v.read_value(), self._variables)
-    if not self._writes:
-      return
-    with tf.device("/CPU:0"):
-      if self._copies is None:
-        self._copies = tf.nest.map_structure(
-          lambda value: tf.Variable(value, trainable=False), values
-        )
-      else:
-        tf.nest.map_structure(lambda c, v: c.assign(v), self._copies, values)
+    if self._writes:
+      tf.nest.map_structure(lambda c, v: c.assign(v), self._copies, values)
 
   def _write(self, step: int) -> None:
     with writing(self._directory):
@@ -205,6 +200,15 @@ class Checkpoints:
         " or another --workdir."
       ) from error
     self._state.check()
+
+
+def _copies_of(variables):
+  """Returns variables of the same shapes in the host's memory."""
+  with tf.device("/CPU:0"):
+    return tf.nest.map_structure(
+      lambda v: tf.Variable(tf.zeros(v.shape, v.dtype), trainable=False),
+      variables,
+    )
 
 
 def _numbered(variables) -> dict[str, tf.Variable]:

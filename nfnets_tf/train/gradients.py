@@ -211,7 +211,11 @@ class Share:
       parallel_iterations=1,  # one part's activations at a time
       maximum_iterations=parts,
     )
-    return gradients, tuple(array.concat() for array in arrays)
+    known = isinstance(parts, int) and isinstance(size, int)
+    return gradients, tuple(
+      tf.ensure_shape(a.concat(), [n * parts if known else None, COLUMNS])
+      for a, n in zip(arrays, rows)
+    )
 
 
 def _sharp_step(gradients, first, second, active) -> StepGradient:

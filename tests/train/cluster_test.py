@@ -58,7 +58,10 @@ def test_who_the_workers_are(read, value, expected):
   [
     ("{'cluster'", "JSONDecodeError: "),
     ("[1]", "AttributeError: 'list' object"),
-    ({"cluster": TWO, "task": {"type": "worker", "index": 0}}, "no worker of index None"),
+    (
+      {"cluster": TWO, "task": {"type": "worker", "index": 0}},
+      "TypeError: ",
+    ),
     ({"cluster": {"worker": TWO}}, "KeyError: 'type'"),
     ({"cluster": {"worker": TWO}, "task": {"type": "worker"}}, "'index'"),
     (given(index="first"), "no worker of index first"),

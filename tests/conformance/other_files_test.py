@@ -1,0 +1,72 @@
+"""A run whose folders are on another file system than the local one.
+
+`ram://` is TensorFlow's own, registered by its scheme as gs:// is: whatever
+does not go through `tf.io.gfile` fails here.
+"""
+
+import json
+
+import pytest
+import tensorflow as tf
+
+from nfnets_tf.config import Configuration
+from nfnets_tf.data import records
+from nfnets_tf.ops.errors import UserError
+from nfnets_tf.train.checkpoint_files import steps_in
+
+FILES = ["gin/quickstart.gin", "gin/overlays/smoke.gin"]
+
+
+def copy(source, target):
+  for folder, _, names in tf.io.gfile.walk(source):
+    for name in names:
+      path = f"{target}{folder[len(source) :]}/{name}"
+      tf.io.gfile.makedirs(path.rsplit("/", 1)[0])
+      tf.io.gfile.copy(f"{folder}/{name}", path)
+
+
+def configuration(data, epochs):
+  return Configuration(
+    FILES,
+    [
+      f"DATA_DIR = {data!r}",
+      "run.Training.prepare = None",
+      "NUM_CLASSES = 4",
+      "NUM_EXAMPLES = 50",
+      "BATCH_SIZE = 8",
+      f"EPOCHS = {epochs}",
+      "config.Launch.may_change = ['EPOCHS']",
+    ],
+  )
+
+
+def run(made, workdir):
+  made.check_workdir(f"{workdir}/config.gin")
+  return made.build_job().run(workdir, configuration=made.text, terminal=None)
+
+
+def test_a_run_writes_goes_on_and_is_served_there(make_dataset, tmp_path):
+  data, workdir = f"ram://{tmp_path.name}/data", f"ram://{tmp_path.name}/run"
+  copy(make_dataset(), data)
+  assert records.INDEX in tf.io.gfile.listdir(data)
+  summary = run(configuration(data, 1.3), workdir)  # 8 steps
+  assert f"{workdir}/saved_model/1" in summary and "8 steps" in summary
+  again = run(configuration(data, 2.6), workdir)  # a longer budget goes on
+  assert f"{workdir}/saved_model/2" in again and "16 steps" in again
+  with tf.io.gfile.GFile(f"{workdir}/metrics.jsonl") as file:
+    steps = [json.loads(line)["step"] for line in file]
+  assert steps == sorted(steps) and steps[-1] == 16
+  assert steps_in(f"{workdir}/checkpoints")[-1] == 16
+  names = tf.io.gfile.listdir(workdir)
+  assert {"config.gin", "config.1.gin", "curves.png", "result.json"} <= {
+    name.rstrip("/") for name in names
+  }
+  served = tf.saved_model.load(f"{workdir}/saved_model/2")
+  with tf.io.gfile.GFile(f"{workdir}/heldout_sample.npy", "rb") as file:
+    assert file.read(6) == b"\x93NUMPY"
+  assert "serving_default" in served.signatures
+  assert run(configuration(data, 2.6), workdir) == again
+  with pytest.raises(UserError, match="SEED was 0, is 1"):
+    changed = Configuration(*configuration(data, 2.6)._given)
+    changed.statements["SEED"] = "1"
+    changed.check_workdir(f"{workdir}/config.gin")
