@@ -6,12 +6,17 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterable, Iterator
 
 import tensorflow as tf
 
 from nfnets_tf.data.index import SplitIndex
 from nfnets_tf.ops.errors import RunFault, UserError
+
+
+# What TensorFlow says of where it happened, around what happened.
+_OF_THE_GRAPH = re.compile(r"\{\{.*?\}\}|\[Op:\w+\].*")
 
 
 class Workdir:
@@ -134,7 +139,8 @@ def writing(path: str) -> Iterator[None]:
     yield
   except (OSError, tf.errors.OpError) as error:
     told = getattr(error, "message", None) or getattr(error, "strerror", None)
-    reason = (told or str(error) or type(error).__name__).splitlines()[0]
+    told = _OF_THE_GRAPH.sub("", told or str(error)) or type(error).__name__
+    reason = told.splitlines()[0].strip()
     raise RunFault(
       f"{path!r} cannot be written ({reason}); make room or"
       " restore it, and the same command goes on from the last checkpoint."
