@@ -1,5 +1,6 @@
 """A trained classifier as a SavedModel that takes images as they come."""
 
+import contextlib
 import os
 import uuid
 from collections.abc import Sequence
@@ -56,12 +57,13 @@ def export_saved_model(
   parent, name = os.path.split(directory)
   partial = os.path.join(parent, f"partial-{uuid.uuid4().hex[:8]}-{name}")
   module = _Service(model, class_names, operations)
-  if averaged:
-    with model.averaged():
+  try:
+    with model.averaged() if averaged else contextlib.nullcontext():
       tf.saved_model.save(module, partial, module.signatures())
-  else:
-    tf.saved_model.save(module, partial, module.signatures())
-  _move(partial, directory)
+    _move(partial, directory)
+  finally:
+    if tf.io.gfile.isdir(partial):
+      tf.io.gfile.rmtree(partial)
   return directory
 
 
@@ -81,7 +83,6 @@ def _move(partial: str, directory: str) -> None:
     target = directory + path[len(partial) :]
     tf.io.gfile.makedirs(os.path.dirname(target))
     tf.io.gfile.rename(path, target)
-  tf.io.gfile.rmtree(partial)
 
 
 def export_version(model: keras.Model, directory: str, **options) -> str:

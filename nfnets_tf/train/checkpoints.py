@@ -62,8 +62,8 @@ class Checkpoints:
       },
     }
     self._live = tf.train.Checkpoint(**self._variables)
-    # Here and not when it is saved: Keras calls back under the strategy's scope,
-    # where the chief would make variables that the other workers do not.
+    # Not when it is saved: Keras calls back under the strategy's scope, where
+    # the chief would make variables that the other workers do not.
     self._copies = _copies_of(self._variables) if writes else None
     self._iterations = optimizer.iterations
     self._used = self._best = None

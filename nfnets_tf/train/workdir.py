@@ -14,7 +14,6 @@ import tensorflow as tf
 from nfnets_tf.data.index import SplitIndex
 from nfnets_tf.ops.errors import RunFault, UserError
 
-
 # What TensorFlow says of where it happened, around what happened.
 _OF_THE_GRAPH = re.compile(r"\{\{.*?\}\}|\[Op:\w+\].*")
 

@@ -129,3 +129,14 @@ def test_names_must_fit_the_network(tmp_path, model):
     export.export_saved_model(
       model, str(tmp_path / "1"), class_names=["a", "b"], operations=OPERATIONS
     )
+
+
+def test_what_could_not_be_written_leaves_nothing(model, tmp_path, monkeypatch):
+  def fail(*arguments):
+    tf.io.gfile.makedirs(arguments[1])
+    raise OSError("no space")
+
+  monkeypatch.setattr(tf.saved_model, "save", fail)
+  with pytest.raises(OSError, match="no space"):
+    save(model, tmp_path / "1")
+  assert list(tmp_path.iterdir()) == []
