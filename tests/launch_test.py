@@ -221,3 +221,17 @@ def test_shards_are_made_checked_and_trained_on(tmp_path):
     file.truncate(100_000)
   checked = run("check_shards.gin")
   assert checked.returncode == 2
+
+
+def test_on_another_host_of_a_tpu_slice_there_is_nothing_to_do(tmp_path):
+  done = launch(
+    *SMOKE,
+    "--gin_param=STRATEGY = @strategy.tpu",
+    "--gin_param=strategy.tpu.address = 'slice'",
+    f"--workdir={tmp_path / 'run'}",
+    environment={**ENVIRONMENT, "TPU_WORKER_ID": "1"},
+  )
+  assert done.returncode == 0 and done.stdout == ""
+  (line,) = done.stderr.splitlines()
+  assert "the first host of 'slice' trains" in line
+  assert list(tmp_path.iterdir()) == []

@@ -21,6 +21,9 @@ _OF_PEERS = (
   tf.errors.FailedPreconditionError,
   tf.errors.InternalError,
 )
+_PEER = re.compile(
+  "[Cc]ollective|worker|task:|heartbeat|peer|[Ss]ocket|onnection"
+)
 _DISK = re.compile("No space left|[Qq]uota")
 _NODE = re.compile(r"\{\{.*?\}\}")
 _REASON = re.compile(
@@ -30,7 +33,7 @@ _REASON = re.compile(
 _WHERE = re.compile(
   r"Graph execution error|Detected at node|File \"|^\^|^\S+\($"
 )
-_OF_DATA = (tf.errors.NotFoundError, tf.errors.PermissionDeniedError)
+_OF_FILES = (tf.errors.NotFoundError, tf.errors.PermissionDeniedError)
 
 
 @contextlib.contextmanager
@@ -54,14 +57,16 @@ def explained(job, strategy: tf.distribute.Strategy) -> Iterator[None]:
         " command goes on from the last checkpoint."
       ) from error
     raise UserError(_out_of_memory(job, strategy, error)) from error
-  except _OF_DATA as error:
+  except _OF_FILES as error:
+    if "OpKernel" in error.message:
+      raise  # an operation that a device does not know
     raise RunFault(
       f"a file is gone or cannot be read ({_first(error)}); restore it, and the"
       " same command goes on from the last checkpoint."
     ) from error
   except _OF_PEERS as error:
     workers = Workers(strategy)
-    if workers.count == 1:
+    if workers.count == 1 or not _PEER.search(error.message):
       raise
     raise RunFault(
       f"worker {workers.index} of {workers.count} lost another one"

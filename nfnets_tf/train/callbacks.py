@@ -64,6 +64,9 @@ class NoteInterval(keras.callbacks.Callback):
     if int(self._begin.numpy()) != whole:
       self._begin.assign(step)
 
+  def on_epoch_end(self, epoch, logs=None):
+    self._begin.assign(current_step(self.model))  # an evaluation may come
+
 
 class Every(keras.callbacks.Callback):
   """Calls `action(step)` at every interval's end that is a multiple of `steps`.

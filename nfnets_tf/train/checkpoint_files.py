@@ -72,6 +72,15 @@ def remove(directory: str, steps: Iterable[int]) -> None:
         tf.io.gfile.remove(path)
 
 
+def set_aside(directory: str, steps: Iterable[int]) -> None:
+  """Renames the files of damaged checkpoints, each index first."""
+  for step in steps:
+    for part in reversed(_PARTS):
+      path = path_of(directory, step) + part
+      if tf.io.gfile.exists(path):
+        tf.io.gfile.rename(path, f"{path}.damaged", overwrite=True)
+
+
 def rotate(directory: str, *, keep: int) -> None:
   """Removes all but the newest `keep` checkpoints and the best one."""
   best = read_best(directory)

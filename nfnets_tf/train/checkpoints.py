@@ -17,6 +17,16 @@ from nfnets_tf.train.workdir import writing
 
 LOGGER = logging.getLogger("nfnets_tf")
 
+# They say nothing about what is in a file.
+_NOT_OF_THE_FILES = (
+  tf.errors.ResourceExhaustedError,
+  tf.errors.UnavailableError,
+  tf.errors.PermissionDeniedError,
+  tf.errors.DeadlineExceededError,
+  tf.errors.AbortedError,
+  tf.errors.CancelledError,
+)
+
 
 class Checkpoints:
   """Checkpoints of a classifier: weights, averages, momentum, step, metrics.
@@ -67,6 +77,7 @@ class Checkpoints:
     self._copies = _copies_of(self._variables) if writes else None
     self._iterations = optimizer.iterations
     self._used = self._best = None
+    self._damaged: list[int] = []
     self._made = False
     self._thread = ThreadPoolExecutor(1, "checkpoint")
     self._writing: Future | None = None
@@ -150,6 +161,9 @@ class Checkpoints:
       try:
         self._restore(path)
       except tf.errors.OpError as error:
+        if isinstance(error, _NOT_OF_THE_FILES):
+          raise
+        self._damaged.append(step)
         LOGGER.warning(
           "The checkpoint %s is damaged (%s); the one before it is used.",
           path,
@@ -168,13 +182,22 @@ class Checkpoints:
     return 0
 
   def discard_later(self) -> None:
-    """Forgets checkpoints of later steps than that which is used."""
-    if self._best is not None and self._best["step"] > self._used:
+    """Forgets checkpoints of later steps than that which is used.
+
+    Damaged ones stay, under another name.
+    """
+    used = -1 if self._used is None else self._used
+    forgotten = self._best is not None and self._best["step"] > used
+    if forgotten:
       self._best = None
-    if self._writes:
-      steps = files.steps_in(self._directory)
-      files.write_best(self._directory, self._best)
-      files.remove(self._directory, [s for s in steps if s > self._used])
+    if not self._writes:
+      return
+    if forgotten:
+      files.write_best(self._directory, None)
+    files.set_aside(self._directory, self._damaged)
+    self._damaged = []
+    steps = files.steps_in(self._directory)
+    files.remove(self._directory, [step for step in steps if step > used])
 
   def _copy(self) -> None:
     values = tf.nest.map_structure(lambda v: v.read_value(), self._variables)

@@ -59,14 +59,18 @@ class EndOnNotice(keras.callbacks.Callback):
   Args:
     notice: is asked.
     log_every: steps of an interval.
+    total_steps: of the run, which end its last interval.
   """
 
-  def __init__(self, notice: Notice, log_every: int):
+  def __init__(self, notice: Notice, log_every: int, total_steps: int):
     super().__init__()
     self._notice, self._log_every = notice, log_every
+    self._total_steps = total_steps
 
   def on_train_batch_end(self, batch, logs=None):
-    if self._notice.received and self._step() % self._log_every:
+    step = self._step()
+    within = step % self._log_every and step < self._total_steps
+    if self._notice.received and within:
       raise Preempted
 
   def on_epoch_end(self, epoch, logs=None):

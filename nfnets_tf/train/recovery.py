@@ -77,6 +77,19 @@ class Rollbacks:
   def add(self, rollback: Rollback) -> None:
     """Writes one down."""
     self.all.append(rollback)
+    self._write()
+
+  def forget_later(self, step: int) -> None:
+    """Forgets returns to later steps than that which the run goes on from.
+
+    Their checkpoints are lost, and the run comes there anew.
+    """
+    kept = [one for one in self.all if one.to_step <= step]
+    if kept != self.all:
+      self.all = kept
+      self._write()
+
+  def _write(self) -> None:
     if self._writes:
       content = [one._asdict() for one in self.all]
       replace_file(self._path, json.dumps(content, indent=1) + "\n")

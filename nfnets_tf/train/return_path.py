@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 
-from nfnets_tf.ops.errors import RunFault
+from nfnets_tf.ops.errors import UserError
 from nfnets_tf.train.checkpoints import Checkpoints
 from nfnets_tf.train.guard import Guard
 from nfnets_tf.train.inputs import Inputs
@@ -59,6 +59,7 @@ class ReturnPath:
       )
     )
     self._workers.check_same(step, self._files.root)
+    self._rollbacks.forget_later(step)
     self._take_up(step)
     return step
 
@@ -66,14 +67,17 @@ class ReturnPath:
     """Goes back behind the steps that were left out; returns the step.
 
     Raises:
-      RunFault: if it has been done too often.
+      UserError: if it has been done too often.
     """
     at = self._checkpoints.step
     end = at + self._offset()
     first = end - int(self._guard.in_a_row.numpy())
     if len(self._rollbacks.all) >= self._recovery.rollbacks:
       raise self._gave_up(at, first, end)
+    self._checkpoints.wait()
+    self._workers.meet()  # what the chief was writing is there for all
     step = self._checkpoints.restore(lambda: not self._guard.in_a_row.numpy())
+    self._workers.check_same(step, self._files.root)
     self._rollbacks.add(Rollback(at, step, end - step, (first, end)))
     LOGGER.warning(
       "%d steps in a row up to step %d were not finite; going back to step %d,"
@@ -91,20 +95,19 @@ class ReturnPath:
     offset = self._rollbacks.offset_at(step, self._offset())
     self._state.data_offset.assign(offset)
     self._workers.meet()  # nobody reads any more what is removed now
-    if self._rollbacks.all:
-      self._checkpoints.discard_later()
+    self._checkpoints.discard_later()
 
   def _offset(self) -> int:
     return int(self._state.data_offset.numpy())
 
-  def _gave_up(self, at: int, first: int, end: int) -> RunFault:
+  def _gave_up(self, at: int, first: int, end: int) -> UserError:
     """Names the examples of the batches that were met last."""
     names = self._inputs.names(first, end)
     if self._workers.chief:
       lines = [f"{number}\t{name}\n" for number, name in names]
       replace_file(self._files.not_finite, "batch\tname\n" + "".join(lines))
     shown = ", ".join(name or "(no name)" for _, name in names[:_NAMES_SHOWN])
-    return RunFault(
+    return UserError(
       f"the loss or a gradient of {end - first} steps in a row up to step {at}"
       f" was not finite, after {len(self._rollbacks.all)} returns to earlier"
       f" checkpoints; look at the examples of those batches, {shown}, ... (all"

@@ -210,9 +210,9 @@ class Training:
       session = Session(self, files, strategy, train, heldout, parts=parts)
       if workers.chief:
         # Not before: what was refused must not bind the folder.
-        files.keep_configuration(configuration)
         parts = session.inputs.parts
         files.keep_data(parts=parts, train=train, heldout=heldout)
+        files.keep_configuration(configuration)
         started()
       session.fit(terminal)
       session.finish()

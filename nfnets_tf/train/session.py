@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from typing import TextIO
 
@@ -9,8 +10,10 @@ import tensorflow as tf
 from tensorflow import keras
 
 from nfnets_tf.data.index import SplitIndex, evaluation_steps
-from nfnets_tf.ops.errors import Preempted
+from nfnets_tf.ops.errors import Preempted, RunFault, UserError
+from nfnets_tf.train.assembly import compiled_classifier
 from nfnets_tf.train.callbacks import Every, LogTraining, NoteInterval
+from nfnets_tf.train.checkpoint_files import steps_in
 from nfnets_tf.train.checkpoints import Checkpoints
 from nfnets_tf.train.delivery import deliver
 from nfnets_tf.train.evaluation import (
@@ -26,7 +29,6 @@ from nfnets_tf.train.progress import Progress
 from nfnets_tf.train.recovery import EndOnNotFinite, NotFinite
 from nfnets_tf.train.return_path import ReturnPath
 from nfnets_tf.train.run_state import RunState
-from nfnets_tf.train.shares import check_parts
 from nfnets_tf.train.workdir import Workdir
 from nfnets_tf.train.workers import Workers
 
@@ -63,7 +65,7 @@ class Session:
     self._workers = Workers(strategy)
     keras.utils.set_random_seed(job.seed)
     keras.mixed_precision.set_global_policy(job.policy)
-    self._classifier = self._build()
+    self._classifier = compiled_classifier(job, strategy)
     self._state = RunState(seed=job.seed)
     self._checkpoints = Checkpoints(
       files.checkpoints,
@@ -87,13 +89,16 @@ class Session:
       self._workers,
     )
     self._step = self._return.restore()
+    if self._step > job.total_steps:
+      raise UserError(
+        f"the run in {files.root!r} is at step {self._step:,}, beyond the"
+        f" {job.total_steps:,} steps of this configuration; raise EPOCHS, or"
+        " start anew in another --workdir."
+      )
     self._open()
 
   def _open(self) -> None:
-    """Makes what a restored session needs; what does not fit is refused here.
-
-    Nothing has been kept yet.
-    """
+    """Makes what a restored session needs; what does not fit is refused."""
     job, chief = self._job, self._workers.chief
     self._log = MetricsLog(
       self._files, step=self._step, end=job.total_steps, writes=chief
@@ -103,21 +108,9 @@ class Session:
       self._classifier,
       self.inputs.heldout(),
       steps=evaluation_steps(self._heldout, job.batch_size),
-      callbacks=[EndOnNotice(self._notice, job.log_every)],
+      callbacks=[EndOnNotice(self._notice, job.log_every, job.total_steps)],
     )
     self._next_batches = self._batches()
-
-  def _build(self):
-    job, strategy = self._job, self._strategy
-    with strategy.scope():
-      classifier = job.classifier(network=job.network(), sam=job.sam)
-      replicas = strategy.num_replicas_in_sync
-      check_parts(job.batch_size // replicas, classifier.micro_batches)
-      classifier.compile(
-        optimizer=job.optimizer(learning_rate=job.learning_rate),
-        steps_per_execution=job.steps_per_execution,
-      )
-    return classifier
 
   def _batches(self):
     offset = int(self._state.data_offset.numpy())
@@ -127,10 +120,8 @@ class Session:
     """Trains to the last step, with whole intervals and a rest."""
     for line in announcement(self._job, self._strategy, self._train):
       LOGGER.info(line)
-    if self._step:
-      LOGGER.info(
-        "Going on from step %d (%s).", self._step, self._checkpoints.latest
-      )
+    if path := self._step and self._checkpoints.latest:
+      LOGGER.info("Going on from step %d (%s).", self._step, path)
     progress = Progress(
       total_steps=self._job.total_steps,
       step=self._step,
@@ -140,12 +131,16 @@ class Session:
     )
     try:
       with self._notice.listening():
-        # There is always something to go back to.
-        self._save()
+        self._save_first()
         self._fit_to_the_end(progress)
     except Preempted:
       self._save()
       self._checkpoints.wait()
+      self._workers.meet()  # no worker says so before all is saved
+      raise
+    except BaseException:
+      with contextlib.suppress(RunFault):
+        self._checkpoints.wait()
       raise
     finally:
       progress.close()
@@ -162,10 +157,20 @@ class Session:
         self._fit(1 if rest else 0, rest, callbacks)
         return
       except NotFinite:
+        # Keras forgets it when it is left within a shortened call.
+        self._classifier.steps_per_execution = job.steps_per_execution
         self._step = self._return.go_back()
         self._log.drop_later(self._step)
         progress.go_back(self._step)
         self._next_batches = None
+
+  def _save_first(self) -> None:
+    """Makes sure that there is something to go back to, where all find it."""
+    self._save()
+    self._checkpoints.wait()
+    self._workers.meet()
+    steps = [-1, *steps_in(self._files.checkpoints)]
+    self._workers.check_same(steps[-1], self._files.root)
 
   def _save(self) -> None:
     if self._checkpoints.latest_step != self._checkpoints.step:
@@ -208,18 +213,14 @@ class Session:
       if record := self._evaluate_at(step):
         progress.note(describe_evaluation(step, record))
 
-    def save(step):
-      del step
-      self._save()
-
     return [
       NoteInterval(self._state.interval_begin, job.log_every),
       self._watch,
       LogTraining(self._log, progress, job.learning_rate),
       EndOnNotFinite(self._classifier.guard, job.recovery.in_a_row),
-      EndOnNotice(self._notice, job.log_every),
+      EndOnNotice(self._notice, job.log_every, job.total_steps),
       Every(job.evaluate_every, evaluate, progress),
-      Every(job.checkpoint_every, save, progress),
+      Every(job.checkpoint_every, lambda step: self._save(), progress),
     ]
 
   def _evaluate_at(self, step: int) -> dict | None:
@@ -227,8 +228,9 @@ class Session:
     if step == self._job.total_steps:
       return None
     record = self._evaluation.record()
-    self._log.write(step, record)
+    # In this order: ended in between, it is evaluated again.
     self._checkpoints.save_if_best(deciding_loss(record))
+    self._log.write(step, record)
     return record
 
   def finish(self) -> None:

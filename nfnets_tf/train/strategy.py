@@ -96,6 +96,12 @@ def tpu(*, address: str) -> tf.distribute.Strategy:
       f"TPU_WORKER_ID = {worker}: the first host of {address!r} trains with the"
       " chips of this one; there is nothing to do here."
     )
+  if address == "local" and "," in os.environ.get("TPU_WORKER_HOSTNAMES", ""):
+    raise UserError(
+      "the chips of this host are a part of a slice, which one process drives;"
+      " bind strategy.tpu.address to the TPU's name and set TPU_LOAD_LIBRARY=0"
+      " (docs/many_machines.md)."
+    )
   if address == "local" and tpu_address() is None:
     raise UserError(
       "STRATEGY = @strategy.tpu found no TPU on this machine (no /dev/accel* or"

@@ -112,6 +112,12 @@ def test_a_file_that_may_not_be_read_is_named():
   assert "(gs://bucket/x; Permission denied)" in sentence(read, RunFault)
 
 
+def test_an_operation_that_a_device_does_not_know_is_no_file():
+  with pytest.raises(tf.errors.NotFoundError, match="No OpKernel"):
+    with explained(JOB, tf.distribute.get_strategy()):
+      raise tf.errors.NotFoundError(None, None, "No OpKernel was registered")
+
+
 class OfTwo(tf.distribute.MultiWorkerMirroredStrategy):
   """Has the place of TF_CONFIG, without any peer."""
 

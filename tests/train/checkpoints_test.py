@@ -179,6 +179,37 @@ def flip_a_byte(path):
   path.write_bytes(content)
 
 
+def test_a_damaged_one_is_set_aside_and_does_not_count_as_the_best(tmp_path):
+  model, checkpoints = make(tmp_path, keep=1)
+  for offset, loss in enumerate((2.0, 1.0)):
+    train(model, 1, offset)
+    checkpoints.save_if_best(loss)
+    checkpoints.save()
+    checkpoints.wait()
+    if not offset:
+      checkpoint_files.write(checkpoints._live, str(tmp_path), 1)
+  checkpoint_files.write(checkpoints._live, str(tmp_path), 1)
+  flip_a_byte(tmp_path / "ckpt-2.index")
+  again, restored = make(tmp_path, keep=1)
+  assert restored.restore() == 2 and restored.latest_step == 1
+  restored.discard_later()
+  assert restored.best is None and steps_there(tmp_path) == [1]
+  assert (tmp_path / "ckpt-2.index.damaged").exists()
+
+
+def test_what_is_no_damage_is_not_taken_for_it(tmp_path, monkeypatch):
+  model, checkpoints = make(tmp_path)
+  checkpoints.save()
+  checkpoints.wait()
+
+  def read(path):
+    raise tf.errors.UnavailableError(None, None, "the network")
+
+  monkeypatch.setattr(checkpoints._live, "read", read)
+  with pytest.raises(tf.errors.UnavailableError):
+    checkpoints.restore()
+
+
 @pytest.mark.parametrize("part", ["data-00000-of-00001", "index"])
 def test_of_a_damaged_checkpoint_the_one_before_is_used(tmp_path, part, caplog):
   model, checkpoints = make(tmp_path)

@@ -67,7 +67,9 @@ def test_what_one_worker_receives_all_are_told_and_each_is_asked():
 
 
 def end_on_notice(step, received=True):
-  callback = EndOnNotice(Notice(WithAnother(received)), log_every=4)
+  callback = EndOnNotice(
+    Notice(WithAnother(received)), log_every=4, total_steps=14
+  )
   iterations = tf.Variable(step)
   callback.model = types.SimpleNamespace(
     optimizer=types.SimpleNamespace(iterations=iterations)
@@ -79,6 +81,7 @@ def test_it_ends_at_the_next_step_but_not_before_an_interval_is_logged():
   with pytest.raises(Preempted):
     end_on_notice(6).on_train_batch_end(0)
   end_on_notice(8).on_train_batch_end(0)
+  end_on_notice(14).on_train_batch_end(0)  # the last step
   with pytest.raises(Preempted):
     end_on_notice(8).on_epoch_end(0)
   with pytest.raises(Preempted):

@@ -55,6 +55,18 @@ def test_from_which_checkpoints_it_goes_on(
     assert rollbacks.offset_at(step, offset) == goes_on_with
 
 
+def test_returns_to_steps_that_are_lost_are_forgotten(tmp_path):
+  path = str(tmp_path / "rollbacks.json")
+  rollbacks = Rollbacks(path)
+  later = SECOND._replace(to_step=50)
+  for rollback in (FIRST, later):
+    rollbacks.add(rollback)
+  rollbacks.forget_later(50)
+  assert Rollbacks(path).all == [FIRST, later]
+  rollbacks.forget_later(40)
+  assert Rollbacks(path).all == rollbacks.all == [FIRST]
+
+
 def test_it_ends_when_there_are_enough_in_a_row():
   guard = types.SimpleNamespace(in_a_row=tf.Variable(2, dtype=tf.int64))
   callback = EndOnNotFinite(guard, 3)

@@ -8,7 +8,7 @@ import tensorflow as tf
 
 from nfnets_tf.config import Configuration
 from nfnets_tf.data.pipeline import Split
-from nfnets_tf.ops.errors import Preempted, RunFault
+from nfnets_tf.ops.errors import Preempted, UserError
 from nfnets_tf.train import session as session_module
 from nfnets_tf.train.recovery import Recovery
 from nfnets_tf.train.session import Session
@@ -170,7 +170,7 @@ def test_killed_right_behind_the_note_it_has_gone_back(
 
 def test_too_often_it_stops_and_names_the_examples(job, tmp_path):
   job.train_split.spoiled = (5, 6, 7, 10, 11, 12)
-  with pytest.raises(RunFault) as caught:
+  with pytest.raises(UserError) as caught:
     run(job, tmp_path)
   assert "after 1 returns to earlier checkpoints" in str(caught.value)
   rows = (tmp_path / "not_finite.tsv").read_text().splitlines()[1:]

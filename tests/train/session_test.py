@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from nfnets_tf.config import Configuration
 from nfnets_tf.models.nfnet import NFNet
-from nfnets_tf.ops.errors import Preempted
+from nfnets_tf.ops.errors import Preempted, UserError
 from nfnets_tf.optim.sam import SAM
 from nfnets_tf.train import session as session_module
 from nfnets_tf.train.checkpoints import Checkpoints
@@ -108,7 +108,7 @@ def test_stopped_in_every_way_it_ends_in_the_same_bits(
   def ask(step, *, evaluation=False):
     session = make(job, parted)
     session._notice = Asked(session, step, evaluation)
-    session._evaluation._callbacks = [EndOnNotice(session._notice, 4)]
+    session._evaluation._callbacks = [EndOnNotice(session._notice, 4, 13)]
     with pytest.raises(Preempted):
       session.fit(None)
     assert session._checkpoints.latest_step == step
@@ -188,6 +188,9 @@ def test_a_longer_budget_and_another_interval_go_on(job, tmp_path):
   assert records(tmp_path)[: len(first)] == first
   logged = [r["step"] for r in records(tmp_path)[len(first) :] if "top1" in r]
   assert logged == [18, 20]
+  job.total_steps = 14
+  with pytest.raises(UserError, match="at step 20, beyond the 14 steps"):
+    make(job, tmp_path)
 
 
 def test_given_weights_are_where_a_run_starts_and_not_where_it_goes_on(
