@@ -9,8 +9,7 @@ import tensorflow as tf
 
 from nfnets_tf.config import Configuration
 from nfnets_tf.models.nfnet import NFNet
-from nfnets_tf.ops.errors import Preempted, UserError
-from nfnets_tf.optim.sam import SAM
+from nfnets_tf.ops.errors import Preempted
 from nfnets_tf.train import session as session_module
 from nfnets_tf.train.checkpoints import Checkpoints
 from nfnets_tf.train.preemption import EndOnNotice, Notice
@@ -147,50 +146,6 @@ def test_stopped_in_every_way_it_ends_in_the_same_bits(
     k: v for k, v in expected.items() if k not in different
   }
   assert records(parted) == records(whole)
-
-
-def numbers(directory):
-  """All that is logged, but for the hashes of weights."""
-  return [
-    {k: v for k, v in record.items() if isinstance(v, (int, float))}
-    for record in records(directory)
-  ]
-
-
-def test_on_other_numbers_of_replicas_the_trajectory_is_the_same(job, tmp_path):
-  """With dropout, stochastic depth and SAM; saved within an interval."""
-  job.sam = SAM(0.05, scope="global", every=3)
-  make(job, tmp_path / "one").fit(None)
-  for replicas, step in ((2, 3), (4, 9), (1, 13)):
-    strategy = tf.distribute.MirroredStrategy(
-      [f"CPU:{i}" for i in range(replicas)],
-      tf.distribute.ReductionToOneDevice(),
-    )
-    session = make(job, tmp_path / "many", strategy)
-    if step < job.total_steps:
-      session._notice = Asked(session, step, False)
-      with pytest.raises(Preempted):
-        session.fit(None)
-  session.fit(None)
-  pairs = list(zip(numbers(tmp_path / "one"), numbers(tmp_path / "many")))
-  assert len(pairs) == 5
-  for one, many in pairs:
-    assert one == pytest.approx(many, rel=1e-5, abs=1e-5)
-
-
-def test_a_longer_budget_and_another_interval_go_on(job, tmp_path):
-  job.log_every, job.checkpoint_every, job.evaluate_every = 4, 4, 4
-  run(job, tmp_path)
-  first = records(tmp_path)
-  job.total_steps, job.log_every = 20, 6
-  job.checkpoint_every, job.evaluate_every = 6, 6
-  assert run(job, tmp_path)["step"] == 20
-  assert records(tmp_path)[: len(first)] == first
-  logged = [r["step"] for r in records(tmp_path)[len(first) :] if "top1" in r]
-  assert logged == [18, 20]
-  job.total_steps = 14
-  with pytest.raises(UserError, match="at step 20, beyond the 14 steps"):
-    make(job, tmp_path)
 
 
 def test_given_weights_are_where_a_run_starts_and_not_where_it_goes_on(
