@@ -89,17 +89,17 @@ class Session:
       self._workers,
     )
     self._step = self._return.restore()
-    if self._step > job.total_steps:
-      raise UserError(
-        f"the run in {files.root!r} is at step {self._step:,}, beyond the"
-        f" {job.total_steps:,} steps of this configuration; raise EPOCHS, or"
-        " start anew in another --workdir."
-      )
     self._open()
 
   def _open(self) -> None:
     """Makes what a restored session needs; what does not fit is refused."""
     job, chief = self._job, self._workers.chief
+    if self._step > job.total_steps:
+      raise UserError(
+        f"the run in {self._files.root!r} is at step {self._step:,}, beyond the"
+        f" {job.total_steps:,} steps of this configuration; raise EPOCHS, or"
+        " start anew in another --workdir."
+      )
     self._log = MetricsLog(
       self._files, step=self._step, end=job.total_steps, writes=chief
     )

@@ -89,7 +89,7 @@ def test_on_other_numbers_of_replicas_the_trajectory_is_the_same(job, tmp_path):
   """With dropout, stochastic depth and SAM; saved within an interval."""
   job.sam = SAM(0.05, scope="global", every=3)
   make(job, tmp_path / "one").fit(None)
-  for replicas, step in ((2, 3), (4, 9), (1, 13)):
+  for replicas, step in ((2, 3), (1, 13)):
     strategy = tf.distribute.MirroredStrategy(
       [f"CPU:{i}" for i in range(replicas)],
       tf.distribute.ReductionToOneDevice(),
