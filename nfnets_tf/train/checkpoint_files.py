@@ -88,9 +88,10 @@ def rotate(directory: str, *, keep: int) -> None:
   kept = {*steps[-keep:], best and best["step"]}
   remove(directory, [step for step in steps if step not in kept])
   left = [path_of(directory, step) for step in steps if step in kept]
-  tf.compat.v1.train.update_checkpoint_state(
-    directory, left[-1], all_model_checkpoint_paths=left
-  )
+  if left:  # else the folder has vanished, which the next one will meet
+    tf.compat.v1.train.update_checkpoint_state(
+      directory, left[-1], all_model_checkpoint_paths=left
+    )
 
 
 def read_best(directory: str) -> dict | None:

@@ -58,6 +58,11 @@ def test_the_newest_and_the_best_stay(folder):
   assert not any("ckpt-4" in name for name in names)
 
 
+def test_a_folder_that_has_vanished_is_not_made_by_tidying_up(folder):
+  files.rotate(f"{folder}/gone", keep=1)
+  assert not tf.io.gfile.exists(f"{folder}/gone")
+
+
 @pytest.mark.parametrize("moved", [0, 1])
 def test_ended_while_it_is_written_it_is_not_seen(tmp_path, monkeypatch, moved):
   """Whatever the number of files that were moved when the process ended."""
