@@ -1,6 +1,7 @@
 """What all tests share: four logical CPUs, golden parameters, small data."""
 
 import io
+import json
 import os
 import pathlib
 import zlib
@@ -12,8 +13,12 @@ import pytest
 import tensorflow as tf
 from tensorflow import keras
 
+from nfnets_tf.config import Configuration
 from nfnets_tf.data.records import Record, write_dataset
 from nfnets_tf.models import layers
+from nfnets_tf.train.session import Session
+from nfnets_tf.train.strategy import one_device
+from nfnets_tf.train.workdir import Workdir
 
 TESTDATA = pathlib.Path(__file__).parent / "testdata"
 
@@ -131,3 +136,51 @@ def random_jpeg():
   """A JPEG of 60x80 pixels of noise."""
   pixels = np.random.default_rng(0).integers(0, 255, [60, 80, 3], np.uint8)
   return io.BytesIO(tf.io.encode_jpeg(pixels, quality=95).numpy()).getvalue()
+
+
+@pytest.fixture
+def sharp_job(make_dataset):
+  """A run of 13 steps in intervals of 4, with every kind of draw and SAM."""
+  files = ["quickstart.gin", "overlays/smoke.gin", "overlays/sam.gin"]
+  params = [
+    f"DATA_DIR = {make_dataset()!r}",
+    "run.Training.prepare = None",
+    "NUM_CLASSES = 4",
+    "NUM_EXAMPLES = 50",
+    "BATCH_SIZE = 8",
+    "EPOCHS = 2.08",
+    "run.Training.checkpoint_every = 8",
+    "nfnet.NFNet.stochdepth_rate = 0.3",
+    "nfnet.NFNet.drop_rate = 0.3",
+    "sam.SAM.every = 3",
+  ]
+  job = Configuration([f"gin/{f}" for f in files], params).build_job()
+  assert job.total_steps == 13
+  return job
+
+
+@pytest.fixture(scope="session")
+def open_session():
+  """Returns a function that opens a job's session in a folder."""
+
+  def make(job, directory, strategy=None):
+    indexes = job.train_split.index(), job.heldout_split.index()
+    files = Workdir(str(directory))
+    return Session(job, files, strategy or one_device(), *indexes, parts=None)
+
+  return make
+
+
+@pytest.fixture(scope="session")
+def logged():
+  """Returns a function that reads a run's records, but for the clock's."""
+
+  def read(directory):
+    with open(directory / "metrics.jsonl") as file:
+      found = [json.loads(line) for line in file]
+    for record in found:
+      for of_the_clock in ("images_per_second", "waiting_for_data"):
+        record.pop(of_the_clock, None)
+    return found
+
+  return read

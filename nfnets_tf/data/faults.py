@@ -5,7 +5,6 @@ from __future__ import annotations
 import collections
 import dataclasses
 import logging
-import re
 from collections.abc import Callable, Sequence
 
 import tensorflow as tf
@@ -16,6 +15,7 @@ from nfnets_tf.data.loading import PADDING
 from nfnets_tf.data.order import UNREADABLE
 from nfnets_tf.data.preprocess import decode
 from nfnets_tf.data.records import Fields
+from nfnets_tf.ops.errors import plain_message
 
 LOGGER = logging.getLogger("nfnets_tf")
 
@@ -41,13 +41,6 @@ class Fault:
 
   def __str__(self):
     return f"{self.cause} ({self.detail})" if self.detail else self.cause
-
-
-def plain_message(error: Exception) -> str:
-  """Returns what an error says, without TensorFlow's names of nodes."""
-  message = error.message if isinstance(error, tf.errors.OpError) else error
-  text = re.sub(r"\{\{.*?\}\} ?", "", str(message)).split(" [Op:")[0]
-  return text.splitlines()[0] if text else type(error).__name__
 
 
 class Examiner:

@@ -1,14 +1,15 @@
-"""What is read of a file as it is: its hash, its JSON, its records' places."""
+"""Files as they are: replaced whole, their hash, JSON and records' places."""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Iterator
 
 import tensorflow as tf
 
-from nfnets_tf.ops.errors import UserError
+from nfnets_tf.ops.errors import RunFault, UserError, plain_message
 
 
 def file_sha256(path: str) -> str:
@@ -52,3 +53,28 @@ def record_spans(path: str) -> Iterator[tuple[int, int]]:
       length = int.from_bytes(stream.read(8), "little")
       yield offset + 12, length
       offset += length + 16  # length, its sum, the record, its sum
+
+
+@contextlib.contextmanager
+def writing(path: str) -> Iterator[None]:
+  """Turns what can go wrong while a file is written into one sentence.
+
+  Raises:
+    RunFault: of an error of the file system.
+  """
+  try:
+    yield
+  except (OSError, tf.errors.OpError) as error:
+    raise RunFault(
+      f"{path!r} cannot be written ({plain_message(error)}); make room or"
+      " restore it, and the same command goes on from the last checkpoint."
+    ) from error
+
+
+def replace_file(path: str, content: str) -> None:
+  """Writes a text file so that it is seen whole or not at all."""
+  partial = f"{path}.partial"
+  with writing(path):
+    with tf.io.gfile.GFile(partial, "w") as file:
+      file.write(content)
+    tf.io.gfile.rename(partial, path, overwrite=True)

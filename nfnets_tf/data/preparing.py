@@ -19,7 +19,7 @@ import tensorflow as tf
 
 from nfnets_tf.data.catalogs import Catalog
 from nfnets_tf.data.duplicates import NearDuplicates, difference_hash
-from nfnets_tf.data.faults import Examiner, plain_message
+from nfnets_tf.data.faults import Examiner
 from nfnets_tf.data.files import read_json
 from nfnets_tf.data.preprocess import decode
 from nfnets_tf.data.records import (
@@ -27,7 +27,7 @@ from nfnets_tf.data.records import (
   shard_name,
   write_shard,
 )
-from nfnets_tf.ops.errors import UserError
+from nfnets_tf.ops.errors import UserError, plain_message
 
 _NAMED = 3
 

@@ -9,9 +9,8 @@ import os
 
 import tensorflow as tf
 
-from nfnets_tf.data.faults import plain_message
 from nfnets_tf.data.records import Fields
-from nfnets_tf.ops.errors import UserError
+from nfnets_tf.ops.errors import UserError, plain_message
 
 LOGGER = logging.getLogger("nfnets_tf")
 

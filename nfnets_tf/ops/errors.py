@@ -1,4 +1,15 @@
-"""The one exception that a mistake of the user ends in, and who raises it."""
+"""What ends a run in one sentence, and who raises it."""
+
+import re
+
+# TensorFlow says where in its graph something happened around what happened.
+_NODE = re.compile(r"\{\{.*?\}\}|\[Op:\w+\].*")
+_WHERE = re.compile(
+  r"Graph execution error|Detected at node|File \"|^\^|^\S+\($"
+)
+_REASON = re.compile(
+  r"Collective ops is aborted by.*|\S*[:;] ?No such file.*|OOM when [^;]*"
+)
 
 
 class UserError(ValueError):
@@ -8,6 +19,10 @@ class UserError(ValueError):
   and how to mend it; the launcher prints it without a traceback and ends with
   exit code 2.
   """
+
+
+class Diverged(UserError):
+  """Training has left the finite numbers, and going back did not help."""
 
 
 class RunFault(Exception):
@@ -24,6 +39,17 @@ class NothingToDo(Exception):
 
 class Preempted(Exception):
   """The process was asked to end before its work was done; all is saved."""
+
+
+def plain_message(error: Exception) -> str:
+  """Returns the line of an error's many that says what happened."""
+  text = getattr(error, "message", None) or getattr(error, "strerror", None)
+  lines = [_NODE.sub("", x).strip() for x in (text or str(error)).splitlines()]
+  for line in lines:
+    if match := _REASON.search(line):
+      return match[0]
+  told = [line for line in lines if line and not _WHERE.match(line)]
+  return told[0] if told else type(error).__name__
 
 
 def require_share(name: str, value: float) -> None:

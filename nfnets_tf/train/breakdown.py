@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import tensorflow as tf
 
-from nfnets_tf.ops.errors import RunFault, UserError
+from nfnets_tf.ops.errors import RunFault, UserError, plain_message
 from nfnets_tf.train.memory import describe_memory
 from nfnets_tf.train.workers import Workers
 
@@ -25,14 +25,6 @@ _PEER = re.compile(
   "[Cc]ollective|worker|task:|heartbeat|peer|[Ss]ocket|onnection"
 )
 _DISK = re.compile("No space left|[Qq]uota")
-_NODE = re.compile(r"\{\{.*?\}\}")
-_REASON = re.compile(
-  r"Collective ops is aborted by.*|\S*[:;] ?No such file.*|OOM when [^;]*"
-)
-# Of where in the graph it was; TensorFlow says this before what happened.
-_WHERE = re.compile(
-  r"Graph execution error|Detected at node|File \"|^\^|^\S+\($"
-)
 _OF_FILES = (tf.errors.NotFoundError, tf.errors.PermissionDeniedError)
 
 
@@ -53,16 +45,16 @@ def explained(job, strategy: tf.distribute.Strategy) -> Iterator[None]:
   except tf.errors.ResourceExhaustedError as error:
     if _DISK.search(error.message):
       raise RunFault(
-        f"a file cannot be written ({_first(error)}); make room, and the same"
-        " command goes on from the last checkpoint."
+        f"a file cannot be written ({plain_message(error)}); make room, and the"
+        " same command goes on from the last checkpoint."
       ) from error
     raise UserError(_out_of_memory(job, strategy, error)) from error
   except _OF_FILES as error:
     if "OpKernel" in error.message:
       raise  # an operation that a device does not know
     raise RunFault(
-      f"a file is gone or cannot be read ({_first(error)}); restore it, and the"
-      " same command goes on from the last checkpoint."
+      f"a file is gone or cannot be read ({plain_message(error)}); restore it,"
+      " and the same command goes on from the last checkpoint."
     ) from error
   except _OF_PEERS as error:
     workers = Workers(strategy)
@@ -70,24 +62,14 @@ def explained(job, strategy: tf.distribute.Strategy) -> Iterator[None]:
       raise
     raise RunFault(
       f"worker {workers.index} of {workers.count} lost another one"
-      f" ({_first(error)}); start the same command on all of them, and they go"
-      " on from the last checkpoint."
+      f" ({plain_message(error)}); start the same command on all of them, and"
+      " they go on from the last checkpoint."
     ) from error
-
-
-def _first(error: tf.errors.OpError) -> str:
-  """Returns the line of an error's many that says what happened."""
-  lines = [_NODE.sub("", line).strip() for line in error.message.splitlines()]
-  for line in lines:
-    if match := _REASON.search(line):
-      return match[0]
-  told = [line for line in lines if line and not _WHERE.match(line)]
-  return told[0] if told else type(error).__name__
 
 
 def _out_of_memory(job, strategy, error) -> str:
   return (
-    f"the memory of a device does not suffice ({_first(error)}):"
+    f"the memory of a device does not suffice ({plain_message(error)}):"
     f" {describe_memory(job, strategy.num_replicas_in_sync)}; bind"
     " classifier.Classifier.micro_batches to 2 or more, which gives the same"
     " update, POLICY to 'mixed_bfloat16', BATCH_SIZE to less, or use more"

@@ -15,7 +15,7 @@ from collections.abc import Iterable
 
 import tensorflow as tf
 
-from nfnets_tf.train.workdir import replace_file
+from nfnets_tf.data.files import replace_file
 
 _INDEX = re.compile(r"ckpt-(\d+)\.index")
 # In this order: what was moved before the index is not seen.

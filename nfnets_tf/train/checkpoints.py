@@ -8,12 +8,12 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import tensorflow as tf
 
+from nfnets_tf.data.files import writing
 from nfnets_tf.models import naming
-from nfnets_tf.ops.errors import UserError
+from nfnets_tf.ops.errors import UserError, plain_message
 from nfnets_tf.train import checkpoint_files as files
 from nfnets_tf.train.classifier import Classifier
 from nfnets_tf.train.run_state import RunState
-from nfnets_tf.train.workdir import writing
 
 LOGGER = logging.getLogger("nfnets_tf")
 
@@ -55,7 +55,7 @@ class Checkpoints:
     writes: bool = True,
   ):
     self._directory, self._keep, self._writes = directory, keep, writes
-    self._state, self._guard = state, classifier.guard
+    self._state = state
     # Metrics restart at every interval, but a run may end within one.
     self.metric_variables = [
       variable for metric in classifier.metrics for variable in metric.variables
@@ -167,7 +167,7 @@ class Checkpoints:
         LOGGER.warning(
           "The checkpoint %s is damaged (%s); the one before it is used.",
           path,
-          error.message.splitlines()[0],
+          plain_message(error),
         )
         continue
       if fits():
@@ -219,7 +219,7 @@ class Checkpoints:
     except (AssertionError, ValueError) as error:
       raise UserError(
         f"the checkpoint {path!r} does not fit this network and optimizer"
-        f" ({str(error).splitlines()[0]}); use the configuration that made it,"
+        f" ({plain_message(error)}); use the configuration that made it,"
         " or another --workdir."
       ) from error
     self._state.check()

@@ -4,7 +4,8 @@ import json
 
 import tensorflow as tf
 
-from nfnets_tf.train.workdir import Workdir, replace_file, writing
+from nfnets_tf.data.files import replace_file, writing
+from nfnets_tf.train.workdir import Workdir
 
 
 class MetricsLog:

@@ -68,9 +68,7 @@ class EndOnNotice(keras.callbacks.Callback):
     self._total_steps = total_steps
 
   def on_train_batch_end(self, batch, logs=None):
-    step = self._step()
-    within = step % self._log_every and step < self._total_steps
-    if self._notice.received and within:
+    if self._notice.received and self._within_interval():
       raise Preempted
 
   def on_epoch_end(self, epoch, logs=None):
@@ -83,8 +81,9 @@ class EndOnNotice(keras.callbacks.Callback):
     if self._notice.received:
       raise Preempted
 
-  def _step(self) -> int:
-    return int(self.model.optimizer.iterations.numpy())
+  def _within_interval(self) -> bool:
+    step = int(self.model.optimizer.iterations.numpy())
+    return step % self._log_every > 0 and step < self._total_steps
 
 
 class GoOnInInterval(keras.callbacks.Callback):

@@ -13,9 +13,9 @@ from typing import NamedTuple
 import tensorflow as tf
 from tensorflow import keras
 
+from nfnets_tf.data.files import replace_file
 from nfnets_tf.ops.errors import require_whole
 from nfnets_tf.train.guard import Guard
-from nfnets_tf.train.workdir import replace_file
 
 
 class NotFinite(Exception):

@@ -10,6 +10,7 @@ import pandas as pd
 import tensorflow as tf
 from tensorflow import keras
 
+from nfnets_tf.data.files import replace_file
 from nfnets_tf.data.index import (
   SplitIndex,
   evaluation_steps,
@@ -17,7 +18,6 @@ from nfnets_tf.data.index import (
 )
 from nfnets_tf.data.pipeline import Split
 from nfnets_tf.train.pictures import draw_confusion, draw_images
-from nfnets_tf.train.workdir import replace_file
 
 
 class ClassificationReport:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 
-from nfnets_tf.ops.errors import UserError
+from nfnets_tf.data.files import replace_file
+from nfnets_tf.ops.errors import Diverged
 from nfnets_tf.train.checkpoints import Checkpoints
 from nfnets_tf.train.guard import Guard
 from nfnets_tf.train.inputs import Inputs
 from nfnets_tf.train.recovery import Recovery, Rollback, Rollbacks
 from nfnets_tf.train.run_state import RunState
-from nfnets_tf.train.workdir import Workdir, replace_file
+from nfnets_tf.train.workdir import Workdir
 from nfnets_tf.train.workers import Workers
 
 LOGGER = logging.getLogger("nfnets_tf")
@@ -67,7 +68,7 @@ class ReturnPath:
     """Goes back behind the steps that were left out; returns the step.
 
     Raises:
-      UserError: if it has been done too often.
+      Diverged: if it has been done too often.
     """
     at = self._checkpoints.step
     end = at + self._offset()
@@ -100,14 +101,14 @@ class ReturnPath:
   def _offset(self) -> int:
     return int(self._state.data_offset.numpy())
 
-  def _gave_up(self, at: int, first: int, end: int) -> UserError:
+  def _gave_up(self, at: int, first: int, end: int) -> Diverged:
     """Names the examples of the batches that were met last."""
     names = self._inputs.names(first, end)
     if self._workers.chief:
       lines = [f"{number}\t{name}\n" for number, name in names]
       replace_file(self._files.not_finite, "batch\tname\n" + "".join(lines))
     shown = ", ".join(name or "(no name)" for _, name in names[:_NAMES_SHOWN])
-    return UserError(
+    return Diverged(
       f"the loss or a gradient of {end - first} steps in a row up to step {at}"
       f" was not finite, after {len(self._rollbacks.all)} returns to earlier"
       f" checkpoints; look at the examples of those batches, {shown}, ... (all"

@@ -16,11 +16,12 @@ import tensorflow as tf
 from nfnets_tf.data import checking, tuning
 from nfnets_tf.data.dimensions import MAX_PIXELS
 from nfnets_tf.data.faults import Examiner, Fault
+from nfnets_tf.data.files import replace_file
 from nfnets_tf.data.index import SplitIndex, read_index
 from nfnets_tf.data.records import Fields
 from nfnets_tf.ops.errors import UserError, require_share
 from nfnets_tf.train.plan import table
-from nfnets_tf.train.workdir import Workdir, replace_file
+from nfnets_tf.train.workdir import Workdir
 
 LOGGER = logging.getLogger("nfnets_tf")
 

@@ -13,7 +13,7 @@ import os
 import tensorflow as tf
 from official.common import distribute_utils
 
-from nfnets_tf.ops.errors import NothingToDo, RunFault, UserError
+from nfnets_tf.ops.errors import NothingToDo, RunFault, UserError, plain_message
 from nfnets_tf.train.cluster import read_cluster
 
 LOGGER = logging.getLogger("nfnets_tf")
@@ -72,7 +72,7 @@ def multi_worker() -> tf.distribute.Strategy:
   except (RuntimeError, tf.errors.OpError) as error:
     raise RunFault(
       f"worker {cluster.index} cannot work with the others of TF_CONFIG"
-      f" ({str(error).splitlines()[0]}); see that all run and reach each other"
+      f" ({plain_message(error)}); see that all run and reach each other"
       f" at {', '.join(cluster.addresses)}, and start all of them again."
     ) from error
 
@@ -114,7 +114,7 @@ def tpu(*, address: str) -> tf.distribute.Strategy:
   except (ValueError, tf.errors.OpError) as error:
     raise UserError(
       f"STRATEGY = @strategy.tpu could not reach the TPU {address!r}"
-      f" ({str(error).splitlines()[0]}); bind strategy.tpu.address to another,"
+      f" ({plain_message(error)}); bind strategy.tpu.address to another,"
       f" or {_OTHERS}."
     ) from error
 

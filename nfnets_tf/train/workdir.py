@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
-import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 
 import tensorflow as tf
 
+from nfnets_tf.data.files import replace_file, writing
 from nfnets_tf.data.index import SplitIndex
-from nfnets_tf.ops.errors import RunFault, UserError
-
-# What TensorFlow says of where it happened, around what happened.
-_OF_THE_GRAPH = re.compile(r"\{\{.*?\}\}|\[Op:\w+\].*")
+from nfnets_tf.ops.errors import UserError
 
 
 class Workdir:
@@ -125,34 +121,6 @@ class Workdir:
   def write_result(self, result: dict) -> None:
     """Marks the run as finished."""
     replace_file(self.result, json.dumps(result, indent=1) + "\n")
-
-
-@contextlib.contextmanager
-def writing(path: str) -> Iterator[None]:
-  """Turns what can go wrong while a file is written into one sentence.
-
-  Raises:
-    RunFault: of an error of the file system.
-  """
-  try:
-    yield
-  except (OSError, tf.errors.OpError) as error:
-    told = getattr(error, "message", None) or getattr(error, "strerror", None)
-    told = _OF_THE_GRAPH.sub("", told or str(error)) or type(error).__name__
-    reason = told.splitlines()[0].strip()
-    raise RunFault(
-      f"{path!r} cannot be written ({reason}); make room or"
-      " restore it, and the same command goes on from the last checkpoint."
-    ) from error
-
-
-def replace_file(path: str, content: str) -> None:
-  """Writes a text file so that it is seen whole or not at all."""
-  partial = f"{path}.partial"
-  with writing(path):
-    with tf.io.gfile.GFile(partial, "w") as file:
-      file.write(content)
-    tf.io.gfile.rename(partial, path, overwrite=True)
 
 
 def weights_sha256(variables: Iterable[tf.Variable]) -> str:

@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import socket
 import subprocess
 import sys
 
@@ -66,3 +67,25 @@ def digits(tmp_path_factory):
   """Binding of a folder that the first run writes the digits to."""
   path = tmp_path_factory.mktemp("cache") / "digits"
   return f"--gin_param=DATA_DIR = {str(path)!r}"
+
+
+@pytest.fixture(scope="session")
+def tf_configs():
+  """Returns a function that makes TF_CONFIG of workers at free ports."""
+
+  def make(count=2):
+    sockets = [socket.socket() for _ in range(count)]
+    for one in sockets:
+      one.bind(("localhost", 0))
+    workers = [f"localhost:{one.getsockname()[1]}" for one in sockets]
+    for one in sockets:
+      one.close()
+    cluster = {"worker": workers}
+    return [
+      json.dumps(
+        {"cluster": cluster, "task": {"type": "worker", "index": index}}
+      )
+      for index in range(count)
+    ]
+
+  return make

@@ -1,9 +1,7 @@
 """Two processes of the real entry point are one process, and lose nothing."""
 
-import json
 import os
 import signal
-import socket
 import time
 
 import numpy as np
@@ -23,30 +21,17 @@ SMOKE = [
 AUTO = "--gin_param=STRATEGY = @strategy.auto"
 
 
-def cluster():
-  """TF_CONFIG of two processes at free ports."""
-  sockets = [socket.socket() for _ in range(2)]
-  for one in sockets:
-    one.bind(("localhost", 0))
-  workers = [f"localhost:{one.getsockname()[1]}" for one in sockets]
-  for one in sockets:
-    one.close()
-  return [
-    json.dumps(
-      {
-        "cluster": {"worker": workers},
-        "task": {"type": "worker", "index": index},
-      }
-    )
-    for index in range(2)
-  ]
+@pytest.fixture
+def start(tf_configs):
+  """Starts a command in every process; returns their numbers."""
 
+  def run(processes, arguments, screens):
+    return [
+      process.start(*arguments, screen=screen, TF_CONFIG=config)
+      for process, screen, config in zip(processes, screens, tf_configs())
+    ]
 
-def start(processes, arguments, screens):
-  return [
-    process.start(*arguments, screen=screen, TF_CONFIG=config)
-    for process, screen, config in zip(processes, screens, cluster())
-  ]
+  return run
 
 
 def wait_for(path, alive):
@@ -56,20 +41,8 @@ def wait_for(path, alive):
     time.sleep(0.02)
 
 
-def records(workdir):
-  with open(workdir / "metrics.jsonl") as file:
-    return [json.loads(line) for line in file]
-
-
-CLOCK = ("images_per_second", "waiting_for_data")
-
-
 def numbers(record):
-  return {
-    name: value
-    for name, value in record.items()
-    if isinstance(value, (int, float)) and name not in CLOCK
-  }
+  return {k: v for k, v in record.items() if isinstance(v, (int, float))}
 
 
 def weights(workdir):
@@ -87,7 +60,7 @@ def screens(tmp_path):
 
 
 def test_two_workers_are_one_process_whatever_happens_to_them(
-  launchers, digits, tmp_path, screens
+  launchers, start, digits, logged, tmp_path, screens
 ):
   """Killed each and both, and asked to end, they end in the same bits."""
   one, two, stopped = (tmp_path / name for name in ("one", "two", "stopped"))
@@ -98,7 +71,7 @@ def test_two_workers_are_one_process_whatever_happens_to_them(
   start(processes, [*SMOKE, digits, AUTO, f"--workdir={two}"], screens)
   assert [process.wait() for process in processes] == [0, 0]
   assert "Found TF_CONFIG of 2 workers" in screens[0].read_text()
-  pairs = list(zip(records(one), records(two)))
+  pairs = list(zip(logged(one), logged(two)))
   assert len(pairs) == 22
   for alone, together in pairs:
     assert numbers(together) == pytest.approx(numbers(alone), rel=2e-5)
@@ -137,8 +110,10 @@ def test_two_workers_are_one_process_whatever_happens_to_them(
   assert [process.wait() for process in processes] == [0, 0]
   # Asked to end within an interval, the sums of its means were put together
   # and shared out anew, which may round otherwise.
-  for a, b in zip(records(two), records(stopped)):
+  pairs = list(zip(logged(two), logged(stopped)))
+  for a, b in pairs:
     assert numbers(a) == pytest.approx(numbers(b), rel=1e-6)
+  assert sum(a != b for a, b in pairs) <= 1
   want, got = weights(two), weights(stopped)
   for name in want:
     np.testing.assert_array_equal(got[name], want[name], name)
@@ -146,10 +121,10 @@ def test_two_workers_are_one_process_whatever_happens_to_them(
 
 
 def test_workers_without_a_shared_folder_end_before_the_first_step(
-  launchers, digits, tmp_path, screens
+  launchers, tf_configs, digits, tmp_path, screens
 ):
   processes = [launchers(), launchers()]
-  for index, config in enumerate(cluster()):
+  for index, config in enumerate(tf_configs()):
     processes[index].start(
       *SMOKE,
       digits,

@@ -3,7 +3,6 @@
 import json
 import os
 import pathlib
-import socket
 import subprocess
 import sys
 
@@ -28,26 +27,8 @@ def result(process):
   return json.loads(output.splitlines()[-1])
 
 
-def free_addresses(count):
-  sockets = [socket.socket() for _ in range(count)]
-  for one in sockets:
-    one.bind(("localhost", 0))
-  addresses = [f"localhost:{one.getsockname()[1]}" for one in sockets]
-  for one in sockets:
-    one.close()
-  return addresses
-
-
-def test_sam_in_two_workers_equals_one_process():
-  cluster = {"worker": free_addresses(2)}
-  processes = [start()] + [
-    start(
-      TF_CONFIG=json.dumps(
-        {"cluster": cluster, "task": {"type": "worker", "index": index}}
-      )
-    )
-    for index in range(2)
-  ]
+def test_sam_in_two_workers_equals_one_process(tf_configs):
+  processes = [start(), *(start(TF_CONFIG=one) for one in tf_configs())]
   try:
     alone, *workers = map(result, processes)
   finally:

@@ -4,8 +4,14 @@ import os
 import pytest
 import tensorflow as tf
 
-from nfnets_tf.data.files import file_sha256, read_json, record_spans
-from nfnets_tf.ops.errors import UserError
+from nfnets_tf.data.files import (
+  file_sha256,
+  read_json,
+  record_spans,
+  replace_file,
+  writing,
+)
+from nfnets_tf.ops.errors import RunFault, UserError
 
 
 def test_the_hash_of_all_bytes(tmp_path):
@@ -31,3 +37,61 @@ def test_where_the_records_of_a_file_lie(tmp_path):
   content = (tmp_path / "a").read_bytes()
   spans = list(record_spans(path))
   assert [content[begin : begin + size] for begin, size in spans] == parts
+
+
+def test_a_replaced_file_is_whole_and_leaves_nothing_beside_it(tmp_path):
+  path = str(tmp_path / "file")
+  replace_file(path, "old")
+  replace_file(path, "new")
+  with open(path) as file:
+    assert file.read() == "new"
+  assert os.listdir(tmp_path) == ["file"]
+
+
+def test_a_file_on_a_full_disk_ends_in_a_sentence(tmp_path):
+  path = tmp_path / "file"
+  replace_file(str(path), "old")
+  (tmp_path / "file.partial").symlink_to("/dev/full")
+  with pytest.raises(RunFault, match="file' cannot be written .*No space left"):
+    replace_file(str(path), "new")
+  assert path.read_text() == "old"
+
+
+def test_a_file_in_a_folder_that_is_gone_ends_in_a_sentence(tmp_path):
+  path = str(tmp_path / "gone" / "file")
+  with pytest.raises(RunFault, match="cannot be written .*No such file"):
+    replace_file(path, "new")
+  with pytest.raises(RunFault, match=r"cannot be written \(No such file"):
+    with writing(path), open(path, "w"):
+      pass
+
+
+@pytest.mark.parametrize(
+  "error, reason",
+  [
+    (OSError(28, "No space left"), "No space left"),
+    (OSError("the disk is away"), "the disk is away"),
+    (tf.errors.UnavailableError(None, None, "503\nRetry."), "503"),
+  ],
+)
+def test_errors_of_any_file_system_are_one_sentence(error, reason):
+  with pytest.raises(RunFault) as fault:
+    with writing("gs://bucket/file"):
+      raise error
+  expected = f"'gs://bucket/file' cannot be written ({reason}); make room"
+  assert str(fault.value).startswith(expected)
+  assert "\n" not in str(fault.value) and fault.value.__cause__ is error
+
+
+@pytest.mark.parametrize(
+  "error", [TimeoutError(), tf.errors.UnknownError(None, None, "")]
+)
+def test_errors_that_say_nothing_are_a_sentence_as_well(error):
+  with pytest.raises(RunFault, match="'file' cannot be written"):
+    with writing("file"):
+      raise error
+
+
+def test_other_errors_pass_through():
+  with pytest.raises(KeyError), writing("file"):
+    raise KeyError

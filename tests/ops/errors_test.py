@@ -1,6 +1,12 @@
 import pytest
+import tensorflow as tf
 
-from nfnets_tf.ops.errors import UserError, require_share, require_whole
+from nfnets_tf.ops.errors import (
+  UserError,
+  plain_message,
+  require_share,
+  require_whole,
+)
 
 
 def test_keras_users_may_catch_it_as_a_value_error():
@@ -18,3 +24,33 @@ def test_numbers_that_cannot_be_used():
   for value in (2, 3.0, None):
     with pytest.raises(UserError, match=r"a.b = .* number of at least 3"):
       require_whole("a.b", value, 3)
+
+
+def test_messages_say_nothing_of_nodes():
+  with pytest.raises(tf.errors.InvalidArgumentError) as info:
+    tf.io.decode_png(b"text")
+  message = plain_message(info.value)
+  assert "{{" not in message and "Op:" not in message and len(message) > 10
+  assert plain_message(tf.errors.OpError(None, None, "", 3)) == "OpError"
+
+
+@pytest.mark.parametrize(
+  "error, message",
+  [
+    (OSError(28, "No space left on device"), "No space left on device"),
+    (TimeoutError(), "TimeoutError"),
+    (ValueError("one\ntwo"), "one"),
+    (
+      tf.errors.NotFoundError(
+        None,
+        None,
+        "Graph execution error:\n\nDetected at node IteratorGetNext defined at"
+        ' (most recent call last):\n  File "x.py", line 3, in f\n\n'
+        "/data/a.tfrecord; No such file or directory\n\t [[{{node x}}]]",
+      ),
+      "/data/a.tfrecord; No such file or directory",
+    ),
+  ],
+)
+def test_of_many_lines_the_one_that_says_what_happened(error, message):
+  assert plain_message(error) == message

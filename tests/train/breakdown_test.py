@@ -171,7 +171,7 @@ def test_alone_nobody_can_be_lost():
   "message, reason",
   [
     ("", "NotFoundError"),
-    ("{{function_node x}} what it was [Op:X]\nmore", "what it was [Op:X]"),
+    ("{{function_node x}} what it was [Op:X]\nmore", "what it was);"),
     ("\n\n  {{node y}}\n the first that says anything", "the first that says"),
     (OF_KERAS % "/data/a; No such file or directory", "/data/a; No such file"),
     (OF_KERAS % "NewRandomAccessFile failed to Create/Open: /a", "NewRandom"),

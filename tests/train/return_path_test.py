@@ -11,9 +11,6 @@ from nfnets_tf.data.pipeline import Split
 from nfnets_tf.ops.errors import Preempted, UserError
 from nfnets_tf.train import session as session_module
 from nfnets_tf.train.recovery import Recovery
-from nfnets_tf.train.session import Session
-from nfnets_tf.train.strategy import one_device
-from nfnets_tf.train.workdir import Workdir
 
 SMOKE = ["gin/quickstart.gin", "gin/overlays/smoke.gin"]
 BATCH = 8
@@ -57,30 +54,14 @@ def job(make_dataset):
   return built
 
 
-def make(job, directory):
-  return Session(
-    job,
-    Workdir(str(directory)),
-    one_device(),
-    job.train_split.index(),
-    job.heldout_split.index(),
-    parts=None,
-  )
+@pytest.fixture
+def run(open_session):
+  def whole(job, directory):
+    session = open_session(job, directory)
+    session.fit(None)
+    return session
 
-
-def run(job, directory):
-  session = make(job, directory)
-  session.fit(None)
-  return session
-
-
-def logged(directory):
-  with open(directory / "metrics.jsonl") as file:
-    found = [json.loads(line) for line in file]
-  for record in found:
-    for of_the_clock in ("images_per_second", "waiting_for_data"):
-      record.pop(of_the_clock, None)
-  return found
+  return whole
 
 
 def weights(session):
@@ -88,7 +69,9 @@ def weights(session):
   return [v.numpy() for v in (*model.network.weights, *model.averages)]
 
 
-def test_a_few_steps_are_left_out_and_nothing_else_happens(job, tmp_path):
+def test_a_few_steps_are_left_out_and_nothing_else_happens(
+  job, run, logged, tmp_path
+):
   job.train_split.spoiled = (5, 6)
   run(job, tmp_path)
   assert not (tmp_path / "rollbacks.json").exists()
@@ -96,7 +79,9 @@ def test_a_few_steps_are_left_out_and_nothing_else_happens(job, tmp_path):
   assert left_out == [0, 0.5, 0, 0]
 
 
-def test_more_in_a_row_go_back_and_on_behind_them(job, tmp_path, caplog):
+def test_more_in_a_row_go_back_and_on_behind_them(
+  job, run, logged, tmp_path, caplog
+):
   """And never again meet what was not finite, also when ended anywhere."""
   job.train_split.spoiled = (5, 6, 7)
   session = run(job, tmp_path / "whole")
@@ -125,11 +110,13 @@ def test_more_in_a_row_go_back_and_on_behind_them(job, tmp_path, caplog):
     np.testing.assert_array_equal(a, b)
 
 
-def test_ended_behind_a_return_it_takes_the_same_way(job, tmp_path):
+def test_ended_behind_a_return_it_takes_the_same_way(
+  job, run, open_session, logged, tmp_path
+):
   job.train_split.spoiled = (5, 6, 7)
   whole = run(job, tmp_path / "whole")
   for step in (7, 6, 9):  # before the return, behind it, behind a checkpoint
-    session = make(job, tmp_path / "parted")
+    session = open_session(job, tmp_path / "parted")
 
     class Asked:
       listening = session._notice.listening
@@ -148,7 +135,7 @@ def test_ended_behind_a_return_it_takes_the_same_way(job, tmp_path):
 
 
 def test_killed_right_behind_the_note_it_has_gone_back(
-  job, tmp_path, monkeypatch
+  job, run, tmp_path, monkeypatch
 ):
   job.train_split.spoiled = (7, 8, 9)
   whole = run(job, tmp_path / "whole")
@@ -168,7 +155,7 @@ def test_killed_right_behind_the_note_it_has_gone_back(
     np.testing.assert_array_equal(a, b)
 
 
-def test_too_often_it_stops_and_names_the_examples(job, tmp_path):
+def test_too_often_it_stops_and_names_the_examples(job, run, tmp_path):
   job.train_split.spoiled = (5, 6, 7, 10, 11, 12)
   with pytest.raises(UserError) as caught:
     run(job, tmp_path)

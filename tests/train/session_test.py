@@ -1,13 +1,11 @@
 """A session stopped anywhere and made again ends in the same bits."""
 
-import json
 import os
 
 import numpy as np
 import pytest
 import tensorflow as tf
 
-from nfnets_tf.config import Configuration
 from nfnets_tf.models.nfnet import NFNet
 from nfnets_tf.ops.errors import Preempted
 from nfnets_tf.train import session as session_module
@@ -15,15 +13,7 @@ from nfnets_tf.train.checkpoints import Checkpoints
 from nfnets_tf.train.preemption import EndOnNotice, Notice
 from nfnets_tf.train.pretrained import Start, save_deepmind
 from nfnets_tf.train.run_state import RunState
-from nfnets_tf.train.session import Session
-from nfnets_tf.train.strategy import one_device
 from nfnets_tf.train.workdir import Workdir
-
-SMOKE = [
-  "gin/quickstart.gin",
-  "gin/overlays/smoke.gin",
-  "gin/overlays/sam.gin",
-]
 
 
 class Killed(Exception):
@@ -31,49 +21,14 @@ class Killed(Exception):
 
 
 @pytest.fixture
-def job(make_dataset):
-  params = [
-    f"DATA_DIR = {make_dataset()!r}",
-    "run.Training.prepare = None",
-    "NUM_CLASSES = 4",
-    "NUM_EXAMPLES = 50",
-    "BATCH_SIZE = 8",
-    "EPOCHS = 2.08",
-    "run.Training.checkpoint_every = 8",
-    "nfnet.NFNet.stochdepth_rate = 0.3",
-    "nfnet.NFNet.drop_rate = 0.3",
-    "sam.SAM.every = 3",
-  ]
-  built = Configuration(SMOKE, params).build_job()
-  assert built.total_steps == 13
-  return built
+def run(open_session):
+  def whole(job, directory):
+    session = open_session(job, directory)
+    session.fit(None)
+    session.finish()
+    return Workdir(str(directory)).read_result()
 
-
-def make(job, directory, strategy=None):
-  return Session(
-    job,
-    Workdir(str(directory)),
-    strategy or one_device(),
-    job.train_split.index(),
-    job.heldout_split.index(),
-    parts=None,
-  )
-
-
-def run(job, directory, strategy=None):
-  session = make(job, directory, strategy)
-  session.fit(None)
-  session.finish()
-  return Workdir(str(directory)).read_result()
-
-
-def records(directory):
-  with open(directory / "metrics.jsonl") as file:
-    found = [json.loads(line) for line in file]
-  for record in found:
-    for of_the_clock in ("images_per_second", "waiting_for_data"):
-      record.pop(of_the_clock, None)
-  return found
+  return whole
 
 
 class Asked(Notice):
@@ -99,13 +54,14 @@ class Asked(Notice):
 
 
 def test_stopped_in_every_way_it_ends_in_the_same_bits(
-  job, tmp_path, monkeypatch
+  sharp_job, run, open_session, logged, tmp_path, monkeypatch
 ):
+  job = sharp_job
   whole, parted = tmp_path / "whole", tmp_path / "parted"
   expected = run(job, whole)
 
   def ask(step, *, evaluation=False):
-    session = make(job, parted)
+    session = open_session(job, parted)
     session._notice = Asked(session, step, evaluation)
     session._evaluation._callbacks = [EndOnNotice(session._notice, 4, 13)]
     with pytest.raises(Preempted):
@@ -145,18 +101,19 @@ def test_stopped_in_every_way_it_ends_in_the_same_bits(
   assert {k: v for k, v in got.items() if k not in different} == {
     k: v for k, v in expected.items() if k not in different
   }
-  assert records(parted) == records(whole)
+  assert logged(parted) == logged(whole)
 
 
 def test_given_weights_are_where_a_run_starts_and_not_where_it_goes_on(
-  job, tmp_path
+  sharp_job, open_session, tmp_path
 ):
+  job = sharp_job
   given = NFNet("femto", 9)
   save_deepmind(given, str(tmp_path / "given.npz"))
   job.start = Start(
     path=str(tmp_path / "given.npz"), keep_head=False, averaged=True
   )
-  classifier = make(job, tmp_path / "run")._classifier
+  classifier = open_session(job, tmp_path / "run")._classifier
   network = classifier.network
   for got, want in zip(network.variables[:-2], given.variables[:-2]):
     np.testing.assert_array_equal(got, want)
@@ -174,6 +131,6 @@ def test_given_weights_are_where_a_run_starts_and_not_where_it_goes_on(
   checkpoints.save()
   checkpoints.wait()
   os.remove(tmp_path / "given.npz")
-  again = make(job, tmp_path / "run")._classifier.network
+  again = open_session(job, tmp_path / "run")._classifier.network
   for got, want in zip(again.variables, network.variables):
     np.testing.assert_array_equal(got, want)

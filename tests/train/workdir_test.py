@@ -7,13 +7,8 @@ import pytest
 import tensorflow as tf
 
 from nfnets_tf.data.index import SplitIndex
-from nfnets_tf.ops.errors import RunFault, UserError
-from nfnets_tf.train.workdir import (
-  Workdir,
-  replace_file,
-  weights_sha256,
-  writing,
-)
+from nfnets_tf.ops.errors import UserError
+from nfnets_tf.train.workdir import Workdir, weights_sha256
 
 
 def test_a_result_marks_a_run_as_finished(tmp_path):
@@ -90,64 +85,6 @@ def test_a_run_remembers_the_parts_that_it_began_with(tmp_path):
   # Before they were written down there was one host.
   (tmp_path / "data.json").write_text("{}")
   assert files.read_parts() is None
-
-
-def test_a_replaced_file_is_whole_and_leaves_nothing_beside_it(tmp_path):
-  path = str(tmp_path / "file")
-  replace_file(path, "old")
-  replace_file(path, "new")
-  with open(path) as file:
-    assert file.read() == "new"
-  assert os.listdir(tmp_path) == ["file"]
-
-
-def test_a_file_on_a_full_disk_ends_in_a_sentence(tmp_path):
-  path = tmp_path / "file"
-  replace_file(str(path), "old")
-  (tmp_path / "file.partial").symlink_to("/dev/full")
-  with pytest.raises(RunFault, match="file' cannot be written .*No space left"):
-    replace_file(str(path), "new")
-  assert path.read_text() == "old"
-
-
-def test_a_file_in_a_folder_that_is_gone_ends_in_a_sentence(tmp_path):
-  path = str(tmp_path / "gone" / "file")
-  with pytest.raises(RunFault, match="cannot be written .*No such file"):
-    replace_file(path, "new")
-  with pytest.raises(RunFault, match=r"cannot be written \(No such file"):
-    with writing(path), open(path, "w"):
-      pass
-
-
-@pytest.mark.parametrize(
-  "error, reason",
-  [
-    (OSError(28, "No space left"), "No space left"),
-    (OSError("the disk is away"), "the disk is away"),
-    (tf.errors.UnavailableError(None, None, "503\nRetry."), "503"),
-  ],
-)
-def test_errors_of_any_file_system_are_one_sentence(error, reason):
-  with pytest.raises(RunFault) as fault:
-    with writing("gs://bucket/file"):
-      raise error
-  expected = f"'gs://bucket/file' cannot be written ({reason}); make room"
-  assert str(fault.value).startswith(expected)
-  assert "\n" not in str(fault.value) and fault.value.__cause__ is error
-
-
-@pytest.mark.parametrize(
-  "error", [TimeoutError(), tf.errors.UnknownError(None, None, "")]
-)
-def test_errors_that_say_nothing_are_a_sentence_as_well(error):
-  with pytest.raises(RunFault, match="'file' cannot be written"):
-    with writing("file"):
-      raise error
-
-
-def test_other_errors_pass_through():
-  with pytest.raises(KeyError), writing("file"):
-    raise KeyError
 
 
 def test_the_digest_is_of_the_bytes_in_variable_order():
