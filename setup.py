@@ -12,7 +12,9 @@ _VERSION = re.search(
 
 # Writes shards; only that job imports it.
 _PREPARE = ["apache-beam>=2.60"]
-_TEST = [*_PREPARE, "pytest>=8,<9", "pytest-xdist>=3.7,<4"]
+# An engine of sweeps; only it imports it.
+_RAY = ["ray>=2.9"]
+_TEST = [*_PREPARE, *_RAY, "pytest>=8,<9", "pytest-xdist>=3.7,<4"]
 _DEV = [*_TEST, "pre-commit>=3", "ruff==0.17.5"]
 
 setup(
@@ -23,6 +25,7 @@ setup(
   long_description_content_type="text/markdown",
   license="Apache-2.0",
   packages=find_packages(include=["nfnets_tf", "nfnets_tf.*"]),
+  package_data={"nfnets_tf.scaling": ["paper/*.csv", "paper/*.md"]},
   python_requires=">=3.9,<3.12",
   install_requires=[
     "absl-py",
@@ -34,6 +37,7 @@ setup(
     "numpy<2",
     "pandas>=2.0",
     "scikit-learn>=1.3",
+    "scipy>=1.9",
     "setuptools<81",
     "tensorflow==2.15.1",
     "tensorflow-addons==0.23.0",
@@ -42,5 +46,10 @@ setup(
     "tf-models-official==2.15.0",
     "tqdm>=4.60",
   ],
-  extras_require={"prepare": _PREPARE, "test": _TEST, "dev": _DEV},
+  extras_require={
+    "prepare": _PREPARE,
+    "ray": _RAY,
+    "test": _TEST,
+    "dev": _DEV,
+  },
 )

@@ -29,6 +29,12 @@ _WORKDIR = flags.DEFINE_string(
 _DRY_RUN = flags.DEFINE_bool(
   "dry_run", False, "Print what would run, allocate nothing, and end."
 )
+_POINTS = flags.DEFINE_string(
+  "points",
+  None,
+  "Of a sweep: left (the default), failed, list, plan, a number K, the K-th of"
+  " N shares K/N, or a point's name.",
+)
 _TRACEBACK = flags.DEFINE_bool(
   "traceback", False, "Print the traceback of an error as well."
 )
@@ -67,6 +73,8 @@ def _launch(quiet) -> int:
 
   configuration = Configuration(_GIN_FILE.value, _GIN_PARAM.value)
   workdir = _WORKDIR.value or os.path.join("runs", configuration.name)
+  if configuration.is_sweep or _POINTS.value is not None:
+    return _launch_sweep(quiet, configuration, workdir)
   if _DRY_RUN.value:
     print(configuration.build_job().plan())
     print("\nBindings that differ from the run's base:")
@@ -76,19 +84,44 @@ def _launch(quiet) -> int:
   configuration.check_workdir(os.path.join(workdir, "config.gin"))
   job = configuration.build_job()
 
-  def started():
-    if "://" not in workdir:
-      quiet.move_log(os.path.join(workdir, "libraries.log"))
-
   summary = job.run(
     workdir,
     configuration=configuration.text,
     terminal=quiet.terminal,
-    started=started,
+    started=lambda: _move_log(quiet, workdir),
   )
   quiet.discard_log()
   print(summary)
   return 0
+
+
+def _launch_sweep(quiet, configuration, workdir: str) -> int:
+  from nfnets_tf.config.sweeping import SweepRun
+
+  command = [
+    sys.executable,
+    os.path.abspath(__file__),
+    *(f"--gin_file={path}" for path in _GIN_FILE.value),
+    *(f"--gin_param={param}" for param in _GIN_PARAM.value),
+    f"--workdir={workdir}",
+  ]
+  sweep = SweepRun(configuration, workdir, command)
+  if _DRY_RUN.value:
+    summary = sweep.plan()
+  else:
+    summary = sweep.run(
+      _POINTS.value or "left",
+      terminal=quiet.terminal,
+      started=lambda folder: _move_log(quiet, folder),
+    )
+  quiet.discard_log()
+  print(summary)
+  return 0
+
+
+def _move_log(quiet, folder: str) -> None:
+  if "://" not in folder:
+    quiet.move_log(os.path.join(folder, "libraries.log"))
 
 
 def _report(error: Exception, quiet) -> int:

@@ -6,24 +6,26 @@ the job at `config.Launch.job`.
 
 from __future__ import annotations
 
-import ast
+import copy
 import importlib.util  # noqa: F401  gin 0.5.0 uses it without importing it
-import logging
 import pathlib
 import re
 import tokenize
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import tensorflow as tf
 
 import gin
-from nfnets_tf.config import complaints
+from nfnets_tf.config import changes, complaints
 from nfnets_tf.config import statements as st
+from nfnets_tf.config.axes import grid as grid
+from nfnets_tf.config.axes import read_grid
+from nfnets_tf.data.files import read_whole
 from nfnets_tf.ops.errors import UserError
 
 _ROOT = pathlib.Path(__file__).parents[2]
-LOGGER = logging.getLogger("nfnets_tf")
 
+_JOB, _SWEEP = "config.Launch.job", "config.Launch.sweep"
 _MAY_CHANGE = "config.Launch.may_change"
 _INCLUDE = re.compile(r"^include\s+['\"](.+?)['\"]", re.MULTILINE)
 _BINDING = re.compile(r"^(\s*)([\w./]+)\s*(?:=|:\s*(?:#.*)?$)")
@@ -38,10 +40,11 @@ class Launch:
     job: has `plan()` and `run(workdir, ...)`; see `train.run.Training`.
     may_change: names of macros and parameters, such as "EPOCHS", in which a
       work directory's run may go on with other values than it began with.
+    sweep: what does the job at many points; a `scaling.sweep.Sweep`, or None.
   """
 
-  def __init__(self, *, job, may_change: Sequence[str] = ()):
-    self.job = job
+  def __init__(self, *, job, may_change: Sequence[str] = (), sweep=None):
+    self.job, self.sweep = job, sweep
     self.may_change = tuple(may_change)
 
 
@@ -68,24 +71,53 @@ class Configuration:
         raise complaints.no_such_file(path, known)
     self._given = tuple(gin_files), tuple(gin_params)
     self.text = _parse(*self._given)
-    complaints.check(self.text, _sources(gin_files, gin_params))
+    sources = _sources(gin_files, gin_params)
     self.statements = st.split_statements(self.text)
-    if "config.Launch.job" not in self.statements:
+    # A sweep's own configuration is that of its first point.
+    for point in read_grid(self.statements)[:1]:
+      self._set(point)
+      sources = {**{name: "config.grid" for name in point}, **sources}
+    complaints.check(self.text, sources)
+    if _JOB not in self.statements:
       raise UserError(
-        f"{gin_files[0]} names no job; bind config.Launch.job, as"
-        " gin/base/run.gin does."
+        f"{gin_files[0]} names no job; bind {_JOB}, as gin/base/run.gin does."
       )
     self.name = pathlib.PurePath(gin_files[0]).stem
+
+  @property
+  def is_sweep(self) -> bool:
+    """Whether the job is to be done at many points."""
+    return self.statements.get(_SWEEP, "None") != "None"
+
+  def at(self, point: Mapping) -> Configuration:
+    """Returns the configuration of a point {macro: value} without the sweep.
+
+    Raises:
+      UserError: if a macro of the point is not one of the job's.
+    """
+    alone = copy.copy(self)
+    alone.text = _listing(st.without(self.text, _of_sweep(self.text)))
+    alone._set(point)
+    complaints.check(alone.text, {name: "config.grid" for name in point})
+    return alone
+
+  def part(self, left: str) -> dict[str, str]:
+    """Returns all statements that a left side's value is built of."""
+    return {x: self.statements[x] for x in st.reached(self.statements, left)}
+
+  def _set(self, point: Mapping) -> None:
+    lines = [f"{name} = {value!r}" for name, value in point.items()]
+    self.text = _listing("\n".join([self.text, *lines]))
+    self.statements = st.split_statements(self.text)
 
   def differences(self) -> list[str]:
     """Returns a line for each binding that differs from what the run includes.
 
     The base of a run is what its first gin file includes, by itself.
     """
-    files, params = self._given
+    files, _ = self._given
     includes = _INCLUDE.findall(_find(files[0]).read_text())
     base = st.split_statements(_parse(includes, ()))
-    _parse(files, params)  # gin holds one configuration at a time
     return [
       f"{left} = {after}" + ("" if before is None else f"  (base: {before})")
       for left, before, after in st.differences(base, self.statements)
@@ -97,8 +129,20 @@ class Configuration:
     Raises:
       UserError: if a binding's value is refused.
     """
+    return self._build().job
+
+  def build_sweep(self):
+    """Builds the sweep and returns it, None if there is none.
+
+    Raises:
+      UserError: if a binding's value is refused.
+    """
+    return self._build().sweep
+
+  def _build(self) -> Launch:
+    _listing(self.text)  # gin holds one configuration at a time
     try:
-      return gin.get_configurable(Launch)().job
+      return gin.get_configurable(Launch)()
     except (TypeError, ValueError, ArithmeticError) as error:
       raise complaints.of_build_error(error) from error
 
@@ -111,50 +155,20 @@ class Configuration:
     Raises:
       UserError: if it holds another configuration; it shows the differences.
     """
-    if not tf.io.gfile.exists(path):
-      return
-    with tf.io.gfile.GFile(path) as file:
-      before = st.split_statements(file.read())
-    changed = st.differences(before, self.statements)
-    allowed = {_MAY_CHANGE, *self._may_change({*before, *self.statements})}
-    if told := _told([c for c in changed if c[0] in allowed - {_MAY_CHANGE}]):
-      LOGGER.info("Going on with another configuration: %s.", told)
-    if refused := [c for c in changed if c[0] not in allowed]:
-      names = sorted({*allowed - {_MAY_CHANGE}, *(c[0] for c in refused)})
-      raise UserError(
-        f"the work directory was made with another configuration ({path}:"
-        f" {_told(refused)}); give another --workdir, or the old values, or"
-        f' allow it by --gin_param="{_MAY_CHANGE} = {names}".'
-      )
-
-  def _may_change(self, known: set[str]) -> list[str]:
-    given = self.statements.get(_MAY_CHANGE, "()")
-    try:
-      names = list(ast.literal_eval(given))
-      is_names = all(isinstance(name, str) for name in names)
-    except (ValueError, SyntaxError, TypeError):
-      is_names = False
-    if not is_names or given[:1] in "'\"":
-      raise UserError(
-        f"{_MAY_CHANGE} = {given} is no list of names; expected such as"
-        " ['EPOCHS', 'run.Training.evaluate_every']."
-      )
-    for name in names:
-      if name not in known:
-        raise UserError(
-          f"{_MAY_CHANGE} names {name!r}, which nothing binds"
-          f"{complaints.nearest(name, known)}"
-        )
-    return names
+    # A sweep may grow; each of its points keeps to its own configuration.
+    free = {name for point in read_grid(self.statements) for name in point}
+    if self.is_sweep:
+      before = read_whole(path).decode() if tf.io.gfile.exists(path) else ""
+      free |= _of_sweep(self.text) | _of_sweep(before)
+      free |= st.reached(self.statements, _SWEEP)
+    changes.check_kept(path, self.statements, may_change=_MAY_CHANGE, free=free)
 
 
-def _told(changed) -> str:
-  shown = "; ".join(
-    f"{left} was {old or 'not set'}, is {new or 'not set'}"
-    for left, old, new in changed[:5]
-  )
-  more = f"; and {len(changed) - 5} more" if len(changed) > 5 else ""
-  return shown + more
+def _of_sweep(text: str) -> set[str]:
+  """Returns the left sides that the job at a point has nothing of."""
+  all_of_it = st.split_statements(text)
+  found = st.of_package(text, "nfnets_tf.scaling")
+  return (found | st.reached(all_of_it, _SWEEP)) - st.reached(all_of_it, _JOB)
 
 
 def _known_files() -> list[str]:
@@ -181,9 +195,17 @@ def _parse(gin_files: Sequence[str], gin_params: Sequence[str]) -> str:
       f"--gin_param={param!r}",
       lambda param=param: gin.parse_config(f"{imports}\n{param}"),
     )
+  return _listing()
+
+
+def _listing(text: str | None = None) -> str:
+  """Returns gin's listing of its configuration, or of another one's text."""
+  if text is not None:
+    gin.clear_config()
+    gin.parse_config(text)
   # Statements stay on one line each; gin's rulers need not be as long.
-  text = gin.config_str(max_line_length=10_000)
-  return re.sub(r"(?m)^# =+$", "# " + 78 * "=", text)
+  listing = gin.config_str(max_line_length=100_000)
+  return re.sub(r"(?m)^# =+$", "# " + 78 * "=", listing)
 
 
 def _parse_one(given: str, parse) -> None:

@@ -151,11 +151,16 @@ def _check_macros(found, sources) -> None:
 def _check_parameter(left, modules, sources) -> None:
   _, selector, parameter = st.split_parameter(left)
   names = _parameters(selector, modules)
-  if parameter not in names:
+  if parameter not in names and not _is_grid(selector):
     raise UserError(
       f"{sources.get(left, left)}: {selector} has no parameter"
       f" {parameter!r}{nearest(parameter, names)}"
     )
+
+
+def _is_grid(selector: str) -> bool:
+  """Its axes are macros; what is none of them is seen when it is set."""
+  return selector == "config.grid"
 
 
 def _check_complete(scope, selector, modules, found) -> None:

@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 
 _START = re.compile(r"([A-Za-z_][\w./]*) = (.*)")
 _STRINGS = re.compile(r"'(?:\\.|[^'\\])*'|\"(?:\\.|[^\"\\])*\"")
@@ -68,6 +68,57 @@ def references(statements: Mapping[str, str]) -> set[tuple[str, str, bool]]:
     for right in statements.values()
     for scope, selector, called in _REFERENCE.findall(_STRINGS.sub("", right))
   }
+
+
+def reached(statements: Mapping[str, str], left: str) -> set[str]:
+  """Returns `left` and the left sides of all that its value is built of."""
+  found, waiting = set(), [left]
+  while waiting:
+    one = waiting.pop()
+    if one in found or one not in statements:
+      continue
+    found.add(one)
+    part = {one: statements[one]}
+    waiting += macros_read(part)
+    selectors = {selector for _, selector, _ in references(part)}
+    waiting += [x for x in statements if split_parameter(x)[1] in selectors]
+  return found
+
+
+def of_package(text: str, package: str) -> set[str]:
+  """Returns the left sides of a listing that bind something in a package."""
+  modules = imported_modules(text)
+  return {
+    left
+    for left in split_statements(text)
+    if modules.get(split_parameter(left)[1].split(".")[0], "").startswith(
+      f"{package}."
+    )
+  }
+
+
+def without(text: str, lefts: Set[str]) -> str:
+  """Returns a listing without some statements and the imports for them alone.
+
+  Args:
+    text: by `gin.config_str()`.
+    lefts: left sides that are dropped.
+  """
+  statements = split_statements(text)
+  kept = {x: y for x, y in statements.items() if x not in lefts}
+  used, dropped = _modules_used(kept), set(statements) - set(kept)
+  unused = {split_parameter(left)[1].split(".")[0] for left in dropped} - used
+  names = {line: _IMPORT.match(line).groups() for line in import_lines(text)}
+  lines = [
+    x for x, (_, name, plain) in names.items() if (name or plain) not in unused
+  ]
+  return "\n".join([*lines, *(f"{x} = {y}" for x, y in kept.items())])
+
+
+def _modules_used(statements: Mapping[str, str]) -> set[str]:
+  selectors = {split_parameter(left)[1] for left in statements}
+  selectors |= {selector for _, selector, _ in references(statements)}
+  return {selector.split(".")[0] for selector in selectors}
 
 
 def split_parameter(left: str) -> tuple[str, str, str]:

@@ -5,18 +5,21 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import uuid
 from collections.abc import Iterator
 
 import tensorflow as tf
 
 from nfnets_tf.ops.errors import RunFault, UserError, plain_message
 
+_BLOCK = 1 << 22
+
 
 def file_sha256(path: str) -> str:
   """Returns the SHA-256 of a file, in hexadecimal digits."""
   digest = hashlib.sha256()
   with tf.io.gfile.GFile(path, "rb") as file:
-    while block := file.read(1 << 22):
+    while block := file.read(_BLOCK):
       digest.update(block)
   return digest.hexdigest()
 
@@ -27,10 +30,8 @@ def read_json(path: str) -> dict:
   Raises:
     UserError: if the file holds none.
   """
-  with tf.io.gfile.GFile(path, "rb") as file:
-    content = file.read()
   try:
-    found = json.loads(content)
+    found = json.loads(read_whole(path))
   except ValueError as error:
     raise UserError(
       f"{path!r} is no JSON file ({error}); restore it, or write the data set"
@@ -72,9 +73,24 @@ def writing(path: str) -> Iterator[None]:
 
 
 def replace_file(path: str, content: str) -> None:
-  """Writes a text file so that it is seen whole or not at all."""
-  partial = f"{path}.partial"
+  """Writes a text file so that it is seen whole or not at all.
+
+  Several processes may write the same file; the last one's is what stays.
+  """
+  partial = f"{path}.{uuid.uuid4().hex[:8]}.partial"
   with writing(path):
-    with tf.io.gfile.GFile(partial, "w") as file:
-      file.write(content)
-    tf.io.gfile.rename(partial, path, overwrite=True)
+    try:
+      with tf.io.gfile.GFile(partial, "w") as file:
+        file.write(content)
+      tf.io.gfile.rename(partial, path, overwrite=True)
+    except BaseException:
+      with contextlib.suppress(tf.errors.OpError):
+        tf.io.gfile.remove(partial)
+      raise
+
+
+def read_whole(path: str) -> bytes:
+  """Reads a file to its end, also while another process replaces it."""
+  # GFile.read() without a size would ask the path, not what is open, for it.
+  with tf.io.gfile.GFile(path, "rb") as file:
+    return b"".join(iter(lambda: file.read(_BLOCK), b""))

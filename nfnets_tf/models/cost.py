@@ -61,7 +61,7 @@ def count_activations(network: keras.Model, image_size: int) -> int:
   return sum(kept.values())
 
 
-@functools.lru_cache(maxsize=1)  # tracing the largest takes ten seconds
+@functools.lru_cache(maxsize=16)  # tracing the largest takes ten seconds
 def _forward_operations(network, image_size) -> list[tf.Operation]:
   forward = tf.function(
     lambda images: network(images, training=False), autograph=False

@@ -70,7 +70,21 @@ _SMALL = {
   ),
 }
 
-VARIANTS = {**_PUBLISHED, **_WIDER, **_SMALL}
+# Ours: a ladder for scaling studies on images of 32 pixels, named by the width
+# of the first stage. A step doubles all widths: about four times the MACs.
+_LADDER = {
+  f"W{width}": Variant(
+    (1, 1, 2, 1),
+    0.0,
+    (width, 2 * width, 4 * width, 4 * width),
+    max(4, width // 4),
+    (width // 4, width // 4, width // 2),
+    (2, 1, 1, 1),
+  )
+  for width in (8, 16, 32, 64)
+}
+
+VARIANTS = {**_PUBLISHED, **_WIDER, **_SMALL, **_LADDER}
 
 
 def variant(name: str) -> Variant:
@@ -81,12 +95,18 @@ def variant(name: str) -> Variant:
   """
   if name in VARIANTS:
     return VARIANTS[name]
-  near = difflib.get_close_matches(str(name), VARIANTS, n=1, cutoff=0.4)
-  hint = f" (did you mean {near[0]!r}?)" if near else ""
+  # Of those that are as near the first: published ones.
+  near = max(VARIANTS, key=lambda known: _likeness(str(name), known))
+  alike = _likeness(str(name), near) >= 0.4
+  hint = f" (did you mean {near!r}?)" if alike else ""
   raise UserError(
     f"NFNet variant {name!r} does not exist; expected one of"
     f" {', '.join(VARIANTS)}{hint}."
   )
+
+
+def _likeness(name: str, known: str) -> float:
+  return difflib.SequenceMatcher(None, name, known).ratio()
 
 
 def bottleneck_shape(

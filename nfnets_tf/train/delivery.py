@@ -79,7 +79,7 @@ def _tell_faults(job) -> None:
       )
 
 
-def _export(job, files, classifier, heldout) -> str:
+def _export(job, files, classifier, heldout) -> str | None:
   names = list(heldout.class_names or map(str, range(job.num_classes)))
   averaged = bool(classifier.averages)
   if job.report is not None:
@@ -92,6 +92,8 @@ def _export(job, files, classifier, heldout) -> str:
         class_names=names,
         batch_size=job.batch_size,
       )
+  if job.export is None:
+    return None
   return job.export(
     classifier,
     files.saved_models,

@@ -9,7 +9,7 @@ from tensorflow import keras
 
 from nfnets_tf.models import cost
 from nfnets_tf.optim.sam import SAM
-from nfnets_tf.train.memory import describe_memory
+from nfnets_tf.train.memory import describe_memory, estimate_memory
 from nfnets_tf.train.strategy import describe
 
 _BARS = "▁▂▃▄▅▆▇█"
@@ -110,12 +110,12 @@ def describe_compute(
 ):
   """Returns lines about TPU-v4 core-hours: the paper's and the FLOPs'."""
   passes = 1.0 if sam is None else sam.passes
-  hours = compute.core_hours(macs, passes * images)
+  hours = compute.core_hours(macs, passes * images, variant)
   lines = [
     (
       "compute",
       f"{hours:,.0f} TPU-v4 core-hours by its FLOPs at"
-      f" {compute.utilisation:.0%} of the peak",
+      f" {compute.utilisation_of(variant):.0%} of the peak",
     )
   ]
   published = compute.published_core_hours(variant, epochs)
@@ -178,6 +178,39 @@ def describe_run(job) -> list[tuple[str, str]]:
       job.compute, job.variant, macs, images, round(epochs, 4), job.sam
     ),
   ]
+
+
+def figures(job, network: keras.Model | None = None) -> dict[str, float]:
+  """Returns what a run would cost, in numbers.
+
+  Args:
+    job: the `run.Training`.
+    network: its network, if there is one already.
+
+  Returns:
+    parameters; macs of an image's forward pass; images, steps and epochs;
+    flops of all; tpu_v4_core_hours at utilisation; and the bytes of memory that
+    a device needs for weights, and for each image that is computed at a time.
+  """
+  network = network or cost.abstractly(job.network)
+  images = job.total_steps * job.batch_size
+  macs = cost.count_macs(network, job.train_split.image_shape()[0])
+  passes = 1.0 if job.sam is None else job.sam.passes
+  memory = estimate_memory(job, network)
+  return {
+    "parameters": sum(cost.count_parameters(network)),
+    "macs": macs,
+    "images": images,
+    "steps": job.total_steps,
+    "epochs": images / job.num_examples,
+    "flops": job.compute.flops(macs, passes * images),
+    "tpu_v4_core_hours": job.compute.core_hours(
+      macs, passes * images, job.variant
+    ),
+    "utilisation": job.compute.utilisation_of(job.variant),
+    "memory_bytes": memory.fixed,
+    "memory_bytes_an_image": memory.an_image,
+  }
 
 
 def table(lines: list[tuple[str, str]]) -> str:

@@ -41,7 +41,8 @@ class Training:
     sam: a `SAM`, or None for plain gradients.
     optimizer: makes the optimizer from `learning_rate=`.
     strategy: makes the `tf.distribute.Strategy`.
-    export: writes a SavedModel; called as `serving.export.export_version`.
+    export: writes a SavedModel; called as `serving.export.export_version`, or
+      None for no SavedModel, as in a sweep.
     compute: predicts core-hours; a `scaling.compute.TpuV4`.
     prepare: called before reading, to write shards that are not there yet; or
       None.
@@ -79,7 +80,7 @@ class Training:
     sam: SAM | None,
     optimizer: Callable[..., keras.optimizers.Optimizer],
     strategy: Callable[[], tf.distribute.Strategy],
-    export: Callable[..., str],
+    export: Callable[..., str] | None,
     compute,
     prepare: Callable[[], bool] | None,
     start: Start,
@@ -168,6 +169,10 @@ class Training:
   def plan(self) -> str:
     """Returns what would run; allocates no weights and reads no data."""
     return plan.table(plan.describe_run(self))
+
+  def figures(self, network: keras.Model | None = None) -> dict[str, float]:
+    """Returns what it would cost, in numbers; see `plan.figures`."""
+    return plan.figures(self, network)
 
   def run(
     self,

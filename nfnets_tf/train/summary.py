@@ -24,7 +24,7 @@ def summarize(result: dict, files: Workdir) -> str:
   lines += [
     ("checkpoint", result["checkpoint"]),
     ("best", result["best_checkpoint"]),
-    ("SavedModel", result["saved_model"]),
+    ("SavedModel", result["saved_model"] or "none"),
     ("TensorBoard", files.tensorboard),
     ("metrics", files.metrics),
     ("configuration", files.config),
@@ -32,13 +32,14 @@ def summarize(result: dict, files: Workdir) -> str:
   ]
   if tf.io.gfile.exists(files.report):
     lines.append(("report", files.report))
-  lines += [
-    (
-      "serve it",
-      f"saved_model_cli run --dir {result['saved_model']} --tag_set serve"
-      f" --signature_def serving_default --inputs images={files.sample}",
-    ),
-  ]
+  if result["saved_model"]:
+    lines.append(
+      (
+        "serve it",
+        f"saved_model_cli run --dir {result['saved_model']} --tag_set serve"
+        f" --signature_def serving_default --inputs images={files.sample}",
+      )
+    )
   return table(lines)
 
 

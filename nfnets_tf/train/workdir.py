@@ -9,7 +9,7 @@ from collections.abc import Iterable
 
 import tensorflow as tf
 
-from nfnets_tf.data.files import replace_file, writing
+from nfnets_tf.data.files import read_whole, replace_file, writing
 from nfnets_tf.data.index import SplitIndex
 from nfnets_tf.ops.errors import UserError
 
@@ -115,8 +115,7 @@ class Workdir:
     """Returns the result of a finished run, None of any other."""
     if not tf.io.gfile.exists(self.result):
       return None
-    with tf.io.gfile.GFile(self.result) as file:
-      return json.load(file)
+    return json.loads(read_whole(self.result))
 
   def write_result(self, result: dict) -> None:
     """Marks the run as finished."""

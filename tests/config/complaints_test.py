@@ -73,3 +73,11 @@ def test_check_refuses(old, new, words):
   assert old in LISTING
   with pytest.raises(UserError, match=words):
     complaints.check(LISTING.replace(old, new), {})
+
+
+def test_axes_of_a_grid_may_have_any_name():
+  grid = "from nfnets_tf import config\nconfig.grid.ANYTHING = (1, 2)\n"
+  complaints.check(LISTING + grid, {})
+  other = grid.replace("grid.ANYTHING", "Launch.ANYTHING")
+  with pytest.raises(UserError, match="config.Launch has no .* 'ANYTHING'"):
+    complaints.check(LISTING + other, {})

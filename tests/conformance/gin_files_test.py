@@ -13,11 +13,13 @@ from nfnets_tf.models.variants import VARIANTS
 from tests.data.index_test import store_with_tfds
 
 ROOT = pathlib.Path(__file__).parents[2]
-TESTDATA = ROOT / "tests" / "testdata"
+POINTS = ROOT / "nfnets_tf" / "scaling" / "paper"
 # Jobs that do not train, and what they need to be told.
 JOBS = {
   "gin/check_shards.gin": ["DATA_DIR = 'x'"],
   "gin/data_server.gin": ["ADDRESS = 'a:1'"],
+  "gin/fit_laws.gin": ["TABLE = 'x'"],
+  "gin/paper_figures.gin": [],
   "gin/prepare_csv.gin": [
     "DATA_DIR = 'x'",
     "CSV = {csv!r}",
@@ -49,7 +51,7 @@ def job(variant, *files, **options):
 
 
 def rows(name):
-  with (TESTDATA / name).open() as file:
+  with (POINTS / name).open() as file:
     return list(csv.DictReader(file))
 
 

@@ -31,7 +31,14 @@ from nfnets_tf.models.nfnet import NFNet
 from nfnets_tf.optim.sam import SAM
 from nfnets_tf.optim.schedules import WarmupCosine
 from nfnets_tf.optim.sgd import SGD
+from nfnets_tf.scaling import engines
 from nfnets_tf.scaling.compute import TpuV4
+from nfnets_tf.scaling.frontier import Exponents
+from nfnets_tf.scaling.held_back import HeldBack
+from nfnets_tf.scaling.laws import Law
+from nfnets_tf.scaling.surface import Surface
+from nfnets_tf.scaling.sweep import Sweep
+from nfnets_tf.scaling.tuning import GridSearch
 from nfnets_tf.train.classifier import Classifier
 from nfnets_tf.train.pretrained import Start
 from nfnets_tf.train.recovery import Recovery
@@ -102,66 +109,40 @@ PLAIN = {
   "Recovery": lambda: Recovery(in_a_row=3, rollbacks=2),
   "Start": lambda: Start(path="x", keep_head=True, averaged=False),
   "ClassificationReport": lambda: ClassificationReport(most_wrong=3),
+  "Law": lambda: Law(4, 0.04, 0, False, 9, 0.01, 0.9, ((3, 0.05, 0),)),
+  "Exponents": lambda: Exponents(0.4, 0.6, 5, 0.01, 7),
+  "Surface": lambda: Surface(2, 0.5, 1, 0.3, 0.5, 1, 10, 9, 0.01),
+  "HeldBack": lambda: HeldBack(50, 5, (64,), (0.8,), None, None),
+  "GridSearch": lambda: GridSearch(
+    macro="A", start=0.1, factor=2, both_sides=True, most_trials=3
+  ),
+  "LocalProcesses": lambda: engines.LocalProcesses(at_once=2),
+  "Ray": lambda: engines.Ray(at_once=2, address=None, resources={"CPU": 1}),
+  "Sweep": lambda: Sweep(
+    grid=[{"A": 1}],
+    tuning=None,
+    engine=None,
+    loss="loss",
+    lease_seconds=1,
+    poll_seconds=1,
+    price=None,
+    report=None,
+  ),
 }
 # What a run holds open, or an enumeration, an exception, a composition root.
-NOT_OBJECTS_OF_USERS = {
-  "Catalog",
-  "Checker",
-  "Checkpoints",
-  "Cluster",
-  "EndOnNotFinite",
-  "Evaluation",
-  "Guard",
-  "Memory",
-  "NoteInterval",
-  "NotFinite",
-  "NothingToDo",
-  "ReturnPath",
-  "Rollback",
-  "Rollbacks",
-  "RunFault",
-  "RunState",
-  "Workers",
-  "Configuration",
-  "CsvCatalog",
-  "DataServer",
-  "DataWatch",
-  "Every",
-  "Faults",
-  "Findings",
-  "FolderCatalog",
-  "Inputs",
-  "Launch",
-  "LogTraining",
-  "MetricsLog",
-  "MixedLabels",
-  "Preparation",
-  "Progress",
-  "QuietScreen",
-  "RandAugment",
-  "RefusedError",
-  "Role",
-  "Scores",
-  "Server",
-  "Session",
-  "ShardCheck",
-  "EndOnNotice",
-  "GoOnInInterval",
-  "Notice",
-  "Preempted",
-  "ShardFolder",
-  "Table",
-  "ShardTask",
-  "Share",
-  "Split",
-  "StepGradient",
-  "Telemetry",
-  "TfdsCatalog",
-  "Training",
-  "UserError",
-  "Views",
-  "Waiting",
-}
+NOT_OBJECTS_OF_USERS = set(
+  """
+  Board Catalog Checker Checkpoints Claims Cluster Columns Configuration
+  CsvCatalog DataServer DataWatch Diverged Drawing EndOnNotFinite EndOnNotice
+  Evaluation Every Faults Findings FitLaws Fits FolderCatalog GoOnInInterval
+  Guard Inputs Launch Laws LogTraining Memory MetricsLog MixedLabels
+  NoteInterval NotFinite NothingToDo Notice Overview PaperFigures Picture
+  Point Preempted Preparation Progress QuietScreen RandAugment RefusedError
+  ReturnPath Role Rollback Rollbacks RunFault RunState Scores Server Session
+  ShardCheck ShardFolder ShardTask Share Split StepGradient SweepPage SweepRun
+  Table Telemetry TfdsCatalog Training UserError Views Waiting Workers
+  """.split()
+)
 
 
 @pytest.mark.parametrize("name", LAYERS)

@@ -1,5 +1,7 @@
+import concurrent.futures
 import hashlib
 import os
+import uuid
 
 import pytest
 import tensorflow as tf
@@ -7,6 +9,7 @@ import tensorflow as tf
 from nfnets_tf.data.files import (
   file_sha256,
   read_json,
+  read_whole,
   record_spans,
   replace_file,
   writing,
@@ -48,10 +51,26 @@ def test_a_replaced_file_is_whole_and_leaves_nothing_beside_it(tmp_path):
   assert os.listdir(tmp_path) == ["file"]
 
 
-def test_a_file_on_a_full_disk_ends_in_a_sentence(tmp_path):
+def test_several_writers_leave_a_whole_file(tmp_path):
+  path, contents = str(tmp_path / "file"), [c * 50_000 for c in "abc"]
+  replace_file(path, contents[0])
+  seen = set()
+
+  def write(content):
+    for _ in range(60):
+      replace_file(path, content)
+      seen.add(read_whole(path).decode())
+
+  with concurrent.futures.ThreadPoolExecutor(3) as pool:
+    list(pool.map(write, contents))
+  assert seen == set(contents) and os.listdir(tmp_path) == ["file"]
+
+
+def test_a_file_on_a_full_disk_ends_in_a_sentence(tmp_path, monkeypatch):
   path = tmp_path / "file"
   replace_file(str(path), "old")
-  (tmp_path / "file.partial").symlink_to("/dev/full")
+  monkeypatch.setattr(uuid, "uuid4", lambda: uuid.UUID(int=0))
+  (tmp_path / "file.00000000.partial").symlink_to("/dev/full")
   with pytest.raises(RunFault, match="file' cannot be written .*No space left"):
     replace_file(str(path), "new")
   assert path.read_text() == "old"
