@@ -14,7 +14,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 from nfnets_tf.data.files import writing
 
 _MARKERS = "osD^vPXph<>"
-_SUFFIXES = ((1e9, "G"), (1e6, "M"), (1e3, "k"))
+_SUFFIXES = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 _FEW = 10  # values that each get a tick of their own
 _MOST_TICKS = 10
 
@@ -110,7 +110,7 @@ def ticks(values: Sequence[float]) -> np.ndarray:
       step /= 2.0
     return np.arange(np.ceil(low / step), high / step + 1e-9) * step
   octaves = np.log2(high / low)
-  unit = 10.0 ** (3.0 * np.floor(np.log10(low * high) / 6.0))
+  unit = 10.0 ** (3.0 * np.floor(np.log10(high) / 3.0))
   base, stride = 2.0, 1
   if octaves > _MOST_TICKS:
     base, unit = 10.0, 1.0

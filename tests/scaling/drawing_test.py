@@ -120,7 +120,7 @@ def test_there_are_two_to_eleven_ticks_inside_the_values(seed):
     (16_000, "16k"),
     (5e8, "500M"),
     (1.5e9, "1.5G"),
-    (9e12, "9000G"),
+    (9e12, "9T"),
     (1e13, "$10^{13}$"),
     (1e23, "$10^{23}$"),
     (3.2e22, r"$3.2\times10^{22}$"),
