@@ -59,10 +59,15 @@ def scaled_activation(name: str) -> Callable[[tf.Tensor], tf.Tensor]:
   Raises:
     UserError: if there is no such nonlinearity.
   """
+  function, gamma = plain_activation(name), GAMMAS[name]
+  return lambda x: function(x) * tf.cast(gamma, x.dtype)
+
+
+def plain_activation(name: str) -> Callable[[tf.Tensor], tf.Tensor]:
+  """Returns f, without its gamma; see `scaled_activation`."""
   if name not in _FUNCTIONS:
     raise UserError(
       f"activation = {name!r} is unknown; expected one of"
       f" {', '.join(sorted(_FUNCTIONS))}."
     )
-  function, gamma = _FUNCTIONS[name], GAMMAS[name]
-  return lambda x: function(x) * tf.cast(gamma, x.dtype)
+  return _FUNCTIONS[name]

@@ -2,7 +2,11 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from nfnets_tf.ops.activations import GAMMAS, scaled_activation
+from nfnets_tf.ops.activations import (
+  GAMMAS,
+  plain_activation,
+  scaled_activation,
+)
 from nfnets_tf.ops.errors import UserError
 
 
@@ -19,6 +23,13 @@ def test_gelu_is_the_tanh_approximation():
   y = scaled_activation("gelu")(tf.constant(x)).numpy()
   # The exact form differs by 4e-4 here.
   np.testing.assert_allclose(y, 1.7015043497085571 * tanh, rtol=1e-7)
+
+
+@pytest.mark.parametrize("name", sorted(GAMMAS))
+def test_the_plain_one_lacks_its_gamma_alone(name):
+  x = tf.constant([-1.5, 0.0, 0.7])
+  scaled = GAMMAS[name] * plain_activation(name)(x)
+  np.testing.assert_allclose(scaled_activation(name)(x), scaled, rtol=1e-6)
 
 
 def test_dtype_is_kept():

@@ -1,0 +1,177 @@
+"""A folded NFNet as operations, written for those who will run them.
+
+Which operations say the same thing matters. On a CPU TensorFlow runs the eight
+elementwise operations of a GELU one after another, which takes longer than all
+convolutions do in bfloat16. What it does fuse, through oneDNN, is a GELU behind
+a matrix product with a bias. So for a CPU a 1x1 convolution with a GELU behind
+it is written as a product, and any other GELU gets a product of its own, with
+the identity of 16 channels, which costs next to nothing (docs/performance.md).
+For accelerators, TFLite and ONNX a convolution is a convolution.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import tensorflow as tf
+from tensorflow import keras
+
+from nfnets_tf.models.layers import spatial_mean
+from nfnets_tf.models.nfnet import NFNet
+from nfnets_tf.ops.activations import plain_activation
+from nfnets_tf.ops.convolution import conv2d
+from nfnets_tf.serving.folding import Affine, FoldedBlock, FoldedNFNet
+
+DTYPES = ("float32", "bfloat16")
+TARGETS = ("cpu", "accelerator")
+
+_IDENTITY = 16
+# Optimizers of graphs drop a bias that is 0, and the fusion with it.
+_NEXT_TO_ZERO = 1e-30
+
+
+class FoldedInference(tf.Module):
+  """Maps images to features and logits by a folded network.
+
+  Args:
+    folded: the network.
+    dtype: that it computes in, one of `DTYPES`; the means, the classifier and
+      what is returned are float32.
+    target: whose way of writing is taken, one of `TARGETS`.
+
+  Attributes:
+    parameters: kernels and biases, variables in the computation's dtype.
+  """
+
+  def __init__(
+    self, folded: FoldedNFNet, *, dtype: str = "float32", target: str = "cpu"
+  ):
+    super().__init__(name="network")
+    self.parameters: list[tf.Variable] = []
+    self._dtype = tf.as_dtype(dtype)
+    self._activate = plain_activation(folded.activation)
+    self._by_products = target == "cpu" and folded.activation == "gelu"
+    self._stem = [self._convolution(affine) for affine in folded.stem]
+    self._blocks = [self._block(block) for block in folded.blocks]
+    self._final_conv = self._activated_convolution(folded.final_conv)
+    self._feature_scale = folded.feature_scale
+    self._classify = self._product(folded.classifier, tf.float32)
+
+  def __call__(self, images: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """Returns (features, logits) of normalised images, float32.
+
+    Args:
+      images: float32 [batch, height, width, 3].
+    """
+    outputs = tf.cast(images, self._dtype)
+    for index, convolve in enumerate(self._stem):
+      if index:
+        outputs = self._activated(outputs)
+      outputs = convolve(outputs)
+    for block in self._blocks:
+      outputs = block(outputs)
+    outputs = spatial_mean(self._final_conv(outputs))
+    features = self._feature_scale * outputs
+    return features, self._classify(features)
+
+  def _variable(self, array: np.ndarray, dtype: tf.DType) -> tf.Variable:
+    variable = tf.Variable(tf.cast(array, dtype), trainable=False)
+    self.parameters.append(variable)
+    return variable
+
+  def _product(self, affine: Affine, dtype: tf.DType) -> Callable:
+    kernel = self._variable(affine.kernel, dtype)
+    bias = self._variable(affine.bias, dtype)
+    return lambda inputs: tf.nn.bias_add(tf.matmul(inputs, kernel), bias)
+
+  def _convolution(self, affine: Affine) -> Callable:
+    kernel = self._variable(affine.kernel, self._dtype)
+    bias = self._variable(affine.bias, self._dtype)
+
+    def convolve(inputs):
+      groups = inputs.shape[-1] // kernel.shape[2]
+      outputs = conv2d(inputs, kernel, strides=affine.strides, groups=groups)
+      return tf.nn.bias_add(outputs, bias)
+
+    return convolve
+
+  def _activated_convolution(self, affine: Affine) -> Callable:
+    """Returns a convolution with f behind it."""
+    height, width, fan_in, channels = affine.kernel.shape
+    if not self._by_products or (height, width) != (1, 1):
+      convolve = self._convolution(affine)
+      return lambda inputs: self._activated(convolve(inputs))
+    pixels = Affine(affine.kernel[0, 0], affine.bias)
+    multiply = self._product(pixels, self._dtype)
+
+    def convolve_pixels(inputs):
+      outputs = multiply(tf.reshape(inputs, [-1, fan_in]))
+      shape = tf.concat([tf.shape(inputs)[:3], [channels]], axis=0)
+      return tf.reshape(self._activate(outputs), shape)
+
+    return convolve_pixels
+
+  def _activated(self, inputs):
+    """Returns f of images."""
+    if not self._by_products or inputs.shape[-1] % _IDENTITY:
+      return self._activate(inputs)
+    identity = tf.constant(np.eye(_IDENTITY), self._dtype)
+    bias = tf.constant([_NEXT_TO_ZERO] * _IDENTITY, self._dtype)
+    product = tf.matmul(tf.reshape(inputs, [-1, _IDENTITY]), identity)
+    outputs = self._activate(tf.nn.bias_add(product, bias))
+    return tf.reshape(outputs, tf.shape(inputs))
+
+  def _block(self, block: FoldedBlock) -> Callable:
+    shortcut = self._shortcut(block.shortcut) if block.shortcut else None
+    branch = self._branch(block) if block.last else None
+
+    def call(inputs):
+      if shortcut is None and branch is None:
+        return inputs
+      out = self._activated(inputs)
+      outputs = inputs if shortcut is None else shortcut(out)
+      return outputs if branch is None else branch(out) + outputs
+
+    return call
+
+  def _branch(self, block: FoldedBlock) -> Callable:
+    convolutions = [self._activated_convolution(x) for x in block.branch]
+    last = self._convolution(block.last)
+    reduce, expand = (self._product(x, self._dtype) for x in block.gate)
+    channels = block.last.bias.size
+
+    def call(out):
+      for convolve in convolutions:
+        out = convolve(out)
+      mean = tf.cast(spatial_mean(out), self._dtype)
+      gate = tf.sigmoid(expand(tf.nn.relu(reduce(mean))))
+      return last(out) * tf.reshape(gate, [-1, 1, 1, channels])
+
+    return call
+
+  def _shortcut(self, affine: Affine) -> Callable:
+    """Returns average pooling by an affine's strides, and its projection."""
+    project = self._convolution(Affine(affine.kernel, affine.bias))
+
+    def call(out):
+      if affine.strides > 1:
+        # SAME average pooling divides by the pixels it really covers.
+        out = tf.nn.avg_pool2d(out, 2, affine.strides, "SAME")
+      return project(out)
+
+    return call
+
+
+def as_in_training(model: keras.Model) -> Callable[[tf.Tensor], tuple]:
+  """Returns a classifier's (features, logits) of images in [0, 255].
+
+  Features are None unless its network is an `NFNet`.
+  """
+  network = model.network
+  if not isinstance(network, NFNet):
+    return lambda images: (None, model(images, training=False))
+  both = keras.Model(
+    network.inputs, [network.get_layer("pool").output, *network.outputs]
+  )
+  return lambda images: tuple(both(model.normalise(images), training=False))

@@ -1,0 +1,70 @@
+"""A classifier as if trained, its names and its images."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from tensorflow import keras
+
+from nfnets_tf.data import preprocess
+from nfnets_tf.models.nfnet import NFNet
+from nfnets_tf.optim.sgd import SGD
+from nfnets_tf.train.classifier import Classifier
+
+
+def shaken(variables, seed):
+  """Moves variables, so that no gain is 1 and no bias 0."""
+  r = np.random.default_rng(seed)
+  for variable in variables:
+    noise = r.standard_normal(variable.shape, dtype=np.float32)
+    variable.assign_add(0.3 * noise)
+
+
+@pytest.fixture(scope="session")
+def trained():
+  """Makes a classifier whose weights and averages are far from initial."""
+
+  def make(variant="femto", classes=3, **options):
+    keras.utils.set_random_seed(0)
+    model = Classifier(NFNet(variant, classes, skip_gain=0.6, **options))
+    model.compile(SGD(0.1))
+    model.optimizer.iterations.assign(1)  # before, averages are the weights
+    shaken(model.network.weights, 1)
+    shaken(model.averages, 2)
+    return model
+
+  return make
+
+
+@pytest.fixture(scope="session")
+def model(trained):
+  return trained()
+
+
+@pytest.fixture(scope="session")
+def operations():
+  return [preprocess.SquashCentreCrop(image_size=32, margin=4)]
+
+
+@pytest.fixture(scope="session")
+def names():
+  return ["ant", "bee", "cat"]
+
+
+@pytest.fixture(scope="session")
+def images():
+  """Noise of several colours, which are of several classes."""
+  r = np.random.default_rng(0)
+  noise = r.integers(0, 255, [5, 50, 40, 3])
+  return (noise * r.uniform(0, 1, [5, 1, 1, 3])).astype(np.uint8)
+
+
+@pytest.fixture(scope="session")
+def expected(operations):
+  """Returns the logits that the evaluation would see, image by image."""
+
+  def ask(model, images):
+    seed = tf.zeros([2], tf.int64)
+    ready = [operations[0](tf.constant(image), seed) for image in images]
+    return model(tf.stack(ready)).numpy()
+
+  return ask

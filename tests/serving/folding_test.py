@@ -1,0 +1,154 @@
+import numpy as np
+import pytest
+import tensorflow as tf
+from tensorflow import keras
+
+from nfnets_tf.models.block import ALPHA, NFBlock
+from nfnets_tf.models.deepmind import assign_parameters, parameter_table
+from nfnets_tf.models.nfnet import NFNet
+from nfnets_tf.ops.activations import GAMMAS
+from nfnets_tf.ops.errors import UserError
+from nfnets_tf.ops.weight_standardization import standardize
+from nfnets_tf.serving.folding import Affine, FoldedBlock, FoldedNFNet, fold
+from nfnets_tf.serving.inference import FoldedInference
+
+
+def relative(got, expected):
+  return np.abs(got - expected).max() / np.abs(expected).max()
+
+
+def images_of(size, count=2):
+  r = np.random.default_rng(0)
+  return r.standard_normal([count, size, size, 3], dtype=np.float32)
+
+
+def test_kernels_take_up_all_that_stood_around_them(model):
+  """Each by its own formula, one by one."""
+  network = model.network
+  block = [x for x in network.layers if isinstance(x, NFBlock)][1]
+  whole = fold(network)
+  folded = whole.blocks[1]
+  assert isinstance(whole, FoldedNFNet) and isinstance(folded, FoldedBlock)
+  gamma = GAMMAS["gelu"]
+
+  def plain(layer):
+    return standardize(layer.kernel, layer.gain).numpy()
+
+  def close(got, expected):
+    np.testing.assert_allclose(got, expected, rtol=2e-5, atol=1e-6)
+
+  entry = gamma * block.beta
+  scale = 2 * ALPHA * block.skip_gain.numpy()
+  close(folded.shortcut.kernel, entry * plain(block.conv_shortcut))
+  close(folded.branch[0].kernel, entry * plain(block.conv0))
+  close(folded.branch[1].kernel, gamma * plain(block.conv1))
+  close(folded.branch[2].kernel, gamma * plain(block.conv1b))
+  close(folded.last.kernel, scale * gamma * plain(block.conv2))
+  close(folded.last.bias, scale * block.conv2.bias.numpy())
+  reduce = block.squeeze_excite.reduce
+  h = images_of(4)[..., :1] * np.ones(block.bottleneck, np.float32)
+  mean = (
+    (gamma * h @ plain(block.conv2)[0, 0] + block.conv2.bias)
+    .numpy()
+    .mean((1, 2))
+  )
+  close(
+    h.mean((1, 2)) @ folded.gate[0].kernel + folded.gate[0].bias,
+    mean @ reduce.kernel.numpy() + reduce.bias.numpy(),
+  )
+  assert block.strides == 2  # of the branch's 3x3, and of the shortcut's pool
+  assert [x.strides for x in folded.branch] == [1, 2, 1]
+  assert folded.shortcut.strides == 2 and folded.last.strides == 1
+
+
+@pytest.mark.parametrize("variant, size", [("femto", 32), ("nano", 45)])
+def test_logits_and_features_are_those_of_training(trained, variant, size):
+  network = trained(variant, classes=7).network
+  images = images_of(size)
+  features, logits = FoldedInference(fold(network))(images)
+  pooled = keras.Model(network.input, network.get_layer("pool").output)
+  assert relative(logits, network(images)) < 1e-5
+  assert relative(features, pooled(images)) < 1e-5
+
+
+def test_f0_has_the_logits_of_deepminds_code(golden_parameters, testdata):
+  """To the 1e-5 that the folding is allowed to cost."""
+  network = NFNet("F0", 1000)
+  shapes = {x: tuple(v.shape) for x, v in parameter_table(network).items()}
+  assign_parameters(network, golden_parameters(shapes))
+  golden = np.load(testdata / "f0_forward_64px.npz")
+  x = np.random.default_rng(7).standard_normal([2, 64, 64, 3], np.float32)
+  folded = fold(network)
+  features, logits = FoldedInference(folded)(x)
+  assert relative(logits, golden["logits"]) < 1e-5
+  assert relative(features, golden["pool"]) < 1e-5
+  # Of each block's gate one matrix has half its size; gains are gone.
+  assert folded.num_bytes < 0.93 * 4 * network.count_params()
+
+
+@pytest.mark.parametrize("activation", ["relu", "silu", "tanh"])
+def test_other_nonlinearities_fold_as_well(trained, activation):
+  network = trained(activation=activation).network
+  images = images_of(32)
+  _, logits = FoldedInference(fold(network))(images)
+  assert relative(logits, network(images)) < 1e-5
+
+
+def test_both_rules_of_the_wider_stage_fold(trained, monkeypatch):
+  """Half of 24 is no multiple of 8: one group of 12, or one of 8."""
+  from nfnets_tf.models import variants
+
+  size = variants.Variant((1, 1, 1, 1), 0.0, (24, 48, 48, 48), 8, (8, 8, 8))
+  monkeypatch.setitem(variants.VARIANTS, "odd", size)
+  images = images_of(32)
+  for rule, width in (("released", 8), ("published", 12)):
+    network = trained("odd", bottleneck_rule=rule).network
+    folded = fold(network)
+    assert folded.blocks[0].branch[0].bias.size == width
+    _, logits = FoldedInference(folded)(images)
+    assert relative(logits, network(images)) < 1e-5
+
+
+def test_a_branch_of_skip_gain_0_is_left_out(trained):
+  """As in a network at its start, and in short runs at their end."""
+  network = trained().network
+  whole = fold(network).num_bytes
+  for layer in network.layers:
+    if isinstance(layer, NFBlock):
+      layer.skip_gain.assign(0.0)
+  folded = fold(network)
+  assert all(not x.branch and x.last is None for x in folded.blocks)
+  assert folded.num_bytes < whole / 2
+  images = images_of(32)
+  _, logits = FoldedInference(folded)(images)
+  assert relative(logits, network(images)) < 1e-5
+
+
+def test_weights_of_training_are_read_and_not_changed(model):
+  before = [v.numpy() for v in model.network.weights]
+  fold(model.network)
+  for old, new in zip(before, model.network.weights):
+    np.testing.assert_array_equal(old, new)
+
+
+def test_all_bytes_are_counted():
+  affine = Affine(np.zeros([1, 1, 2, 3], np.float32), np.zeros(3, np.float32))
+  assert affine.num_bytes == 4 * (6 + 3)
+
+
+def test_what_is_no_nfnet_is_refused():
+  network = keras.Sequential([keras.Input([8]), keras.layers.Dense(2)])
+  with pytest.raises(UserError, match="of Sequential cannot be folded.*fold="):
+    fold(network)
+  with pytest.raises(UserError, match="no classifier.*include_top=True"):
+    fold(NFNet("femto", include_top=False))
+
+
+def test_the_policy_of_training_does_not_matter(trained):
+  images = images_of(32)
+  exact = trained().network(images)
+  keras.mixed_precision.set_global_policy("mixed_bfloat16")
+  network = trained().network
+  _, logits = FoldedInference(fold(network))(images)
+  assert logits.dtype == tf.float32
+  assert relative(logits, exact) < 1e-5 < relative(network(images), exact)
