@@ -14,7 +14,9 @@ _VERSION = re.search(
 _PREPARE = ["apache-beam>=2.60"]
 # An engine of sweeps; only it imports it.
 _RAY = ["ray>=2.9"]
-_TEST = [*_PREPARE, *_RAY, "pytest>=8,<9", "pytest-xdist>=3.7,<4"]
+# Writes ONNX files; later onnx needs a protobuf that TensorFlow 2.15 does not.
+_ONNX = ["onnx>=1.14,<1.18", "onnxruntime>=1.16", "tf2onnx>=1.17,<1.18"]
+_TEST = [*_PREPARE, *_RAY, *_ONNX, "pytest>=8,<9", "pytest-xdist>=3.7,<4"]
 _DEV = [*_TEST, "pre-commit>=3", "ruff==0.17.5"]
 
 setup(
@@ -49,6 +51,7 @@ setup(
   extras_require={
     "prepare": _PREPARE,
     "ray": _RAY,
+    "onnx": _ONNX,
     "test": _TEST,
     "dev": _DEV,
   },

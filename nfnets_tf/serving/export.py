@@ -1,16 +1,186 @@
-"""A trained classifier as a SavedModel that takes images as they come."""
+"""A trained classifier as a SavedModel that needs this project no more."""
+
+from __future__ import annotations
 
 import contextlib
+import logging
 import os
-import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
+import numpy as np
 import tensorflow as tf
 from tensorflow import keras
 
 from nfnets_tf.data import preprocess
 from nfnets_tf.models import naming
 from nfnets_tf.ops.errors import UserError
+from nfnets_tf.serving import formats as kinds
+from nfnets_tf.serving import model_card
+from nfnets_tf.serving.folding import fold as fold_network
+from nfnets_tf.serving.inference import (
+  DTYPES,
+  TARGETS,
+  FoldedInference,
+  as_in_training,
+)
+from nfnets_tf.serving.signatures import Network, Service
+from nfnets_tf.serving.trial import Trial
+from nfnets_tf.serving.versions import appearing_whole, next_version
+
+LOGGER = logging.getLogger("nfnets_tf")
+
+Sample = tuple[np.ndarray, "np.ndarray | None"]
+
+
+class Exporter:
+  """Writes SavedModels: plain convolutions, four signatures, a model card.
+
+  Args:
+    fold: whether standardization, gains and scales are folded into the kernels;
+      an unfolded SavedModel has the weights of training, and `load_weights`
+      reads them.
+    dtype: that a folded network computes in, "float32" or "bfloat16", for CPUs
+      with AVX512 and for accelerators. What is returned is float32.
+    target: "cpu" or "accelerator": for whom a folded network is written. Either
+      runs on both.
+    averaged: whether the averages of the weights, where there are any, or the
+      raw weights are exported.
+    formats: files beside the SavedModel, of `formats.FILES`.
+    licence: of the weights, for the card; None is not stated.
+
+  Raises:
+    UserError: if an argument is none of these.
+  """
+
+  def __init__(
+    self,
+    *,
+    fold: bool = True,
+    dtype: str = "float32",
+    target: str = "cpu",
+    averaged: bool = True,
+    formats: Sequence[str] = (),
+    licence: str | None = None,
+  ):
+    _check_one_of("dtype", dtype, DTYPES)
+    _check_one_of("target", target, TARGETS)
+    if not fold and dtype != "float32":
+      raise UserError(
+        f"dtype = {dtype!r} needs a folded network; give fold=True, or"
+        " dtype='float32'."
+      )
+    self.fold, self.dtype, self.target = fold, dtype, target
+    for name in formats:
+      kinds.check_format(name)
+    self.averaged, self.formats = averaged, tuple(formats)
+    self.licence = licence
+
+  def __call__(
+    self,
+    model: keras.Model,
+    directory: str,
+    *,
+    class_names: Sequence[str],
+    operations: Sequence[preprocess.Operation],
+    sample: Sample | None = None,
+    about: Mapping[str, object] | None = None,
+  ) -> str:
+    """Exports to the first of directory/1, directory/2, ... that is free.
+
+    Args:
+      model: a `Classifier`; its state is left as it is.
+      directory: holds the versions, as TensorFlow Serving expects them.
+      class_names: name of each class, in the order of the logits.
+      operations: `preprocess` operations of the evaluation.
+      sample: uint8 images [images, height, width, 3] and their labels or None,
+        on which the export is compared with the network in training.
+      about: for the card: `data` and `metrics`, {name: value}, and
+        `configuration`, a gin file's text.
+
+    Returns:
+      The version's folder.
+    """
+    return self.write(
+      model,
+      next_version(directory),
+      class_names=class_names,
+      operations=operations,
+      sample=sample,
+      about=about or {},
+    )
+
+  def write(
+    self, model, directory, *, class_names, operations, sample, about
+  ) -> str:
+    """Does what a call does, to a folder of a given name.
+
+    Raises:
+      UserError: if the folder exists, the names do not fit the network, or a
+        format needs a sample and there is none.
+    """
+    _check_names(model.network, class_names)
+    if self.formats and sample is None:
+      raise UserError(
+        f"the formats {', '.join(self.formats)} need images to be tried on, and"
+        " none were given; give a sample."
+      )
+    averaged = self.averaged and bool(model.averages)
+    with appearing_whole(directory) as partial:
+      with model.averaged() if averaged else contextlib.nullcontext():
+        lines, signatures = self._fill(
+          partial, model, class_names, operations, sample
+        )
+      card = model_card.render(
+        f"{model.network.name}, {len(class_names):,} classes",
+        exported={
+          **model_card.describe_network(model.network, operations),
+          "form": f"folded, {self.dtype}" if self.fold else "as in training",
+          "weights": "averages of training" if averaged else "raw",
+        },
+        comparisons=lines or ["Not compared: no images were given."],
+        class_names=class_names,
+        signatures=signatures,
+        licence=self.licence,
+        **about,
+      )
+      _write_text(partial, "MODEL_CARD.md", card)
+      _write_text(partial, "classes.txt", "\n".join([*class_names, ""]))
+      if about.get("configuration"):
+        _write_text(partial, "config.gin", about["configuration"])
+    LOGGER.info("Exported %s.", directory)
+    for line in lines:
+      LOGGER.info("  %s.", line)
+    return directory
+
+  def _fill(self, partial, model, class_names, operations, sample):
+    """Writes the SavedModel and the formats; returns (comparisons, names)."""
+    network, tracked = self._network(model, self.dtype, self.target)
+    service = Service(network, class_names, operations, **tracked)
+    signatures = service.signatures()
+    tf.saved_model.save(service, partial, signatures)
+    if sample is None:
+      return [], signatures
+    trial = Trial(model, service, *sample)
+    lines = [trial.saved_model(partial)]
+    for kind in self.formats:
+      # Other runtimes fuse a GELU themselves.
+      network, tracked = self._network(model, "float32", "accelerator")
+      module = tf.Module()
+      module.tracked = tracked
+      lines.append(trial.file(kind, partial, network, module))
+    return lines, signatures
+
+  def _network(self, model, dtype, target) -> tuple[Network, dict]:
+    """Returns (network, {attribute: its variables})."""
+    if not self.fold:
+      named = naming.named_variables(model.network)
+      return as_in_training(model), {"parameters": named}
+    inference = FoldedInference(
+      fold_network(model.network), dtype=dtype, target=target
+    )
+    return lambda x: inference(model.normalise(x)), {
+      "folded": inference.parameters
+    }
 
 
 def export_saved_model(
@@ -18,134 +188,63 @@ def export_saved_model(
   directory: str,
   *,
   class_names: Sequence[str],
-  operations: Sequence[preprocess.Operation],
-  averaged: bool = True,
+  operations: Sequence[preprocess.Operation] = (),
+  sample: Sample | None = None,
+  **options,
 ) -> str:
-  """Writes a SavedModel with two signatures; the folder appears whole.
+  """Writes a SavedModel; the folder appears whole.
 
-  `serving_default` takes `images`, uint8 [batch, height, width, 3];
-  `serving_bytes` takes `encoded`, strings [batch] of JPEG or PNG images, of any
-  sizes. Both apply `operations` and return `logits` and `probabilities`,
-  float32 [batch, classes], and `classes`, the most likely names, [batch].
+  Its signatures: `serving_default` takes `images`, float32 in [0, 255] [batch,
+  height, width, 3], `serving_uint8` the same as uint8, `serving_bytes` takes
+  `encoded`, strings [batch] of JPEG or PNG images, of any sizes. All apply
+  `operations` and return `logits` and `probabilities`, float32 [batch,
+  classes], and `classes`, the most likely names, [batch]. `features` takes
+  images and returns the pooled `features`, float32 [batch, channels].
 
   Args:
     model: a `Classifier`; its training state is left as it is.
     directory: to be made, such as "serving/1".
     class_names: name of each class, in the order of the logits.
     operations: `preprocess` operations of the evaluation; the last one fixes
-      the size.
-    averaged: whether to export the averaged weights or the raw ones.
+      the size. Without any, images are taken at their own size.
+    sample: uint8 images and their labels or None, on which the export is
+      compared with the model.
+    **options: of an `Exporter`.
 
   Returns:
     `directory`.
 
   Raises:
-    UserError: if the folder exists, the names do not fit the network, or there
-      are no averaged weights.
+    UserError: if the folder exists, the names do not fit the network, or an
+      option cannot be used.
   """
-  if tf.io.gfile.exists(directory):
-    raise UserError(
-      f"the folder {directory!r} exists already and is not overwritten; export"
-      f" to another, such as {next_version(os.path.dirname(directory))!r}."
-    )
-  classes = model.network.output_shape[-1]
+  return Exporter(**options).write(
+    model,
+    directory,
+    class_names=class_names,
+    operations=operations,
+    sample=sample,
+    about={},
+  )
+
+
+def _check_names(network: keras.Model, class_names: Sequence[str]) -> None:
+  classes = network.output_shape[-1]
   if len(class_names) != classes:
     raise UserError(
       f"class_names has {len(class_names)} names, but the network has"
       f" {classes} classes; give one name a class."
     )
-  parent, name = os.path.split(directory)
-  partial = os.path.join(parent, f"partial-{uuid.uuid4().hex[:8]}-{name}")
-  module = _Service(model, class_names, operations)
-  try:
-    with model.averaged() if averaged else contextlib.nullcontext():
-      tf.saved_model.save(module, partial, module.signatures())
-    _move(partial, directory)
-  finally:
-    if tf.io.gfile.isdir(partial):
-      tf.io.gfile.rmtree(partial)
-  return directory
 
 
-def _move(partial: str, directory: str) -> None:
-  """Gives a folder its name, so that no server takes a part for the whole."""
-  if "://" not in directory:
-    tf.io.gfile.rename(partial, directory)
-    return
-  # Elsewhere folders are not moved at once, if at all; files are.
-  model = os.path.join(partial, "saved_model.pb")
-  paths = [
-    os.path.join(folder, name)
-    for folder, _, names in tf.io.gfile.walk(partial)
-    for name in names
-  ]
-  for path in sorted(paths, key=lambda path: path == model):
-    target = directory + path[len(partial) :]
-    tf.io.gfile.makedirs(os.path.dirname(target))
-    tf.io.gfile.rename(path, target)
+def _check_one_of(name: str, value: str, known: Sequence[str]) -> None:
+  if value not in known:
+    raise UserError(
+      f"{name} = {value!r} cannot be exported; expected one of"
+      f" {', '.join(map(repr, known))}."
+    )
 
 
-def export_version(model: keras.Model, directory: str, **options) -> str:
-  """Exports to the first of directory/1, directory/2, ... that is free.
-
-  Args:
-    model: a `Classifier`.
-    directory: holds the versions, as TensorFlow Serving expects them.
-    **options: those of `export_saved_model`.
-
-  Returns:
-    The version's folder.
-  """
-  return export_saved_model(model, next_version(directory), **options)
-
-
-def next_version(directory: str) -> str:
-  """Returns the first of directory/1, directory/2, ... that is free."""
-  version = 1
-  while tf.io.gfile.exists(os.path.join(directory, str(version))):
-    version += 1
-  return os.path.join(directory, str(version))
-
-
-class _Service(tf.Module):
-  """The graph that is exported: preprocessing, network, names."""
-
-  def __init__(self, model, class_names, operations):
-    super().__init__(name="service")
-    # The variables alone are tracked: saving the Keras objects as well would
-    # trace every layer once more and tie the result to their classes. By their
-    # names, `load_weights` finds them again.
-    self.parameters = naming.named_variables(model.network)
-    self._class_names = tf.constant(list(class_names))
-
-    preprocess_one = preprocess.compose(operations)
-
-    def prepare(image):
-      return preprocess_one(image, tf.zeros([2], tf.int64))
-
-    def answer(images):
-      size = prepare(tf.zeros([8, 8, 3], tf.uint8)).shape
-      ready = tf.map_fn(
-        prepare, images, fn_output_signature=tf.TensorSpec(size, tf.uint8)
-      )
-      logits = model(ready, training=False)
-      best = tf.argmax(logits, axis=-1)
-      return {
-        "logits": logits,
-        "probabilities": tf.nn.softmax(logits),
-        "classes": tf.gather(self._class_names, best),
-      }
-
-    self._answer = answer
-
-  def signatures(self):
-    images = tf.TensorSpec([None, None, None, 3], tf.uint8, name="images")
-    encoded = tf.TensorSpec([None], tf.string, name="encoded")
-    return {
-      "serving_default": tf.function(
-        lambda images: self._answer(images)
-      ).get_concrete_function(images),
-      "serving_bytes": tf.function(
-        lambda encoded: self._answer(encoded)
-      ).get_concrete_function(encoded),
-    }
+def _write_text(folder: str, name: str, text: str) -> None:
+  with tf.io.gfile.GFile(os.path.join(folder, name), "w") as file:
+    file.write(text)

@@ -8,12 +8,15 @@ from contextlib import nullcontext
 import numpy as np
 import tensorflow as tf
 
+from nfnets_tf.data.files import read_whole
 from nfnets_tf.data.index import SplitIndex
 from nfnets_tf.train.checkpoint_files import path_of
 from nfnets_tf.train.checkpoints import Checkpoints
 from nfnets_tf.train.classifier import Classifier
 from nfnets_tf.train.curves import draw_curves
 from nfnets_tf.train.metrics_log import MetricsLog, read_records
+from nfnets_tf.train.provenance import class_names, known_of
+from nfnets_tf.train.samples import heldout_sample
 from nfnets_tf.train.workdir import Workdir, weights_sha256
 
 LOGGER = logging.getLogger("nfnets_tf")
@@ -32,7 +35,7 @@ def deliver(
 ) -> None:
   """Exports, reports, draws, and marks the run as done.
 
-  What is exported are the averages of the weights, where there are any.
+  What is reported on are the averages of the weights, where there are any.
 
   Args:
     job: the `run.Training`.
@@ -48,8 +51,17 @@ def deliver(
   record["weights_sha256"] = weights_sha256(network.trainable_variables)
   if classifier.averages:
     record["ema_weights_sha256"] = weights_sha256(classifier.averages)
-  saved_model = _export(job, files, classifier, heldout)
-  _save_sample(job, files, heldout)
+  _report(job, files, classifier, heldout)
+  sample = heldout_sample(job.heldout_split, heldout, _SAMPLE_SIZE)
+  _save_sample(files, sample[0])
+  saved_model = None
+  if job.export is not None:
+    saved_model = job.export(
+      classifier,
+      files.saved_models,
+      sample=sample if len(sample[0]) else None,
+      **known_of(job, heldout, record, _configuration(files)),
+    )
   log.write(checkpoints.step, record)
   draw_curves(
     read_records(files.metrics),
@@ -79,35 +91,29 @@ def _tell_faults(job) -> None:
       )
 
 
-def _export(job, files, classifier, heldout) -> str | None:
-  names = list(heldout.class_names or map(str, range(job.num_classes)))
+def _report(job, files, classifier, heldout) -> None:
+  if job.report is None:
+    return
   averaged = bool(classifier.averages)
-  if job.report is not None:
-    with classifier.averaged() if averaged else nullcontext():
-      job.report(
-        classifier,
-        job.heldout_split,
-        heldout,
-        files.report,
-        class_names=names,
-        batch_size=job.batch_size,
-      )
-  if job.export is None:
-    return None
-  return job.export(
-    classifier,
-    files.saved_models,
-    class_names=names,
-    operations=job.heldout_split.operations,
-    averaged=averaged,
-  )
+  with classifier.averaged() if averaged else nullcontext():
+    job.report(
+      classifier,
+      job.heldout_split,
+      heldout,
+      files.report,
+      class_names=class_names(job, heldout),
+      batch_size=job.batch_size,
+    )
 
 
-def _save_sample(job, files, heldout) -> None:
+def _save_sample(files, images: np.ndarray) -> None:
   """Keeps a few held-out images, to try the SavedModel with."""
-  batches = job.heldout_split.evaluation_batches(
-    heldout, host_batch=_SAMPLE_SIZE, replicas=1
-  )
-  images, *_ = next(iter(batches))
   with tf.io.gfile.GFile(files.sample, "wb") as file:
-    np.save(file, images[: heldout.num_examples].numpy())
+    np.save(file, images)
+
+
+def _configuration(files) -> str | None:
+  """Returns the run's gin file; a run by hand may have none."""
+  if not tf.io.gfile.exists(files.config):
+    return None
+  return read_whole(files.config).decode()

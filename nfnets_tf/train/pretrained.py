@@ -164,6 +164,11 @@ def _from_checkpoint(path: str, prefix: str, averaged: bool):
       key = f"parameters/{name}{_VALUE}"
     module, parameter = naming.split_name(name)
     parameters.setdefault(module, {})[parameter] = reader.get_tensor(key)
+  if any(key.startswith("folded/") for key in keys):
+    raise UserError(
+      f"{path!r} is folded for serving: its kernels are not those of training;"
+      " take the run's checkpoint, or export with export.Exporter.fold = False."
+    )
   if not parameters:
     raise UserError(
       f"{path!r} holds no parameters by name; expected a checkpoint or a"

@@ -41,8 +41,8 @@ class Training:
     sam: a `SAM`, or None for plain gradients.
     optimizer: makes the optimizer from `learning_rate=`.
     strategy: makes the `tf.distribute.Strategy`.
-    export: writes a SavedModel; called as `serving.export.export_version`, or
-      None for no SavedModel, as in a sweep.
+    export: writes a SavedModel; a `serving.export.Exporter`, or None for no
+      SavedModel, as in a sweep.
     compute: predicts core-hours; a `scaling.compute.TpuV4`.
     prepare: called before reading, to write shards that are not there yet; or
       None.

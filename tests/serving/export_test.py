@@ -1,142 +1,178 @@
+import contextlib
+import logging
 import os
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 import tensorflow as tf
+from tensorflow import keras
 
-from nfnets_tf.data import preprocess
-from nfnets_tf.models.nfnet import NFNet
 from nfnets_tf.ops.errors import UserError
-from nfnets_tf.optim.sgd import SGD
-from nfnets_tf.serving import export
+from nfnets_tf.serving.export import Exporter, export_saved_model
 from nfnets_tf.train.classifier import Classifier
 
-OPERATIONS = [preprocess.SquashCentreCrop(image_size=32, margin=4)]
-NAMES = ["ant", "bee", "cat"]
-
-
-@pytest.fixture(scope="module")
-def model():
-  tf.random.set_seed(0)
-  model = Classifier(NFNet("femto", 3))
-  model.compile(SGD(0.1))
-  model.optimizer.iterations.assign(1)  # before, averages are the weights
-  for weight, average in zip(model.network.weights, model.averages):
-    weight.assign_add(tf.random.normal(weight.shape, stddev=0.5))
-    average.assign_add(tf.random.normal(weight.shape, stddev=0.5))
-  return model
+SIGNATURES = {"serving_default", "serving_uint8", "serving_bytes", "features"}
 
 
 @pytest.fixture
-def images():
-  r = np.random.default_rng(0)
-  return r.integers(0, 255, [2, 50, 40, 3]).astype(np.uint8)
+def save(tmp_path, names, operations):
+  def call(model, name="1", **options):
+    return export_saved_model(
+      model,
+      str(tmp_path / name),
+      class_names=names,
+      operations=operations,
+      **options,
+    )
+
+  return call
 
 
-def expected(model, images):
-  seed = tf.zeros([2], tf.int64)
-  ready = [OPERATIONS[0](tf.constant(image), seed) for image in images]
-  return model(tf.stack(ready)).numpy()
+def weights_of(model, averaged):
+  return model.averaged() if averaged else contextlib.nullcontext()
 
 
-def save(model, directory, **options):
-  return export.export_saved_model(
-    model,
-    str(directory),
-    class_names=NAMES,
-    operations=OPERATIONS,
-    **options,
-  )
-
-
-def test_images_get_the_averaged_networks_logits_and_names(
-  tmp_path, model, images
+@pytest.mark.parametrize("averaged", [True, False])
+@pytest.mark.parametrize("fold", [True, False])
+def test_a_savedmodel_says_what_the_evaluation_does(
+  save, model, images, expected, averaged, fold
 ):
   before = [v.numpy() for v in (*model.network.weights, *model.averages)]
-  path = save(model, tmp_path / "1")
-  answer = tf.saved_model.load(path).signatures["serving_default"](
-    images=tf.constant(images)
-  )
-  with model.averaged():
+  served = tf.saved_model.load(save(model, averaged=averaged, fold=fold))
+  assert set(served.signatures) == SIGNATURES
+  answer = served.signatures["serving_uint8"](images=tf.constant(images))
+  with weights_of(model, averaged):
     logits = expected(model, images)
-  np.testing.assert_allclose(answer["logits"], logits, rtol=1e-4, atol=1e-4)
-  np.testing.assert_allclose(
-    answer["probabilities"], tf.nn.softmax(logits), rtol=1e-4, atol=1e-4
-  )
-  names = [NAMES[i].encode() for i in logits.argmax(-1)]
-  assert answer["classes"].numpy().tolist() == names
+  difference = np.abs(answer["logits"] - logits).max() / np.abs(logits).max()
+  assert difference < 1e-5
+  with weights_of(model, not averaged):  # and not what the others say
+    assert np.abs(expected(model, images) - logits).max() > 1e-2
   for old, new in zip(before, (*model.network.weights, *model.averages)):
     np.testing.assert_array_equal(old, new)
 
 
-def test_raw_weights_on_request(tmp_path, model, images):
-  served = tf.saved_model.load(save(model, tmp_path / "1", averaged=False))
-  answer = served.signatures["serving_default"](images=tf.constant(images))
-  raw = expected(model, images)
-  np.testing.assert_allclose(answer["logits"], raw, rtol=1e-4, atol=1e-4)
-  with model.averaged():
-    assert np.abs(expected(model, images) - raw).max() > 1e-3
-
-
-def test_bytes_of_mixed_sizes_and_kinds_in_one_batch(tmp_path, model, images):
-  other = images[0][:30, :35]
-  encoded = [tf.io.encode_png(images[0]), tf.io.encode_jpeg(other)]
-  served = tf.saved_model.load(save(model, tmp_path / "1"))
-  answer = served.signatures["serving_bytes"](encoded=tf.stack(encoded))
-  decoded = [images[0], tf.io.decode_jpeg(encoded[1]).numpy()]
-  with model.averaged():
-    logits = np.concatenate([expected(model, [image]) for image in decoded])
-  np.testing.assert_allclose(answer["logits"], logits, rtol=1e-4, atol=1e-4)
-
-
-def test_it_is_read_without_this_project(tmp_path, model, images):
-  path = save(model, tmp_path / "1")
-  np.save(tmp_path / "images.npy", images)
-  script = (
-    "import sys; sys.modules['nfnets_tf'] = None\n"
-    "import numpy as np, tensorflow as tf\n"
-    f"served = tf.saved_model.load({path!r}).signatures['serving_default']\n"
-    f"images = tf.constant(np.load({str(tmp_path / 'images.npy')!r}))\n"
-    "print(served(images=images)['classes'].numpy().tolist())\n"
+def test_without_averages_the_weights_are_taken(
+  save, trained, images, expected
+):
+  model = trained(classes=3)
+  alone = Classifier(model.network, ema_decay=None)
+  served = tf.saved_model.load(save(alone))
+  np.testing.assert_allclose(
+    served(tf.constant(images))["logits"],
+    expected(alone, images),
+    rtol=1e-4,
+    atol=1e-5,
   )
-  done = subprocess.run(
-    [sys.executable, "-c", script],
-    capture_output=True,
-    text=True,
-    cwd=tmp_path,
-  )
+
+
+def test_bfloat16_halves_the_weights_and_answers_in_float32(
+  save, model, images, expected
+):
+  sizes = {}
+  for dtype in ("float32", "bfloat16"):
+    path = save(model, dtype, dtype=dtype)
+    data = os.path.join(path, "variables", "variables.data-00000-of-00001")
+    sizes[dtype] = os.path.getsize(data)
+  answer = tf.saved_model.load(path)(tf.constant(images))
+  assert answer["logits"].dtype == tf.float32
   with model.averaged():
-    names = [NAMES[i].encode() for i in expected(model, images).argmax(-1)]
-  assert done.stdout.strip() == str(names), done.stderr[-500:]
+    logits = expected(model, images)
+  assert np.abs(answer["logits"] - logits).max() < 0.1 * np.abs(logits).max()
+  assert sizes["bfloat16"] < 0.65 * sizes["float32"]
 
 
-def test_versions_count_up_and_nothing_is_overwritten(tmp_path, model):
-  options = {"class_names": NAMES, "operations": OPERATIONS}
-  root = str(tmp_path / "served")
+def test_what_lies_beside_it_tells_where_it_comes_from(
+  save, model, images, caplog, tmp_path, names, operations
+):
+  exporter = Exporter(formats=["tflite"], licence="CC0")
+  with caplog.at_level(logging.INFO, "nfnets_tf"):
+    path = exporter(
+      model,
+      str(tmp_path),
+      class_names=names,
+      operations=operations,
+      sample=(images, np.zeros(len(images), int)),
+      about={"data": {"d": 1}, "metrics": {"m": 2}, "configuration": "A = 1"},
+    )
+  files = {"MODEL_CARD.md", "classes.txt", "config.gin", "model.tflite"}
+  assert files < set(os.listdir(path))
+  read = {name: (tmp_path / "1" / name).read_text for name in files}
+  assert read["classes.txt"]() == "ant\nbee\ncat\n"
+  assert read["config.gin"]() == "A = 1"
+  card = read["MODEL_CARD.md"]()
+  for part in ("| d | 1 |", "| m | 2 |", "CC0", "folded, float32", "averages"):
+    assert part in card
+  # What is printed is in the card too.
+  assert caplog.messages[0] == f"Exported {path}."
+  for line, start in zip(caplog.messages[1:], ("SavedModel", "model.tflite")):
+    assert line.strip().startswith(f"{start}: differs by ")
+    assert f"- {line.strip().rstrip('.')}" in card
+
+
+def test_versions_count_up_and_nothing_is_overwritten(
+  save, model, tmp_path, names
+):
+  exporter, root = Exporter(), str(tmp_path / "served")
   for version in ("1", "2"):
-    path = export.export_version(model, root, **options)
+    path = exporter(model, root, class_names=names, operations=())
     assert path == os.path.join(root, version)
-  assert export.next_version(root) == os.path.join(root, "3")
   with pytest.raises(UserError, match=r"not overwritten.*served/3"):
-    save(model, tmp_path / "served" / "1")
+    save(model, "served/1")
   assert sorted(os.listdir(root)) == ["1", "2"]
 
 
 def test_names_must_fit_the_network(tmp_path, model):
   with pytest.raises(UserError, match="2 names, but the network has 3"):
-    export.export_saved_model(
-      model, str(tmp_path / "1"), class_names=["a", "b"], operations=OPERATIONS
-    )
+    export_saved_model(model, str(tmp_path / "1"), class_names=["a", "b"])
+  assert list(tmp_path.iterdir()) == []
 
 
-def test_what_could_not_be_written_leaves_nothing(model, tmp_path, monkeypatch):
+def test_what_could_not_be_written_leaves_nothing(
+  save, model, tmp_path, monkeypatch
+):
   def fail(*arguments):
     tf.io.gfile.makedirs(arguments[1])
     raise OSError("no space")
 
   monkeypatch.setattr(tf.saved_model, "save", fail)
   with pytest.raises(OSError, match="no space"):
-    save(model, tmp_path / "1")
+    save(model)
   assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+  "options, complaint",
+  [
+    ({"dtype": "int8"}, "dtype = 'int8' cannot be exported; .*'bfloat16'"),
+    ({"target": "tpu"}, "target = 'tpu' cannot .*'cpu', 'accelerator'"),
+    ({"fold": False, "dtype": "bfloat16"}, "'bfloat16' needs a folded"),
+    ({"formats": ["onyx"]}, "'onyx' is unknown"),
+  ],
+)
+def test_options_are_refused_before_anything_is_trained(options, complaint):
+  with pytest.raises(UserError, match=complaint):
+    Exporter(**options)
+
+
+def test_formats_need_images(save, model, tmp_path):
+  with pytest.raises(UserError, match="formats tflite need images.*sample"):
+    save(model, formats=["tflite"])
+  assert list(tmp_path.iterdir()) == []
+
+
+def test_a_network_of_ones_own_is_exported_unfolded(save, images):
+  network = keras.Sequential(
+    [
+      keras.Input([None, None, 3]),
+      keras.layers.GlobalAveragePooling2D(),
+      keras.layers.Dense(3),
+    ]
+  )
+  model = Classifier(network)
+  with pytest.raises(
+    UserError, match="Sequential cannot be folded.*fold=False"
+  ):
+    save(model)
+  served = tf.saved_model.load(save(model, fold=False))
+  assert set(served.signatures) == SIGNATURES - {"features"}
+  assert served(tf.constant(images))["logits"].shape == (5, 3)

@@ -23,7 +23,7 @@ RECORD = {"heldout_loss": 0.5, "heldout_top1": 0.75}
 class Job:
   """What `deliver` asks of a run; notes what it is called with."""
 
-  variant, num_classes, batch_size = "femto", 4, 7
+  variant, num_classes, num_examples, batch_size = "femto", 4, 50, 7
 
   def __init__(self, directory, report):
     self.calls = {}
@@ -116,12 +116,14 @@ def test_reports_on_the_weights_that_it_exports(made, averages):
   assert weights == (weights_sha256(run.model.averages) if averages else raw)
   directory, options, weights = run.job.calls["export"]
   assert directory == run.files.saved_models
+  images, labels = options.pop("sample")
+  assert images.shape == (5, 8, 8, 3) and len(labels) == 5
+  about = options.pop("about")
+  assert about["metrics"]["heldout_top1"] == 0.75
+  assert "weights_sha256" in about["metrics"]
+  assert about["configuration"] is None  # no launcher has kept one
   operations = run.job.heldout_split.operations
-  assert options == {
-    "class_names": names,
-    "operations": operations,
-    "averaged": averages,
-  }
+  assert options == {"class_names": names, "operations": operations}
   assert weights == raw  # the export puts the averages in place itself
 
 
@@ -155,6 +157,7 @@ def test_what_was_left_out_is_told(made, caplog):
   assert len(list(batches)) == 1
   with caplog.at_level(logging.WARNING, "nfnets_tf"):
     run.deliver()
+  assert run.job.calls["export"][1]["sample"] is None
   told = "Left out of the 'heldout' split, by cause: 5 image too large."
   assert caplog.messages[-1] == told
 

@@ -60,6 +60,7 @@ def saved(kind, model, tmp_path):
       class_names=list("abcd"),
       operations=[preprocess.Resize(image_size=32)],
       averaged=kind == "SavedModel",
+      fold=False,
     )
   if kind == "F0_haiku.npz":
     save_deepmind(model, path)
@@ -224,6 +225,14 @@ def test_a_path_with_brackets_is_a_path_and_a_prefix_is_none(tmp_path):
   Start(path=str(path / "w.npz"), **options).check()
   with pytest.raises(UserError, match="does not exist"):
     Start(path=str(tmp_path / "ru"), **options).check()
+
+
+def test_a_folded_savedmodel_says_what_to_load_instead(tmp_path):
+  path = export_saved_model(
+    source(), str(tmp_path / "1"), class_names=list("abcd")
+  )
+  with pytest.raises(UserError, match="is folded for serving.*checkpoint"):
+    load_weights(NFNet("femto", 4), path)
 
 
 def test_what_is_no_weight_file_is_refused(tmp_path):

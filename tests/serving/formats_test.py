@@ -1,0 +1,112 @@
+import importlib.util
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from nfnets_tf.ops.errors import UserError
+from nfnets_tf.serving import formats
+from nfnets_tf.serving.folding import fold
+from nfnets_tf.serving.formats import (
+  FILES,
+  INT8,
+  check_format,
+  num_bytes,
+  open_file,
+  write,
+)
+from nfnets_tf.serving.inference import FoldedInference
+
+ONNX = importlib.util.find_spec("tf2onnx") is not None
+
+
+@pytest.fixture(scope="module")
+def exported(trained):
+  model = trained("nano")
+  inference = FoldedInference(fold(model.network), target="accelerator")
+  return model, inference, lambda x: inference(model.normalise(x))
+
+
+@pytest.fixture(scope="module")
+def prepared(images):
+  return images[:, :32, :32].astype(np.float32)
+
+
+@pytest.mark.parametrize(
+  "name",
+  [
+    "tflite",
+    pytest.param(
+      "onnx",
+      marks=pytest.mark.skipif(
+        not ONNX, reason="tf2onnx is not installed, only with [onnx]"
+      ),
+    ),
+  ],
+)
+def test_other_runtimes_agree_whatever_the_batch(
+  exported, prepared, tmp_path, name
+):
+  model, inference, network = exported
+  path = str(tmp_path / FILES[name])
+  write(name, path, network, inference, prepared[:1])
+  call = open_file(name, path)
+  for count in (1, 4):
+    expected = model(prepared[:count]).numpy()
+    difference = np.abs(call(prepared[:count]) - expected).max()
+    assert difference < 1e-5 * np.abs(expected).max()
+  assert tf.io.gfile.stat(path).length < 1.5 * num_bytes(inference.variables)
+
+
+def test_int8_is_a_quarter_and_nearly_the_same(exported, prepared, tmp_path):
+  model, inference, network = exported
+  path = str(tmp_path / FILES[INT8])
+  write(INT8, path, network, inference, prepared)
+  expected = model(prepared).numpy()
+  got = open_file(INT8, path)(prepared)
+  difference = np.abs(got - expected).max() / np.abs(expected).max()
+  assert 1e-4 < difference < 0.2
+  # Each kernel is held by its channels, and the graph has a size too.
+  assert tf.io.gfile.stat(path).length < 0.4 * num_bytes(inference.variables)
+
+
+def test_int8_takes_its_ranges_from_the_images_that_are_given(
+  exported, prepared, tmp_path
+):
+  model, inference, network = exported
+  answers = []
+  for name, calibration in (("dark", prepared / 50), ("real", prepared)):
+    path = str(tmp_path / name)
+    write(INT8, path, network, inference, calibration)
+    answers.append(open_file(INT8, path)(prepared))
+  expected = model(prepared).numpy()
+  dark, real = (np.abs(x - expected).max() for x in answers)
+  assert real < dark / 2
+
+
+def test_what_does_not_fit_is_refused(
+  exported, prepared, tmp_path, monkeypatch
+):
+  monkeypatch.setattr(formats, "_MAX_BYTES", 1000)
+  _, inference, network = exported
+  with pytest.raises(UserError, match="GB do not fit into a tflite file"):
+    write("tflite", str(tmp_path / "x"), network, inference, prepared)
+  assert list(tmp_path.iterdir()) == []
+
+
+def test_a_format_that_does_not_exist_or_lacks_its_package(monkeypatch):
+  with pytest.raises(UserError, match="'tflight' is unknown; expected some of"):
+    check_format("tflight")
+  check_format("tflite")
+  monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+  check_format("tflite")
+  with pytest.raises(UserError, match="needs tf2onnx and onnxruntime.*pip"):
+    check_format("onnx")
+
+
+def test_bytes_are_counted_by_dtype():
+  variables = [
+    tf.Variable(tf.zeros([2, 3])),
+    tf.Variable(tf.zeros([5], "bfloat16")),
+  ]
+  assert num_bytes(variables) == 2 * 3 * 4 + 5 * 2

@@ -1,0 +1,131 @@
+import collections
+import platform
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from tensorflow import keras
+
+from nfnets_tf.serving.folding import fold
+from nfnets_tf.serving.inference import (
+  DTYPES,
+  TARGETS,
+  FoldedInference,
+  as_in_training,
+)
+from nfnets_tf.serving.signatures import Service
+
+# GELUs of nano that stay by themselves: the first, of 8 channels.
+NARROW = 1
+
+
+@pytest.fixture(scope="module")
+def folded(trained):
+  return fold(trained("nano").network)
+
+
+@pytest.fixture(scope="module")
+def normalised():
+  r = np.random.default_rng(0)
+  return r.standard_normal([3, 40, 56, 3], dtype=np.float32)
+
+
+def operations_of(inference):
+  spec = tf.TensorSpec([None, None, None, 3], tf.float32)
+  traced = tf.function(inference, autograph=False).get_concrete_function(spec)
+  return collections.Counter(op.type for op in traced.graph.get_operations())
+
+
+def test_both_targets_say_the_same(folded, normalised):
+  answers = [
+    FoldedInference(folded, target=target)(normalised) for target in TARGETS
+  ]
+  for one, other in zip(*answers):
+    np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
+
+
+def test_both_dtypes_say_nearly_the_same_in_float32(folded, normalised):
+  answers = [
+    FoldedInference(folded, dtype=dtype)(normalised) for dtype in DTYPES
+  ]
+  for one, other in zip(*answers):
+    assert one.dtype == other.dtype == tf.float32
+    difference = np.abs(one - other).max() / np.abs(one).max()
+    assert 1e-4 < difference < 0.05
+
+
+def test_weights_are_kept_in_the_dtype(folded):
+  for dtype in DTYPES:
+    parameters = FoldedInference(folded, dtype=dtype).parameters
+    kinds = collections.Counter(v.dtype.name for v in parameters)
+    if dtype == "bfloat16":
+      assert kinds.pop("float32") == 2  # the classifier's
+    assert set(kinds) == {dtype}
+    size = sum(v.shape.num_elements() for v in parameters)
+    assert 4 * size == folded.num_bytes
+
+
+def test_for_accelerators_a_convolution_is_a_convolution(folded):
+  of_cpu, of_others = (
+    operations_of(FoldedInference(folded, target=target)) for target in TARGETS
+  )
+  blocks = len(folded.blocks)
+  gates = 2 * blocks + 1  # and the classifier
+  assert of_others["MatMul"] == gates
+  assert not of_others["Reshape"] - blocks  # of the gates
+  # One for each 1x1 with a GELU behind it, one for each other GELU.
+  in_all = 3 + 4 * blocks + 1
+  assert of_cpu["MatMul"] == gates + in_all - NARROW
+  assert of_cpu["Tanh"] == of_others["Tanh"] == in_all
+
+
+def fused_gelus(path):
+  """Runs a SavedModel as TensorFlow Serving does; counts fused GELUs."""
+  v1 = tf.compat.v1
+  with v1.Session(graph=tf.Graph()) as session:
+    meta = v1.saved_model.load(session, ["serve"], path)
+    signature = meta.signature_def["serving_default"]
+    metadata = v1.RunMetadata()
+    session.run(
+      signature.outputs["logits"].name,
+      {signature.inputs["images"].name: np.zeros([1, 32, 32, 3])},
+      v1.RunOptions(trace_level=v1.RunOptions.FULL_TRACE),
+      metadata,
+    )
+  labels = [
+    node.timeline_label
+    for device in metadata.step_stats.dev_stats
+    for node in device.node_stats
+  ]
+  assert any("MatMul(" in label for label in labels)
+  tanhs = sum(" = Tanh(" in label for label in labels)
+  # A fused one is called after its last operation.
+  gelus = sum(
+    "FusedMatMul(" in x and "Gelu" in x.split(" = ")[0] for x in labels
+  )
+  return gelus, tanhs
+
+
+def test_a_server_fuses_every_gelu(trained, names, tmp_path):
+  """What the speed on a CPU rests on, and what TensorFlow does not promise."""
+  if platform.machine() != "x86_64":
+    pytest.skip("the fusion is oneDNN's, which other processors may lack")
+  network = trained("nano").network
+  inference = FoldedInference(fold(network))
+  service = Service(inference, names, (), folded=inference.parameters)
+  path = str(tmp_path / "1")
+  tf.saved_model.save(service, path, service.signatures())
+  assert fused_gelus(path) == (3 + 4 * 5 + 1 - NARROW, NARROW)
+
+
+def test_the_networks_of_training_give_features_as_well(trained, images):
+  model = trained()
+  features, logits = as_in_training(model)(tf.constant(images))
+  np.testing.assert_allclose(logits, model(images), rtol=1e-5, atol=1e-6)
+  head = model.network.get_layer("classifier")
+  np.testing.assert_allclose(head(features), logits, rtol=1e-5, atol=1e-6)
+  model.network = keras.Sequential(
+    [keras.layers.GlobalAveragePooling2D(), keras.layers.Dense(3)]
+  )
+  features, logits = as_in_training(model)(tf.constant(images))
+  assert features is None and logits.shape == (5, 3)

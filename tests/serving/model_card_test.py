@@ -1,0 +1,106 @@
+import subprocess
+
+import pytest
+from tensorflow import keras
+
+from nfnets_tf.data import preprocess
+from nfnets_tf.serving import model_card
+from nfnets_tf.serving.model_card import (
+  describe_network,
+  git_revision,
+  render,
+)
+
+
+def card(**changes):
+  options = {
+    "exported": {"form": "folded"},
+    "comparisons": ["SavedModel: differs by 1e-7"],
+    "class_names": ["ant", "bee"],
+    "signatures": ["serving_default", "features"],
+    "licence": "CC BY 4.0",
+    "data": {"trained on": "photos, train"},
+    "metrics": {"heldout_top1": 0.75},
+    "configuration": "A = 1",
+  }
+  return render("NFNet of insects", **{**options, **changes})
+
+
+def test_a_card_says_what_whoever_finds_it_asks():
+  text = card()
+  assert text.startswith("# NFNet of insects\n")
+  for line in (
+    "| form | folded |",
+    "- SavedModel: differs by 1e-7",
+    "| trained on | photos, train |",
+    "| heldout_top1 | 0.75 |",
+    "config.gin beside this file.",
+    "2 classes, all in classes.txt: ant, bee",
+    "| licence of the weights | CC BY 4.0 |",
+    "| licence of the code | Apache 2.0 |",
+  ):
+    assert line in text.splitlines(), line
+  assert "| by | nfnets_tf 0.1.0, " in text
+  assert "`features`" in text and "serving_bytes" not in text
+
+
+def test_what_is_not_known_is_said_not_to_be():
+  text = card(data=None, metrics={}, configuration=None, licence=None)
+  assert text.count("\nNot stated.\n") == 3
+  assert "| licence of the weights | not stated |" in text
+
+
+def test_of_many_classes_some_are_named():
+  text = card(class_names=[f"c{i}" for i in range(30_000)])
+  assert "30,000 classes, all in classes.txt: c0, c1," in text
+  assert "c19, ...\n" in text and "c20" not in text
+
+
+def test_the_network_and_what_is_done_to_images(model):
+  operations = [preprocess.SquashCentreCrop(image_size=32, margin=4)]
+  assert describe_network(model.network, operations) == {
+    "architecture": "NFNet femto",
+    "parameters": f"{model.network.count_params():,} in training",
+    "preprocessing": "SquashCentreCrop(image_size=32, margin=4)",
+  }
+  other = keras.Sequential([keras.Input([2]), keras.layers.Dense(3)])
+  lines = describe_network(other, ())
+  assert lines["parameters"] == "9 in training" and "architecture" not in lines
+  assert lines["preprocessing"].startswith("none")
+
+
+@pytest.fixture
+def checkout(tmp_path, monkeypatch):
+  def git(*arguments):
+    identity = ["-c", "user.name=a", "-c", "user.email=a@b.c"]
+    command = ["git", "-C", str(tmp_path), *identity, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return done.stdout.strip()
+
+  git("init", "--quiet")
+  (tmp_path / "code.py").write_text("1")
+  git("add", ".")
+  git("commit", "--quiet", "-m", "One")
+  monkeypatch.setattr(model_card, "_ROOT", tmp_path)
+  return tmp_path, git("rev-parse", "HEAD")
+
+
+def test_the_revision_is_that_of_the_code_and_says_if_it_was_changed(checkout):
+  root, revision = checkout
+  assert git_revision() == f"git revision {revision}"
+  (root / "runs").mkdir()  # not of the code
+  (root / "runs" / "log").touch()
+  assert git_revision() == f"git revision {revision}"
+  (root / "code.py").write_text("2")
+  assert git_revision() == f"git revision {revision}, with changes"
+
+
+def test_a_package_within_another_checkout_has_none(checkout, monkeypatch):
+  root, _ = checkout
+  (root / "site-packages").mkdir()
+  for folder in ("site-packages", "nowhere"):
+    monkeypatch.setattr(model_card, "_ROOT", root / folder)
+    assert git_revision() == "not in a git checkout"
+  monkeypatch.setattr(model_card, "_ROOT", root)
+  monkeypatch.setenv("PATH", "")
+  assert git_revision() == "not in a git checkout"

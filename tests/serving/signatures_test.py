@@ -1,0 +1,135 @@
+import numpy as np
+import pytest
+import tensorflow as tf
+from tensorflow import keras
+
+from nfnets_tf.serving import signatures
+from nfnets_tf.serving.inference import as_in_training
+from nfnets_tf.serving.signatures import Service
+
+
+@pytest.fixture(scope="module")
+def service(model, names, operations):
+  return Service(as_in_training(model), names, operations)
+
+
+@pytest.fixture(scope="module")
+def named(service):
+  return service.signatures()
+
+
+def close(got, expected):
+  np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+  "name, dtype", [("serving_default", np.float32), ("serving_uint8", np.uint8)]
+)
+def test_images_get_logits_probabilities_and_names(
+  named, model, images, names, expected, name, dtype
+):
+  answer = named[name](images=tf.constant(images.astype(dtype)))
+  logits = expected(model, images)
+  close(answer["logits"], logits)
+  close(answer["probabilities"], tf.nn.softmax(logits))
+  likely = [names[i].encode() for i in logits.argmax(-1)]
+  assert answer["classes"].numpy().tolist() == likely
+  assert len(set(likely)) > 1
+  assert {x.dtype for x in answer.values()} == {tf.float32, tf.string}
+
+
+def test_pixels_may_lie_between_whole_numbers(named, images):
+  """Of float images the resized ones are rounded, not those that came."""
+  shifted = images.astype(np.float32) + 0.4
+  whole = named["serving_default"](images=tf.constant(np.round(shifted)))
+  between = named["serving_default"](images=tf.constant(shifted))
+  assert np.abs(whole["logits"] - between["logits"]).max() > 1e-6
+
+
+def test_bytes_of_mixed_kinds_and_sizes_in_one_batch(
+  named, model, images, expected
+):
+  wide = np.concatenate([images[1], images[2][:, ::-1]], axis=1)
+  encoded = [
+    tf.io.encode_png(images[0]),
+    tf.io.encode_jpeg(wide),
+    tf.io.encode_png(images[3][:17, :31, :1]),  # grey
+  ]
+  decoded = [
+    images[0],
+    tf.io.decode_jpeg(encoded[1]).numpy(),
+    np.repeat(images[3][:17, :31, :1], 3, axis=-1),
+  ]
+  answer = named["serving_bytes"](encoded=tf.stack(encoded))
+  logits = np.concatenate([expected(model, [image]) for image in decoded])
+  close(answer["logits"], logits)
+
+
+def test_features_are_the_pooled_vector(named, model, images, expected):
+  features = named["features"](images=tf.constant(images, tf.float32))
+  assert list(features) == ["features"]
+  head = model.network.get_layer("classifier")
+  close(head(features["features"]), expected(model, images))
+
+
+def test_one_call_takes_both_kinds_of_images(service, images):
+  both = [service(tf.constant(images, x)) for x in (tf.uint8, tf.float32)]
+  np.testing.assert_array_equal(both[0]["logits"], both[1]["logits"])
+
+
+@pytest.mark.parametrize("count", [1, 4])
+def test_the_batch_is_free(named, images, count):
+  answer = named["serving_uint8"](images=tf.constant(images[:count]))
+  assert answer["probabilities"].shape == (count, 3)
+  encoded = tf.stack([tf.io.encode_png(x) for x in images[:count]])
+  answer = named["serving_bytes"](encoded=encoded)
+  assert answer["classes"].shape == (count,)
+
+
+def test_without_operations_images_keep_their_size(model, images, names):
+  service = Service(as_in_training(model), names, ())
+  named = service.signatures()
+  close(
+    named["serving_uint8"](images=tf.constant(images))["logits"],
+    model(tf.constant(images)),
+  )
+  encoded = tf.stack([tf.io.encode_png(x) for x in images])
+  close(
+    named["serving_bytes"](encoded=encoded)["logits"],
+    model(tf.constant(images)),
+  )
+
+
+def test_a_network_that_is_no_nfnet_has_no_features(names):
+  network = keras.Sequential(
+    [keras.Input([None, None, 3]), keras.layers.GlobalAveragePooling2D()]
+  )
+  service = Service(lambda x: (None, network(x)), names, ())
+  assert "features" not in service.signatures()
+
+
+@pytest.mark.parametrize("kept", [10, -1])
+def test_a_broken_image_is_an_error(named, images, kept):
+  png = tf.io.encode_png(images[0]).numpy()
+  broken = b"GIF9" if kept < 0 else png[:kept]
+  with pytest.raises(tf.errors.InvalidArgumentError):
+    named["serving_bytes"](encoded=tf.constant([png, broken]))
+  assert named["serving_bytes"](encoded=tf.constant([png]))
+
+
+def test_an_image_that_claims_too_many_pixels_is_never_decoded(
+  model, names, operations, images, monkeypatch
+):
+  png = tf.io.encode_png(images[0])
+  monkeypatch.setattr(signatures, "MAX_PIXELS", images[0][..., 0].size - 1)
+  service = Service(as_in_training(model), names, operations)
+  with pytest.raises(tf.errors.InvalidArgumentError, match="1,999 pixels"):
+    service.signatures()["serving_bytes"](encoded=tf.stack([png]))
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_pixel_that_is_not_finite_is_an_error(named, images, value):
+  images = images.astype(np.float32)
+  images[0, 3, 3, 0] = value
+  with pytest.raises(tf.errors.InvalidArgumentError, match="must be finite"):
+    named["serving_default"](images=tf.constant(images))
