@@ -72,7 +72,7 @@ def _launch(quiet) -> int:
   from nfnets_tf.config import Configuration
 
   configuration = Configuration(_GIN_FILE.value, _GIN_PARAM.value)
-  workdir = _WORKDIR.value or os.path.join("runs", configuration.name)
+  workdir = _WORKDIR.value or configuration.workdir
   if configuration.is_sweep or _POINTS.value is not None:
     return _launch_sweep(quiet, configuration, workdir)
   if _DRY_RUN.value:
@@ -81,7 +81,8 @@ def _launch(quiet) -> int:
     print("\n".join(f"  {line}" for line in configuration.differences()))
     quiet.discard_log()
     return 0
-  configuration.check_workdir(os.path.join(workdir, "config.gin"))
+  if configuration.run_folder is None:
+    configuration.check_workdir(os.path.join(workdir, "config.gin"))
   job = configuration.build_job()
 
   summary = job.run(

@@ -16,21 +16,17 @@ from collections.abc import Mapping, Sequence
 import tensorflow as tf
 
 import gin
-from nfnets_tf.config import changes, complaints
+from nfnets_tf.config import changes, complaints, sources
 from nfnets_tf.config import statements as st
 from nfnets_tf.config.axes import grid as grid
 from nfnets_tf.config.axes import read_grid
 from nfnets_tf.data.files import read_whole
 from nfnets_tf.ops.errors import UserError
 
-_ROOT = pathlib.Path(__file__).parents[2]
-
 _JOB, _SWEEP = "config.Launch.job", "config.Launch.sweep"
 _MAY_CHANGE = "config.Launch.may_change"
-_INCLUDE = re.compile(r"^include\s+['\"](.+?)['\"]", re.MULTILINE)
-_BINDING = re.compile(r"^(\s*)([\w./]+)\s*(?:=|:\s*(?:#.*)?$)")
 
-gin.add_config_file_search_path(str(_ROOT))
+gin.add_config_file_search_path(str(sources.ROOT))
 
 
 class Launch:
@@ -41,10 +37,19 @@ class Launch:
     may_change: names of macros and parameters, such as "EPOCHS", in which a
       work directory's run may go on with other values than it began with.
     sweep: what does the job at many points; a `scaling.sweep.Sweep`, or None.
+    of_run: a path in the work directory of a run, whose config.gin is read
+      before the gin files that are given; or None.
   """
 
-  def __init__(self, *, job, may_change: Sequence[str] = (), sweep=None):
-    self.job, self.sweep = job, sweep
+  def __init__(
+    self,
+    *,
+    job,
+    may_change: Sequence[str] = (),
+    sweep=None,
+    of_run: str | None = None,
+  ):
+    self.job, self.sweep, self.of_run = job, sweep, of_run
     self.may_change = tuple(may_change)
 
 
@@ -65,24 +70,36 @@ class Configuration:
         "no gin file was given; name a run, such as"
         " --gin_file=gin/quickstart.gin."
       )
-    known = _known_files()
     for path in gin_files:
-      if _find(path) is None:
-        raise complaints.no_such_file(path, known)
+      if sources.find(path) is None:
+        raise complaints.no_such_file(path, sources.known_files())
     self._given = tuple(gin_files), tuple(gin_params)
     self.text = _parse(*self._given)
-    sources = _sources(gin_files, gin_params)
     self.statements = st.split_statements(self.text)
+    self.run_folder, self._base = sources.base_run(self.statements)
+    if self._base:
+      self.text = _parse(*self._given, base=self._base)
+      self.statements = st.split_statements(self.text)
+      self._check_base()
+    places = sources.places(gin_files, gin_params)
     # A sweep's own configuration is that of its first point.
     for point in read_grid(self.statements)[:1]:
       self._set(point)
-      sources = {**{name: "config.grid" for name in point}, **sources}
-    complaints.check(self.text, sources)
+      places = {**{name: "config.grid" for name in point}, **places}
+    complaints.check(self.text, places)
     if _JOB not in self.statements:
       raise UserError(
         f"{gin_files[0]} names no job; bind {_JOB}, as gin/base/run.gin does."
       )
-    self.name = pathlib.PurePath(gin_files[0]).stem
+    name = pathlib.PurePath(gin_files[0]).stem
+    self.workdir = self.run_folder or f"runs/{name}"
+
+  def _check_base(self) -> None:
+    if self.is_sweep:
+      raise UserError(
+        f"{self.run_folder!r} is a sweep's folder and not a run's; name one of"
+        " the points below it."
+      )
 
   @property
   def is_sweep(self) -> bool:
@@ -113,11 +130,12 @@ class Configuration:
   def differences(self) -> list[str]:
     """Returns a line for each binding that differs from what the run includes.
 
-    The base of a run is what its first gin file includes, by itself.
+    The base of a run is what its first gin file includes, by itself; of what is
+    done to a run it is that run.
     """
     files, _ = self._given
-    includes = _INCLUDE.findall(_find(files[0]).read_text())
-    base = st.split_statements(_parse(includes, ()))
+    includes = [] if self._base else sources.includes_of(files[0])
+    base = st.split_statements(_parse(includes, (), base=self._base))
     return [
       f"{left} = {after}" + ("" if before is None else f"  (base: {before})")
       for left, before, after in st.differences(base, self.statements)
@@ -171,21 +189,12 @@ def _of_sweep(text: str) -> set[str]:
   return (found | st.reached(all_of_it, _SWEEP)) - st.reached(all_of_it, _JOB)
 
 
-def _known_files() -> list[str]:
-  found = (_ROOT / "gin").rglob("*.gin")
-  return [path.relative_to(_ROOT).as_posix() for path in found]
-
-
-def _find(path: str) -> pathlib.Path | None:
-  for candidate in (pathlib.Path(path), _ROOT / path):
-    if candidate.is_file():
-      return candidate
-  return None
-
-
-def _parse(gin_files: Sequence[str], gin_params: Sequence[str]) -> str:
+def _parse(
+  gin_files: Sequence[str], gin_params: Sequence[str], base: str = ""
+) -> str:
   """Parses into gin's state and returns gin's listing of the result."""
   gin.clear_config()
+  _parse_one("the run's config.gin", lambda: gin.parse_config(base))
   for path in gin_files:
     _parse_one(path, lambda path=path: gin.parse_config_file(path))
   # A binding may use whatever the files have imported.
@@ -221,30 +230,5 @@ def _parse_one(given: str, parse) -> None:
     tokenize.TokenError,
   ) as error:
     raise complaints.of_parse_error(
-      error, given, gin.config_str(), _known_files()
+      error, given, gin.config_str(), sources.known_files()
     ) from error
-
-
-def _sources(gin_files, gin_params) -> dict[str, str]:
-  """Returns {left side: where it was last set}, followed through includes."""
-  places = {}
-
-  def read(path):
-    block = None
-    for number, line in enumerate(_find(path).read_text().splitlines(), 1):
-      if match := _INCLUDE.match(line):
-        read(match[1])
-      elif match := _BINDING.match(line):
-        indent, left = match.groups()
-        if line.split("#")[0].rstrip().endswith(":"):
-          block = left
-        else:
-          full = f"{block}.{left}" if indent and block else left
-          places[full] = f"{path}, line {number}"
-
-  for path in gin_files:
-    read(path)
-  for param in gin_params:
-    left = param.split("=")[0].strip()
-    places[left] = f"--gin_param={param!r}"
-  return places

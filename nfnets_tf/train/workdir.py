@@ -122,6 +122,25 @@ class Workdir:
     replace_file(self.result, json.dumps(result, indent=1) + "\n")
 
 
+def run_folder(checkpoint: str) -> str | None:
+  """Returns the work directory of the run that a checkpoint is of.
+
+  Args:
+    checkpoint: the directory itself, its checkpoints folder, or one of them.
+
+  Returns:
+    A folder with a config.gin, None if there is none.
+  """
+  folder = os.path.normpath(os.path.expanduser(checkpoint))
+  if "://" in checkpoint:
+    folder = checkpoint.rstrip("/")
+  for _ in range(3):
+    if tf.io.gfile.exists(os.path.join(folder, "config.gin")):
+      return folder
+    folder = os.path.dirname(folder)
+  return None
+
+
 def weights_sha256(variables: Iterable[tf.Variable]) -> str:
   """Returns the SHA-256 of the variables' bytes, in their order."""
   digest = hashlib.sha256()

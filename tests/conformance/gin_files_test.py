@@ -18,6 +18,7 @@ POINTS = ROOT / "nfnets_tf" / "scaling" / "paper"
 JOBS = {
   "gin/check_shards.gin": ["DATA_DIR = 'x'"],
   "gin/data_server.gin": ["ADDRESS = 'a:1'"],
+  "gin/export.gin": ["CHECKPOINT = {run!r}"],
   "gin/fit_laws.gin": ["TABLE = 'x'"],
   "gin/paper_figures.gin": [],
   "gin/prepare_csv.gin": [
@@ -95,7 +96,9 @@ def test_a_run_parses_builds_and_finalizes(run, images):
 def test_a_job_parses_builds_and_plans(path, images, tmp_path):
   csv_file = tmp_path / "images.csv"
   csv_file.write_text("path,label\na.png,0\n")
-  places = {"images": images, "csv": str(csv_file)}
+  places = {"images": images, "csv": str(csv_file), "run": str(tmp_path)}
+  run = Configuration(["gin/quickstart.gin"]).text
+  (tmp_path / "config.gin").write_text(run)
   if "TFDS" in str(JOBS[path]):
     places["tfds"] = store_with_tfds(tmp_path)
   given = [param.format(**places) for param in JOBS[path]]

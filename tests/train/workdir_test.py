@@ -8,7 +8,7 @@ import tensorflow as tf
 
 from nfnets_tf.data.index import SplitIndex
 from nfnets_tf.ops.errors import UserError
-from nfnets_tf.train.workdir import Workdir, weights_sha256
+from nfnets_tf.train.workdir import Workdir, run_folder, weights_sha256
 
 
 def test_a_result_marks_a_run_as_finished(tmp_path):
@@ -92,3 +92,17 @@ def test_the_digest_is_of_the_bytes_in_variable_order():
   digest = weights_sha256([tf.Variable(a), tf.Variable(b)])
   assert digest == hashlib.sha256(a.tobytes() + b.tobytes()).hexdigest()
   assert digest != weights_sha256([tf.Variable(b), tf.Variable(a)])
+
+
+def test_the_run_of_a_checkpoint_is_found_from_whatever_names_it(tmp_path):
+  run = tmp_path / "run"
+  (run / "checkpoints").mkdir(parents=True)
+  (run / "config.gin").touch()
+  for path in ("run", "run/", "run/checkpoints", "run/checkpoints/ckpt-7"):
+    assert run_folder(f"{tmp_path}/{path}") == str(run)
+  for path in ("", "other", "other/checkpoints/ckpt-7", "run/a/b/c"):
+    assert run_folder(f"{tmp_path}/{path}") is None
+  tf.io.gfile.makedirs("ram://bucket/run/checkpoints")
+  with tf.io.gfile.GFile("ram://bucket/run/config.gin", "w") as file:
+    file.write("A = 1")
+  assert run_folder("ram://bucket/run/checkpoints/") == "ram://bucket/run"

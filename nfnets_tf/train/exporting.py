@@ -1,0 +1,112 @@
+"""The job that makes a SavedModel of weights that are there already."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TextIO
+
+import tensorflow as tf
+from tensorflow import keras
+
+from nfnets_tf.ops.errors import UserError, require_whole
+from nfnets_tf.train.assembly import compiled_classifier
+from nfnets_tf.train.plan import describe_network, table
+from nfnets_tf.train.pretrained import Start
+from nfnets_tf.train.provenance import known_of
+from nfnets_tf.train.run import Training
+from nfnets_tf.train.samples import heldout_sample
+from nfnets_tf.train.workdir import Workdir, run_folder
+
+
+class Export:
+  """Exports the weights of a checkpoint or a file, for a run's configuration.
+
+  Args:
+    training: the run, a `Training`; of it the network, the classifier and the
+      held-out split are used.
+    checkpoint: whatever `pretrained.load_weights` reads, with its classifier.
+    averaged: whether to take the averages of the weights where there are any.
+    export: writes a SavedModel; a `serving.export.Exporter`.
+    images: number of held-out images on which the network in training and what
+      is exported are compared.
+  """
+
+  def __init__(
+    self,
+    *,
+    training: Training,
+    checkpoint: str,
+    averaged: bool,
+    export: Callable[..., str],
+    images: int,
+  ):
+    require_whole("exporting.Export.images", images, 1)
+    self.training, self.export = training, export
+    self.start = Start(path=checkpoint, keep_head=True, averaged=averaged)
+    self.images = images
+
+  def plan(self) -> str:
+    """Returns what would be exported."""
+    job = self.training
+    size = job.heldout_split.image_shape()[0]
+    lines, _ = describe_network(job.network, size)
+    split = job.heldout_split
+    compared = f"{self.images:,} images of {split.directory}, {split.split}"
+    return table(
+      [*lines, ("weights", self.start.path), ("compared on", compared)]
+    )
+
+  def run(
+    self,
+    workdir: str,
+    *,
+    configuration: str,
+    terminal: TextIO | None,
+    started: Callable[[], None] = lambda: None,
+  ) -> str:
+    """Exports to the next version in WORKDIR/saved_model.
+
+    Nothing else that is in the folder is changed.
+
+    Returns:
+      Where it is, and how to serve it.
+
+    Raises:
+      UserError: if the weights or the held-out data cannot be used.
+    """
+    del terminal, started  # the log is no run's
+    job, files = self.training, Workdir(workdir)
+    files.check_writable()
+    self.start.check()
+    if job.prepare is not None:
+      job.prepare()
+    heldout = job.heldout_split.index()
+    # On this machine's processor and as exactly as it can, whatever the run was
+    # trained on: what is compared is the export, not the precision.
+    keras.mixed_precision.set_global_policy("float32")
+    with tf.device("CPU"):
+      classifier = compiled_classifier(job, tf.distribute.get_strategy())
+      self.start(classifier)
+      images, labels = heldout_sample(job.heldout_split, heldout, self.images)
+      if not len(images):
+        raise UserError(
+          f"none of the first {self.images:,} images of the"
+          f" {job.heldout_split.split!r} split in"
+          f" {job.heldout_split.directory!r} can be used, and what is exported"
+          " is compared on them; bind DATA_DIR to whole shards."
+        )
+      path = self.export(
+        classifier,
+        files.saved_models,
+        sample=(images, labels),
+        **known_of(job, heldout, self._metrics(), configuration),
+      )
+    return table([("weights", self.start.path), ("SavedModel", path)])
+
+  def _metrics(self) -> dict[str, object]:
+    """Returns what the finished run says of its last step, if there is one."""
+    folder = run_folder(self.start.path)
+    result = folder and Workdir(folder).read_result()
+    if not result:
+      return {}
+    return {f"of the run's last step: {name}": x for name, x in result.items()}

@@ -1,0 +1,96 @@
+import types
+
+import numpy as np
+import pytest
+from tensorflow import keras
+
+from nfnets_tf.ops.errors import UserError
+from nfnets_tf.train.exporting import Export
+from nfnets_tf.train.workdir import Workdir
+
+
+@pytest.fixture
+def run(sharp_job, open_session, tmp_path):
+  """A run of three steps: (its job, its folder, its classifier)."""
+  session = open_session(sharp_job, tmp_path / "run")
+  session._fit(1, 3, [])
+  session._save()
+  session._checkpoints.wait()
+  (tmp_path / "run" / "config.gin").write_text("A = 1\n")
+  return sharp_job, tmp_path / "run", session._classifier
+
+
+def exporter(calls):
+  def export(model, directory, **told):
+    weights = [v.numpy() for v in model.network.weights]
+    policy = keras.mixed_precision.global_policy().name
+    calls.append(
+      types.SimpleNamespace(
+        directory=directory, weights=weights, policy=policy, **told
+      )
+    )
+    return f"{directory}/1"
+
+  return export
+
+
+def export(job, checkpoint, calls, **changes):
+  options = {"averaged": True, "images": 7, **changes}
+  return Export(
+    training=job, checkpoint=str(checkpoint), export=exporter(calls), **options
+  )
+
+
+@pytest.mark.parametrize("averaged", [True, False])
+def test_a_checkpoints_weights_are_exported_as_the_run_evaluates(
+  run, averaged, tmp_path
+):
+  job, folder, classifier = run
+  Workdir(str(folder)).write_result({"step": 3, "heldout_top1": 0.25})
+  before = sorted(x for x in folder.rglob("*"))
+  keras.mixed_precision.set_global_policy("mixed_bfloat16")
+  calls = []
+  summary = export(job, folder, calls, averaged=averaged).run(
+    str(tmp_path / "out"), configuration="B = 2", terminal=None
+  )
+  (call,) = calls
+  variables = classifier.averages if averaged else classifier.network.weights
+  for got, expected in zip(call.weights, variables):
+    np.testing.assert_array_equal(got, expected)
+  assert call.directory == str(tmp_path / "out" / "saved_model")
+  assert call.class_names == ["a", "b", "c", "d"]
+  assert call.operations == job.heldout_split.operations
+  images, labels = call.sample
+  assert len(images) == len(labels) == 7
+  assert call.about["configuration"] == "B = 2"
+  metrics = call.about["metrics"]
+  assert metrics["of the run's last step: heldout_top1"] == 0.25
+  assert call.policy == "float32"  # whatever the run was trained in
+  assert f"{tmp_path}/out/saved_model/1" in summary
+  # The run is as it was.
+  assert sorted(x for x in folder.rglob("*")) == before
+
+
+def test_the_plan_names_weights_and_images(run):
+  job, folder, _ = run
+  plan = export(job, folder, []).plan()
+  assert f"weights      {folder}" in plan and "NFNet femto, 4 classes" in plan
+  assert "7 images of " in plan
+
+
+def test_what_is_not_there_is_told_before_anything_is_built(run, tmp_path):
+  job, folder, _ = run
+  job.network = None
+  with pytest.raises(UserError, match="nowhere' does not exist; expected"):
+    export(job, tmp_path / "nowhere", []).run(
+      str(tmp_path), configuration="", terminal=None
+    )
+  with pytest.raises(UserError, match="exporting.Export.images = 0 cannot"):
+    export(job, folder, [], images=0)
+
+
+def test_there_must_be_images_to_compare_on(run, tmp_path):
+  job, folder, _ = run
+  job.heldout_split._views._max_pixels = 1
+  with pytest.raises(UserError, match="none of the first 7 images of the 'hel"):
+    export(job, folder, []).run(str(tmp_path), configuration="", terminal=None)
