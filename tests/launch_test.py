@@ -76,6 +76,47 @@ def test_the_command_that_the_summary_names_serves(finished):
   assert "Result for output key probabilities" in served.stdout, served.stderr
 
 
+def files_of(folder):
+  return {x: x.read_bytes() for x in folder.rglob("*") if x.is_file()}
+
+
+@pytest.mark.parametrize("averaged", [True, False])
+def test_a_checkpoint_is_exported_by_naming_it(finished, tmp_path, averaged):
+  """The averages are what the run exported by itself, and are the default."""
+  workdir, _ = finished
+  before = files_of(workdir)
+  (checkpoint,) = (workdir / "checkpoints").glob("ckpt-90.index")
+  done = launch(
+    "--gin_file=gin/export.gin",
+    f"--gin_param=CHECKPOINT = {str(checkpoint.with_suffix(''))!r}",
+    f"--workdir={tmp_path}",
+    *([] if averaged else ["--gin_param=AVERAGED = False"]),
+  )
+  assert done.returncode == 0, done.stderr
+  assert f"SavedModel  {tmp_path}/saved_model/1" in done.stdout
+  assert "SavedModel: differs by " in done.stderr
+  weights = "variables/variables.data-00000-of-00001"
+  made, own = (
+    (folder / "saved_model" / "1" / weights).read_bytes()
+    for folder in (tmp_path, workdir)
+  )
+  assert (made == own) == averaged
+  card = (tmp_path / "saved_model" / "1" / "MODEL_CARD.md").read_text()
+  assert (
+    f"| weights | {'averages of training' if averaged else 'raw'} |" in card
+  )
+  assert files_of(workdir) == before  # neither checkpoints nor anything else
+
+
+def test_without_a_workdir_it_is_the_runs_next_version(finished):
+  workdir, _ = finished
+  done = launch(
+    "--gin_file=gin/export.gin", f"--gin_param=CHECKPOINT = {str(workdir)!r}"
+  )
+  assert done.returncode == 0, done.stderr
+  assert f"SavedModel  {workdir}/saved_model/2" in done.stdout
+
+
 def test_again_on_the_finished_folder_nothing_is_trained(finished, data):
   workdir, first = finished
   before = (workdir / "metrics.jsonl").read_bytes()

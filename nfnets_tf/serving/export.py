@@ -12,20 +12,14 @@ import tensorflow as tf
 from tensorflow import keras
 
 from nfnets_tf.data import preprocess
-from nfnets_tf.models import naming
+from nfnets_tf.data.files import replace_file
 from nfnets_tf.ops.errors import UserError
 from nfnets_tf.serving import formats as kinds
 from nfnets_tf.serving import model_card
-from nfnets_tf.serving.folding import fold as fold_network
-from nfnets_tf.serving.inference import (
-  DTYPES,
-  TARGETS,
-  FoldedInference,
-  as_in_training,
-)
-from nfnets_tf.serving.signatures import Network, Service
+from nfnets_tf.serving.inference import DTYPES, TARGETS, network_of
+from nfnets_tf.serving.signatures import Service
 from nfnets_tf.serving.trial import Trial
-from nfnets_tf.serving.versions import appearing_whole, next_version
+from nfnets_tf.serving.versions import appearing_as_next, appearing_whole
 
 LOGGER = logging.getLogger("nfnets_tf")
 
@@ -102,7 +96,7 @@ class Exporter:
     """
     return self.write(
       model,
-      next_version(directory),
+      appearing_as_next(directory),
       class_names=class_names,
       operations=operations,
       sample=sample,
@@ -110,28 +104,28 @@ class Exporter:
     )
 
   def write(
-    self, model, directory, *, class_names, operations, sample, about
+    self, model, place, *, class_names, operations, sample, about
   ) -> str:
-    """Does what a call does, to a folder of a given name.
+    """Does what a call does, to a folder of `versions`.
 
     Raises:
-      UserError: if the folder exists, the names do not fit the network, or a
-        format needs a sample and there is none.
+      UserError: if the names do not fit the network, or a format lacks a
+        sample.
     """
-    _check_names(model.network, class_names)
+    _check(model, class_names)
     if self.formats and sample is None:
       raise UserError(
         f"the formats {', '.join(self.formats)} need images to be tried on, and"
         " none were given; give a sample."
       )
     averaged = self.averaged and bool(model.averages)
-    with appearing_whole(directory) as partial:
+    with place as partial:
       with model.averaged() if averaged else contextlib.nullcontext():
         lines, signatures = self._fill(
-          partial, model, class_names, operations, sample
+          partial.folder, model, class_names, operations, sample
         )
       card = model_card.render(
-        f"{model.network.name}, {len(class_names):,} classes",
+        model.network,
         exported={
           **model_card.describe_network(model.network, operations),
           "form": f"folded, {self.dtype}" if self.fold else "as in training",
@@ -143,18 +137,24 @@ class Exporter:
         licence=self.licence,
         **about,
       )
-      _write_text(partial, "MODEL_CARD.md", card)
-      _write_text(partial, "classes.txt", "\n".join([*class_names, ""]))
-      if about.get("configuration"):
-        _write_text(partial, "config.gin", about["configuration"])
-    LOGGER.info("Exported %s.", directory)
+      texts = {
+        "MODEL_CARD.md": card,
+        "classes.txt": "\n".join([*class_names, ""]),
+        "config.gin": about.get("configuration"),
+      }
+      for name, text in texts.items():
+        if text:
+          replace_file(os.path.join(partial.folder, name), text)
+    LOGGER.info("Exported %s.", partial.path)
     for line in lines:
       LOGGER.info("  %s.", line)
-    return directory
+    return partial.path
 
   def _fill(self, partial, model, class_names, operations, sample):
     """Writes the SavedModel and the formats; returns (comparisons, names)."""
-    network, tracked = self._network(model, self.dtype, self.target)
+    network, tracked = network_of(
+      model, fold=self.fold, dtype=self.dtype, target=self.target
+    )
     service = Service(network, class_names, operations, **tracked)
     signatures = service.signatures()
     tf.saved_model.save(service, partial, signatures)
@@ -164,23 +164,13 @@ class Exporter:
     lines = [trial.saved_model(partial)]
     for kind in self.formats:
       # Other runtimes fuse a GELU themselves.
-      network, tracked = self._network(model, "float32", "accelerator")
+      network, tracked = network_of(
+        model, fold=self.fold, dtype="float32", target="accelerator"
+      )
       module = tf.Module()
       module.tracked = tracked
       lines.append(trial.file(kind, partial, network, module))
     return lines, signatures
-
-  def _network(self, model, dtype, target) -> tuple[Network, dict]:
-    """Returns (network, {attribute: its variables})."""
-    if not self.fold:
-      named = naming.named_variables(model.network)
-      return as_in_training(model), {"parameters": named}
-    inference = FoldedInference(
-      fold_network(model.network), dtype=dtype, target=target
-    )
-    return lambda x: inference(model.normalise(x)), {
-      "folded": inference.parameters
-    }
 
 
 def export_saved_model(
@@ -194,12 +184,12 @@ def export_saved_model(
 ) -> str:
   """Writes a SavedModel; the folder appears whole.
 
-  Its signatures: `serving_default` takes `images`, float32 in [0, 255] [batch,
-  height, width, 3], `serving_uint8` the same as uint8, `serving_bytes` takes
-  `encoded`, strings [batch] of JPEG or PNG images, of any sizes. All apply
-  `operations` and return `logits` and `probabilities`, float32 [batch,
-  classes], and `classes`, the most likely names, [batch]. `features` takes
-  images and returns the pooled `features`, float32 [batch, channels].
+  `serving_default` takes `images`, float32 in [0, 255] [batch, height, width,
+  3], `serving_uint8` the same as uint8, `serving_bytes` takes `encoded`,
+  strings [batch] of JPEG or PNG images, of any sizes. All apply `operations`
+  and return `logits` and `probabilities`, float32 [batch, classes], and
+  `classes`, the most likely names, [batch]. `features` takes images and returns
+  the pooled `features`, float32 [batch, channels].
 
   Args:
     model: a `Classifier`; its training state is left as it is.
@@ -207,8 +197,7 @@ def export_saved_model(
     class_names: name of each class, in the order of the logits.
     operations: `preprocess` operations of the evaluation; the last one fixes
       the size. Without any, images are taken at their own size.
-    sample: uint8 images and their labels or None, on which the export is
-      compared with the model.
+    sample: uint8 images and their labels or None, to compare both on.
     **options: of an `Exporter`.
 
   Returns:
@@ -220,7 +209,7 @@ def export_saved_model(
   """
   return Exporter(**options).write(
     model,
-    directory,
+    appearing_whole(directory),
     class_names=class_names,
     operations=operations,
     sample=sample,
@@ -228,8 +217,13 @@ def export_saved_model(
   )
 
 
-def _check_names(network: keras.Model, class_names: Sequence[str]) -> None:
-  classes = network.output_shape[-1]
+def _check(model: keras.Model, class_names: Sequence[str]) -> None:
+  if not hasattr(model, "normalise"):
+    raise UserError(
+      f"a model of {type(model).__name__} was given to export; expected a"
+      " Classifier, which says how images are normalised: put it into one."
+    )
+  classes = model.network.output_shape[-1]
   if len(class_names) != classes:
     raise UserError(
       f"class_names has {len(class_names)} names, but the network has"
@@ -243,8 +237,3 @@ def _check_one_of(name: str, value: str, known: Sequence[str]) -> None:
       f"{name} = {value!r} cannot be exported; expected one of"
       f" {', '.join(map(repr, known))}."
     )
-
-
-def _write_text(folder: str, name: str, text: str) -> None:
-  with tf.io.gfile.GFile(os.path.join(folder, name), "w") as file:
-    file.write(text)

@@ -17,10 +17,12 @@ import numpy as np
 import tensorflow as tf
 from tensorflow import keras
 
+from nfnets_tf.models import naming
 from nfnets_tf.models.layers import spatial_mean
 from nfnets_tf.models.nfnet import NFNet
 from nfnets_tf.ops.activations import plain_activation
 from nfnets_tf.ops.convolution import conv2d
+from nfnets_tf.serving import folding
 from nfnets_tf.serving.folding import Affine, FoldedBlock, FoldedNFNet
 
 DTYPES = ("float32", "bfloat16")
@@ -161,6 +163,31 @@ class FoldedInference(tf.Module):
       return project(out)
 
     return call
+
+
+def network_of(
+  model: keras.Model, *, fold: bool, dtype: str, target: str
+) -> tuple[Callable[[tf.Tensor], tuple], dict]:
+  """Returns a classifier's (features, logits) of images in [0, 255].
+
+  Args:
+    model: a `Classifier`.
+    fold: whether its network is folded, or computed as in training.
+    dtype: of a folded network; see `FoldedInference`.
+    target: of a folded network.
+
+  Returns:
+    The function, and {name: the variables that it uses}.
+  """
+  if not fold:
+    named = naming.named_variables(model.network)
+    return as_in_training(model), {"parameters": named}
+  folded = folding.fold(model.network)
+  inference = FoldedInference(folded, dtype=dtype, target=target)
+  return (
+    lambda images: inference(model.normalise(images)),
+    {"folded": inference.parameters},
+  )
 
 
 def as_in_training(model: keras.Model) -> Callable[[tf.Tensor], tuple]:

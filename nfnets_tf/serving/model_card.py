@@ -46,7 +46,7 @@ served(images)["classes"]
 
 
 def render(
-  title: str,
+  network: keras.Model,
   *,
   exported: Mapping[str, str],
   comparisons: Iterable[str],
@@ -60,7 +60,7 @@ def render(
   """Returns the card as Markdown.
 
   Args:
-    title: what it is a card of.
+    network: what it is a card of.
     exported: what was exported and how.
     comparisons: lines about its difference from the network in training.
     class_names: in the order of the logits.
@@ -84,7 +84,7 @@ def render(
     names += ", ..."
   return "\n".join(
     [
-      f"# {title}\n",
+      f"# {_title(network)}, {len(class_names):,} classes\n",
       _table(exported),
       "## Use\n",
       _table({f"`{x}`": " -> ".join(_SIGNATURES[x]) for x in signatures}),
@@ -113,17 +113,18 @@ def describe_network(
     network: in training.
     operations: of the evaluation.
   """
-  lines = {"parameters": f"{network.count_params():,} in training"}
-  if isinstance(network, NFNet):
-    lines = {
-      "architecture": f"NFNet {network.get_config()['variant']}",
-      **lines,
-    }
   names = ", ".join(map(_describe_operation, operations))
   return {
-    **lines,
+    "architecture": _title(network),
+    "parameters": f"{network.count_params():,} in training",
     "preprocessing": names or "none; images are taken at their own size",
   }
+
+
+def _title(network: keras.Model) -> str:
+  if isinstance(network, NFNet):
+    return f"NFNet {network.get_config()['variant']}"
+  return f"{type(network).__name__} {network.name}"
 
 
 def _describe_operation(operation: preprocess.Operation) -> str:

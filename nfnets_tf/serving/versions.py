@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import uuid
 from collections.abc import Iterator
@@ -22,15 +23,28 @@ def next_version(directory: str) -> str:
   return os.path.join(directory, str(version))
 
 
+@dataclasses.dataclass
+class Partial:
+  """A folder that is being filled.
+
+  Attributes:
+    folder: what is filled, beside where it will be.
+    path: where it is, when it is full; None before.
+  """
+
+  folder: str
+  path: str | None = None
+
+
 @contextlib.contextmanager
-def appearing_whole(directory: str) -> Iterator[str]:
+def appearing_whole(directory: str) -> Iterator[Partial]:
   """Gives a folder to fill, which takes its name when it is full.
 
   Args:
     directory: to be made, local or gs://.
 
   Yields:
-    Path of a folder beside it; left with an error it is removed.
+    A `Partial`; left with an error its folder is removed.
 
   Raises:
     UserError: if `directory` exists.
@@ -41,13 +55,42 @@ def appearing_whole(directory: str) -> Iterator[str]:
       f"the folder {directory!r} exists already and is not overwritten; export"
       f" to another, such as {next_version(parent)!r}."
     )
-  partial = os.path.join(parent, f"partial-{uuid.uuid4().hex[:8]}-{name}")
-  try:
+  with _removed_after(parent, name) as partial:
     yield partial
-    _move(partial, directory)
+    _move(partial.folder, directory)
+    partial.path = directory
+
+
+@contextlib.contextmanager
+def appearing_as_next(directory: str) -> Iterator[Partial]:
+  """Gives a folder to fill, which becomes the next version in `directory`.
+
+  Of processes that export at the same time each gets a number of its own.
+
+  Yields:
+    A `Partial`; left with an error its folder is removed.
+  """
+  with _removed_after(directory, "next") as partial:
+    yield partial
+    while partial.path is None:
+      path = next_version(directory)
+      try:
+        _move(partial.folder, path)
+      except tf.errors.OpError:
+        if not tf.io.gfile.exists(path):
+          raise
+      else:
+        partial.path = path
+
+
+@contextlib.contextmanager
+def _removed_after(parent: str, name: str) -> Iterator[Partial]:
+  folder = os.path.join(parent, f"partial-{uuid.uuid4().hex[:8]}-{name}")
+  try:
+    yield Partial(folder)
   finally:
-    if tf.io.gfile.isdir(partial):
-      tf.io.gfile.rmtree(partial)
+    if tf.io.gfile.isdir(folder):
+      tf.io.gfile.rmtree(folder)
 
 
 def _move(partial: str, directory: str) -> None:
@@ -55,10 +98,11 @@ def _move(partial: str, directory: str) -> None:
   if "://" not in directory:
     tf.io.gfile.rename(partial, directory)
     return
-  # Elsewhere folders are not moved at once, if at all; files are.
+  # Elsewhere folders are not moved at once, if at all; files are. The card is
+  # the first of all exports, so that of two the second moves nothing.
   paths = files_below(partial)
   model = os.path.join(partial, _MODEL)
-  for path in sorted(paths, key=lambda path: path == model):
+  for path in sorted(paths, key=lambda path: (path == model, path)):
     target = directory + path[len(partial) :]
     tf.io.gfile.makedirs(os.path.dirname(target))
     tf.io.gfile.rename(path, target)

@@ -104,9 +104,8 @@ class Export:
     return table([("weights", self.start.path), ("SavedModel", path)])
 
   def _metrics(self) -> dict[str, object]:
-    """Returns what the finished run says of its last step, if there is one."""
+    """Returns what the run found at its last step, if it is finished."""
     folder = run_folder(self.start.path)
-    result = folder and Workdir(folder).read_result()
-    if not result:
-      return {}
-    return {f"of the run's last step: {name}": x for name, x in result.items()}
+    result = (folder and Workdir(folder).read_result()) or {}
+    kept = ("step", "heldout_", "ema_heldout_")
+    return {name: x for name, x in result.items() if name.startswith(kept)}

@@ -36,7 +36,7 @@ def load_weights(
   `path` is one of
     - a parameter file of DeepMind's, such as F0_haiku.npz;
     - a run's work directory, its checkpoints folder, or one checkpoint;
-    - a SavedModel that `export_saved_model` wrote;
+    - a SavedModel that was exported with fold=False;
     - a .keras or .h5 file of an `NFNet` or a `Classifier`, or the .h5 of an
       NFNet's weights alone.
 

@@ -127,6 +127,11 @@ def test_names_must_fit_the_network(tmp_path, model):
   assert list(tmp_path.iterdir()) == []
 
 
+def test_a_network_alone_does_not_say_how_to_normalise(model, tmp_path, names):
+  with pytest.raises(UserError, match="model of NFNet .*expected a Classifier"):
+    export_saved_model(model.network, str(tmp_path / "1"), class_names=names)
+
+
 def test_what_could_not_be_written_leaves_nothing(
   save, model, tmp_path, monkeypatch
 ):

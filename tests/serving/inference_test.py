@@ -12,6 +12,7 @@ from nfnets_tf.serving.inference import (
   TARGETS,
   FoldedInference,
   as_in_training,
+  network_of,
 )
 from nfnets_tf.serving.signatures import Service
 
@@ -116,6 +117,22 @@ def test_a_server_fuses_every_gelu(trained, names, tmp_path):
   path = str(tmp_path / "1")
   tf.saved_model.save(service, path, service.signatures())
   assert fused_gelus(path) == (3 + 4 * 5 + 1 - NARROW, NARROW)
+
+
+def test_a_classifier_is_asked_by_the_variables_that_are_named(trained, images):
+  model = trained()
+  expected = model(tf.constant(images)).numpy()
+  options = {"dtype": "float32", "target": "cpu"}
+  for folded, kind in ((True, "folded"), (False, "parameters")):
+    network, tracked = network_of(model, fold=folded, **options)
+    assert list(tracked) == [kind]
+    variables = tf.nest.flatten(tracked)
+    _, logits = network(tf.constant(images, tf.float32))
+    np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-5)
+    for variable in variables:
+      variable.assign(tf.zeros_like(variable))
+    _, logits = network(tf.constant(images, tf.float32))
+    np.testing.assert_array_equal(logits, np.zeros_like(logits))
 
 
 def test_the_networks_of_training_give_features_as_well(trained, images):

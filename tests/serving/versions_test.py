@@ -4,7 +4,10 @@ import pytest
 import tensorflow as tf
 
 from nfnets_tf.ops.errors import UserError
+from nfnets_tf.serving import versions
 from nfnets_tf.serving.versions import (
+  Partial,
+  appearing_as_next,
   appearing_whole,
   files_below,
   next_version,
@@ -30,12 +33,14 @@ def test_the_first_free_number_is_next(tmp_path):
 def test_a_folder_appears_when_it_is_full(tmp_path, root):
   directory = os.path.join(root or str(tmp_path), "served", "1")
   with appearing_whole(directory) as partial:
-    write(partial, "saved_model.pb", "variables/index", "z.txt")
+    write(partial.folder, "saved_model.pb", "variables/index", "z.txt")
     assert not tf.io.gfile.exists(directory)
-    assert os.path.dirname(partial) == os.path.dirname(directory)
+    assert os.path.dirname(partial.folder) == os.path.dirname(directory)
+    assert partial == Partial(partial.folder, path=None)
+  assert partial.path == directory
   found = sorted(x[len(directory) + 1 :] for x in files_below(directory))
   assert found == ["saved_model.pb", "variables/index", "z.txt"]
-  assert not tf.io.gfile.exists(partial)
+  assert not tf.io.gfile.exists(partial.folder)
 
 
 def test_where_folders_are_not_moved_the_model_comes_last(monkeypatch):
@@ -47,14 +52,47 @@ def test_where_folders_are_not_moved_the_model_comes_last(monkeypatch):
   )
   directory = "ram://versions_order/1"
   with appearing_whole(directory) as partial:
-    write(partial, "saved_model.pb", "variables/index", "z.txt")
+    write(partial.folder, "saved_model.pb", "variables/index", "z.txt")
   assert moved[-1] == f"{directory}/saved_model.pb" and len(moved) == 3
+
+
+@pytest.mark.parametrize("root", ["", "ram://versions_race"])
+def test_of_two_at_a_time_each_gets_a_number(tmp_path, root, monkeypatch):
+  """Both look for the next one before either has taken it."""
+  directory = os.path.join(root or str(tmp_path), "served")
+  free = versions.next_version
+  with appearing_as_next(directory) as one, appearing_as_next(directory) as two:
+    for partial in (one, two):
+      own = f"own-{partial.folder[-13:]}"
+      write(partial.folder, "MODEL_CARD.md", "saved_model.pb", own)
+    stale = iter([free(directory)] * 2)
+    monkeypatch.setattr(
+      versions, "next_version", lambda x: next(stale, None) or free(x)
+    )
+  assert (two.path, one.path) == (f"{directory}/1", f"{directory}/2")
+  for partial in (one, two):
+    names = {os.path.basename(x) for x in files_below(partial.path)}
+    own = f"own-{partial.folder[-13:]}"
+    assert names == {"MODEL_CARD.md", "saved_model.pb", own}
+
+
+def test_what_fails_for_another_reason_is_not_tried_for_ever(
+  tmp_path, monkeypatch
+):
+  def rename(*arguments):
+    raise tf.errors.PermissionDeniedError(None, None, "no")
+
+  monkeypatch.setattr(tf.io.gfile, "rename", rename)
+  with pytest.raises(tf.errors.PermissionDeniedError):
+    with appearing_as_next(str(tmp_path)) as partial:
+      write(partial.folder, "saved_model.pb")
+  assert list(tmp_path.iterdir()) == []
 
 
 def test_an_error_leaves_nothing(tmp_path):
   with pytest.raises(OSError, match="no space"):
     with appearing_whole(str(tmp_path / "1")) as partial:
-      write(partial, "saved_model.pb")
+      write(partial.folder, "saved_model.pb")
       raise OSError("no space")
   assert list(tmp_path.iterdir()) == []
 

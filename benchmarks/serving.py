@@ -1,0 +1,144 @@
+"""Images a second of SavedModels on this machine's processor, side by side.
+
+  python -m benchmarks.serving
+  pip install torch torchvision timm    # for the comparison with timm
+
+An NFNet as it is in training against the same folded, in float32 and bfloat16,
+read back from their files; and timm's dm_nfnet of that size in PyTorch, as it
+is created and in its faster layout, channels_last. Ours take uint8 images and
+normalise them; timm's take normalised ones. Weights are random, which is
+nothing to speed. The last line is a JSON object of ratios of time; above 1 the
+folded network is the faster. `over_timm_float32` is the smaller of both batch
+sizes' ratios.
+"""
+
+import importlib.util
+import json
+import os
+import statistics
+import sys
+import tempfile
+import time
+
+import numpy as np
+import tensorflow as tf
+from absl import flags
+
+from benchmarks.timing import median_ratio, seconds_side_by_side
+from nfnets_tf.models.nfnet import NFNet
+from nfnets_tf.serving.export import export_saved_model
+from nfnets_tf.train.classifier import Classifier
+
+_VARIANT = flags.DEFINE_string("variant", "F0", "Size of the network.")
+_IMAGE_SIZE = flags.DEFINE_integer("image_size", 256, "Pixels of a side.")
+_ROUNDS = flags.DEFINE_integer("rounds", 12, "Calls that are timed.")
+
+BATCHES = (1, 8)
+DTYPES = ("float32", "bfloat16")
+LAYOUTS = ("contiguous_format", "channels_last")
+_FORMS = {
+  "unfolded": {"fold": False},
+  "folded float32": {},
+  "folded bfloat16": {"dtype": "bfloat16"},
+}
+
+
+def main() -> None:
+  """Prints seconds and, last, the ratios as JSON."""
+  flags.FLAGS(sys.argv)
+  with tempfile.TemporaryDirectory() as folder:
+    served = _export(folder)
+  timed = {}
+  for batch in BATCHES:
+    size = _IMAGE_SIZE.value
+    shape = [batch, size, size, 3]
+    images = np.random.default_rng(0).integers(0, 255, shape, np.uint8)
+    calls = {name: _call(module, images) for name, module in served.items()}
+    if importlib.util.find_spec("timm"):
+      calls.update(_timm_calls(images))
+    # A pause, so that no runtime's idle threads spin into another's turn.
+    timed[batch] = seconds_side_by_side(
+      calls, rounds=_ROUNDS.value, prepare=lambda: time.sleep(0.1)
+    )
+    for name, seconds in timed[batch].items():
+      print(f"batch {batch}  {name:<32} {_milliseconds(seconds)}", flush=True)
+  ratios = _ratios(timed)
+  print(json.dumps({name: round(value, 2) for name, value in ratios.items()}))
+
+
+def _export(folder: str) -> dict:
+  network = NFNet(_VARIANT.value, 1000, skip_gain=0.5)
+  model = Classifier(network, ema_decay=None)
+  names = [str(i) for i in range(1000)]
+  served = {}
+  for name, options in _FORMS.items():
+    path = os.path.join(folder, name.replace(" ", "_"))
+    export_saved_model(model, path, class_names=names, **options)
+    served[name] = tf.saved_model.load(path)
+  return served
+
+
+def _call(module, images):
+  signature, images = module.signatures["serving_uint8"], tf.constant(images)
+  return lambda: signature(images=images)["logits"].numpy()
+
+
+def _timm_calls(images) -> dict:
+  import timm
+  import torch
+
+  torch.set_num_threads(len(os.sched_getaffinity(0)))
+  pixels = torch.from_numpy(images.astype(np.float32) / 128 - 1)
+  pixels = pixels.permute(0, 3, 1, 2)
+  name = f"dm_nfnet_{_VARIANT.value.lower()}"
+
+  def call(dtype, layout):
+    options = {
+      "dtype": getattr(torch, dtype),
+      "memory_format": getattr(torch, layout),
+    }
+    model = timm.create_model(name, pretrained=False).eval().to(**options)
+    given = pixels.to(**options)
+
+    def run():
+      with torch.inference_mode():
+        return model(given).float().numpy()
+
+    return run
+
+  return {
+    f"timm {dtype} {layout}": call(dtype, layout)
+    for dtype in DTYPES
+    for layout in LAYOUTS
+  }
+
+
+def _milliseconds(seconds) -> str:
+  middle = statistics.median(seconds) * 1e3
+  return f"{middle:8.1f} ms ({min(seconds) * 1e3:.1f}-{max(seconds) * 1e3:.1f})"
+
+
+def _ratios(timed: dict) -> dict[str, float]:
+  ratios = {
+    f"folded_over_unfolded_b{batch}": median_ratio(
+      seconds["unfolded"], seconds["folded float32"]
+    )
+    for batch, seconds in timed.items()
+  }
+  if not importlib.util.find_spec("timm"):
+    return ratios
+  for dtype in DTYPES:
+    for layout, suffix in zip(LAYOUTS, ("", "_channels_last")):
+      name = f"over_timm_{dtype}{suffix}"
+      each = {
+        f"{name}_b{batch}": median_ratio(
+          seconds[f"timm {dtype} {layout}"], seconds[f"folded {dtype}"]
+        )
+        for batch, seconds in timed.items()
+      }
+      ratios.update({name: min(each.values()), **each})
+  return ratios
+
+
+if __name__ == "__main__":
+  main()
