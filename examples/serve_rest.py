@@ -121,7 +121,7 @@ def _tensor(value, spec: tf.TensorSpec) -> tf.Tensor:
       if limits and not np.all((array >= limits.min) & (array <= limits.max)):
         raise ValueError(f"a number is not of type {spec.dtype.name}")
     tensor = tf.constant(array, spec.dtype)
-  except (ValueError, TypeError) as error:
+  except (ValueError, TypeError, OverflowError) as error:
     raise Refused(
       400, f"Failed to process the input {spec.name!r}: {error}"
     ) from error
@@ -188,7 +188,7 @@ def make_server(model: ServedModel, port: int) -> ThreadingHTTPServer:
       self._check(post=True)
       try:
         request = json.loads(body)
-      except ValueError as error:
+      except (ValueError, RecursionError) as error:
         raise Refused(400, f"JSON Parse error: {error}") from error
       if not isinstance(request, dict):
         raise Refused(400, "Expected a JSON object")

@@ -78,7 +78,7 @@ class Configuration:
     self.statements = st.split_statements(self.text)
     self.run_folder, self._base = sources.base_run(self.statements)
     if self._base:
-      self.text = _parse(*self._given, base=self._base)
+      self.text = self._parse_on_base(*self._given)
       self.statements = st.split_statements(self.text)
       self._check_base()
     places = sources.places(gin_files, gin_params)
@@ -93,6 +93,10 @@ class Configuration:
       )
     name = pathlib.PurePath(gin_files[0]).stem
     self.workdir = self.run_folder or f"runs/{name}"
+
+  def _parse_on_base(self, gin_files, gin_params) -> str:
+    place = f"{self.run_folder}/config.gin"
+    return _parse(gin_files, gin_params, base=(place, self._base))
 
   def _check_base(self) -> None:
     if self.is_sweep:
@@ -135,7 +139,7 @@ class Configuration:
     """
     files, _ = self._given
     includes = [] if self._base else sources.includes_of(files[0])
-    base = st.split_statements(_parse(includes, (), base=self._base))
+    base = st.split_statements(self._parse_on_base(includes, ()))
     return [
       f"{left} = {after}" + ("" if before is None else f"  (base: {before})")
       for left, before, after in st.differences(base, self.statements)
@@ -190,11 +194,19 @@ def _of_sweep(text: str) -> set[str]:
 
 
 def _parse(
-  gin_files: Sequence[str], gin_params: Sequence[str], base: str = ""
+  gin_files: Sequence[str],
+  gin_params: Sequence[str],
+  base: tuple[str, str] = ("", ""),
 ) -> str:
-  """Parses into gin's state and returns gin's listing of the result."""
+  """Parses into gin's state and returns gin's listing of the result.
+
+  Args:
+    gin_files: paths.
+    gin_params: single bindings.
+    base: (path, text) of what is parsed before the files.
+  """
   gin.clear_config()
-  _parse_one("the run's config.gin", lambda: gin.parse_config(base))
+  _parse_one(base[0], lambda: gin.parse_config(base[1]))
   for path in gin_files:
     _parse_one(path, lambda path=path: gin.parse_config_file(path))
   # A binding may use whatever the files have imported.

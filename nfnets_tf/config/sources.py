@@ -78,11 +78,15 @@ def base_run(statements: Mapping[str, str]) -> tuple[str | None, str]:
       configure a run.
   """
   value = statements.get(_OF_RUN, "None")
-  if value.startswith("%"):
-    value = statements.get(value[1:], "None")  # unset: it is told later
-  path = ast.literal_eval(value)
-  if path is None:
+  for _ in statements:  # a macro may be another one's value
+    if value.startswith("%"):
+      value = statements.get(value[1:], "None")  # unset: it is told later
+  if value == "None":
     return None, ""
+  try:
+    path = ast.literal_eval(value)
+  except (ValueError, SyntaxError):
+    path = None
   if not isinstance(path, str):
     raise UserError(
       f"{value} is no checkpoint; expected a path in quotes, such as"

@@ -30,9 +30,9 @@ class Exporter:
   """Writes SavedModels: plain convolutions, four signatures, a model card.
 
   Args:
-    fold: whether standardization, gains and scales are folded into the kernels;
-      an unfolded SavedModel has the weights of training, and `load_weights`
-      reads them.
+    fold: whether an NFNet's standardization, gains and scales are folded into
+      its kernels; an unfolded SavedModel has the weights of training, and
+      `load_weights` reads them. Other networks are exported as they are.
     dtype: that a folded network computes in, "float32" or "bfloat16", for CPUs
       with AVX512 and for accelerators. What is returned is float32.
     target: "cpu" or "accelerator": for whom a folded network is written. Either
@@ -64,8 +64,7 @@ class Exporter:
         " dtype='float32'."
       )
     self.fold, self.dtype, self.target = fold, dtype, target
-    for name in formats:
-      kinds.check_format(name)
+    kinds.check_formats(formats)
     self.averaged, self.formats = averaged, tuple(formats)
     self.licence = licence
 
@@ -86,8 +85,9 @@ class Exporter:
       directory: holds the versions, as TensorFlow Serving expects them.
       class_names: name of each class, in the order of the logits.
       operations: `preprocess` operations of the evaluation.
-      sample: uint8 images [images, height, width, 3] and their labels or None,
-        on which the export is compared with the network in training.
+      sample: images as `operations` leave them, uint8 [images, height, width,
+        3], and their labels or None, on which the export is compared with the
+        network in training.
       about: for the card: `data` and `metrics`, {name: value}, and
         `configuration`, a gin file's text.
 
@@ -119,17 +119,19 @@ class Exporter:
         " none were given; give a sample."
       )
     averaged = self.averaged and bool(model.averages)
+    weights = model.averaged() if averaged else contextlib.nullcontext()
     with place as partial:
-      with model.averaged() if averaged else contextlib.nullcontext():
-        lines, signatures = self._fill(
+      # What is trained on is not what serves, and may be full.
+      with tf.device("CPU"), weights:
+        form, signatures, lines = self._fill(
           partial.folder, model, class_names, operations, sample
         )
       card = model_card.render(
         model.network,
         exported={
           **model_card.describe_network(model.network, operations),
-          "form": f"folded, {self.dtype}" if self.fold else "as in training",
-          "weights": "averages of training" if averaged else "raw",
+          "form": form,
+          "weights": "averages, where there are any" if averaged else "raw",
         },
         comparisons=lines or ["Not compared: no images were given."],
         class_names=class_names,
@@ -151,16 +153,21 @@ class Exporter:
     return partial.path
 
   def _fill(self, partial, model, class_names, operations, sample):
-    """Writes the SavedModel and the formats; returns (comparisons, names)."""
+    """Writes the SavedModel and the formats.
+
+    Returns:
+      Its form, the names of its signatures, and lines about its answers.
+    """
     network, tracked = network_of(
       model, fold=self.fold, dtype=self.dtype, target=self.target
     )
     service = Service(network, class_names, operations, **tracked)
     signatures = service.signatures()
     tf.saved_model.save(service, partial, signatures)
+    form = f"folded, {self.dtype}" if "folded" in tracked else "as in training"
     if sample is None:
-      return [], signatures
-    trial = Trial(model, service, *sample)
+      return form, signatures, []
+    trial = Trial(model, *sample)
     lines = [trial.saved_model(partial)]
     for kind in self.formats:
       # Other runtimes fuse a GELU themselves.
@@ -170,7 +177,7 @@ class Exporter:
       module = tf.Module()
       module.tracked = tracked
       lines.append(trial.file(kind, partial, network, module))
-    return lines, signatures
+    return form, signatures, lines
 
 
 def export_saved_model(
@@ -186,7 +193,7 @@ def export_saved_model(
 
   `serving_default` takes `images`, float32 in [0, 255] [batch, height, width,
   3], `serving_uint8` the same as uint8, `serving_bytes` takes `encoded`,
-  strings [batch] of JPEG or PNG images, of any sizes. All apply `operations`
+  strings [batch] of JPEG or PNG images. All apply `operations`
   and return `logits` and `probabilities`, float32 [batch, classes], and
   `classes`, the most likely names, [batch]. `features` takes images and returns
   the pooled `features`, float32 [batch, channels].
@@ -197,7 +204,8 @@ def export_saved_model(
     class_names: name of each class, in the order of the logits.
     operations: `preprocess` operations of the evaluation; the last one fixes
       the size. Without any, images are taken at their own size.
-    sample: uint8 images and their labels or None, to compare both on.
+    sample: images as `operations` leave them, uint8, and their labels or None,
+      to compare both on.
     **options: of an `Exporter`.
 
   Returns:

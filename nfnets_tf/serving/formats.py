@@ -8,7 +8,7 @@ Such a file takes images as the evaluation's operations leave them, float32
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 import tensorflow as tf
@@ -30,20 +30,21 @@ _OPSET = 17
 Ask = Callable[[np.ndarray], np.ndarray]
 
 
-def check_format(name: str) -> None:
-  """Checks that a format is known and that what writes it is installed.
+def check_formats(names: Sequence[str]) -> None:
+  """Checks that formats are known and that what writes them is installed.
 
   Raises:
     UserError: if not.
   """
-  if name not in FILES:
+  if not isinstance(names, (list, tuple)) or not set(names) <= set(FILES):
     raise UserError(
-      f"the format {name!r} is unknown; expected some of {', '.join(FILES)}."
+      f"formats = {names!r} cannot be written; expected a list of some of"
+      f" {', '.join(map(repr, FILES))}."
     )
   missing = [
     package
     for package in ("tf2onnx", "onnxruntime")
-    if name == "onnx" and importlib.util.find_spec(package) is None
+    if "onnx" in names and importlib.util.find_spec(package) is None
   ]
   if missing:
     raise UserError(

@@ -22,6 +22,7 @@ from nfnets_tf.models.layers import spatial_mean
 from nfnets_tf.models.nfnet import NFNet
 from nfnets_tf.ops.activations import plain_activation
 from nfnets_tf.ops.convolution import conv2d
+from nfnets_tf.ops.errors import UserError
 from nfnets_tf.serving import folding
 from nfnets_tf.serving.folding import Affine, FoldedBlock, FoldedNFNet
 
@@ -94,7 +95,9 @@ class FoldedInference(tf.Module):
     def convolve(inputs):
       groups = inputs.shape[-1] // kernel.shape[2]
       outputs = conv2d(inputs, kernel, strides=affine.strides, groups=groups)
-      return tf.nn.bias_add(outputs, bias)
+      # Where oneDNN is off, TensorFlow fuses a bias with what has groups as
+      # well, and has no kernel for the two.
+      return outputs + bias if groups > 1 else tf.nn.bias_add(outputs, bias)
 
     return convolve
 
@@ -172,14 +175,24 @@ def network_of(
 
   Args:
     model: a `Classifier`.
-    fold: whether its network is folded, or computed as in training.
+    fold: whether its network is folded, if it is an `NFNet`; otherwise it is
+      computed as in training.
     dtype: of a folded network; see `FoldedInference`.
     target: of a folded network.
 
   Returns:
     The function, and {name: the variables that it uses}.
+
+  Raises:
+    UserError: if another network than an `NFNet` was to be in bfloat16.
   """
-  if not fold:
+  is_nfnet = isinstance(model.network, NFNet)
+  if not is_nfnet and dtype != "float32":
+    raise UserError(
+      f"a network of {type(model.network).__name__} cannot be exported in"
+      f" {dtype}, only an NFNet; give dtype='float32'."
+    )
+  if not fold or not is_nfnet:
     named = naming.named_variables(model.network)
     return as_in_training(model), {"parameters": named}
   folded = folding.fold(model.network)

@@ -10,8 +10,8 @@ from tensorflow import keras
 
 from nfnets_tf.ops.errors import UserError
 from nfnets_tf.serving import formats
-from nfnets_tf.serving.comparison import Answers, ask, describe
-from nfnets_tf.serving.signatures import Network, Service
+from nfnets_tf.serving.comparison import ask, describe
+from nfnets_tf.serving.signatures import Network
 from nfnets_tf.serving.versions import files_below
 
 _MAX_CALIBRATION = 100
@@ -22,36 +22,26 @@ class Trial:
 
   Args:
     model: a `Classifier` with the weights that are exported.
-    service: whose preprocessing is applied before `model` too.
-    images: uint8 [images, height, width, 3].
+    images: as the evaluation leaves them, uint8 [images, height, width, 3].
     labels: integers [images], or None if they are not known.
   """
 
   def __init__(
-    self,
-    model: keras.Model,
-    service: Service,
-    images: np.ndarray,
-    labels: np.ndarray | None,
+    self, model: keras.Model, images: np.ndarray, labels: np.ndarray | None
   ):
-    self._images, self._labels = images, labels
-    with tf.device("CPU"):  # what is trained on is not what serves
-      self._prepared = service.prepare(tf.constant(images)).numpy()
-    trained = tf.function(
-      lambda x: model(service.prepare(x), training=False), autograph=False
-    )
-    size = sum(
-      w.dtype.size * w.shape.num_elements() for w in model.network.weights
-    )
-    self._before = _ask("in training", trained, images, size)
+    self._images, self._labels = images.astype(np.float32), labels
+    trained = tf.function(lambda x: model(x, training=False), autograph=False)
+    size = formats.num_bytes(model.network.weights)
+    self._before = ask("in training", trained, self._images, size)
 
   def saved_model(self, folder: str) -> str:
     """Returns in a line how a SavedModel compares."""
     served = tf.saved_model.load(folder)
     size = sum(tf.io.gfile.stat(x).length for x in files_below(folder))
-    answers = _ask(
+    answers = ask(
       "SavedModel",
-      lambda images: served(tf.constant(images))["logits"],
+      # Behind the preprocessing: these images have had theirs.
+      lambda images: served.network(images)[1],
       self._images,
       size,
     )
@@ -73,7 +63,7 @@ class Trial:
     Raises:
       UserError: if there are too few images.
     """
-    calibration, rest = self._prepared, slice(None)
+    calibration, rest = self._images, slice(None)
     if kind == formats.INT8:
       if len(self._images) < 2:
         raise UserError(
@@ -81,17 +71,12 @@ class Trial:
           f" be tried on, but {len(self._images)} was given; give more."
         )
       share = min(len(self._images) // 2, _MAX_CALIBRATION)
-      calibration, rest = self._prepared[:share], slice(share, None)
+      calibration, rest = self._images[:share], slice(share, None)
     name = formats.FILES[kind]
     path = os.path.join(folder, name)
     formats.write(kind, path, network, module, calibration)
     call = formats.open_file(kind, path)
     size = tf.io.gfile.stat(path).length
     labels = None if self._labels is None else self._labels[rest]
-    answers = _ask(name, call, self._prepared[rest], size)
+    answers = ask(name, call, self._images[rest], size)
     return describe(answers, self._before.of(rest), labels)
-
-
-def _ask(name, call, images, num_bytes) -> Answers:
-  with tf.device("CPU"):
-    return ask(name, call, images, num_bytes)

@@ -16,10 +16,14 @@ _MODEL = "saved_model.pb"
 
 
 def next_version(directory: str) -> str:
-  """Returns the first of directory/1, directory/2, ... that is free."""
-  version = 1
-  while tf.io.gfile.exists(os.path.join(directory, str(version))):
-    version += 1
+  """Returns the folder after the largest of directory/1, directory/2, ...
+
+  Servers take the largest number, whatever is missing before it.
+  """
+  names = []
+  if tf.io.gfile.isdir(directory):
+    names = [name.rstrip("/") for name in tf.io.gfile.listdir(directory)]
+  version = max((int(x) for x in names if x.isdigit()), default=0) + 1
   return os.path.join(directory, str(version))
 
 
@@ -49,6 +53,7 @@ def appearing_whole(directory: str) -> Iterator[Partial]:
   Raises:
     UserError: if `directory` exists.
   """
+  directory = directory.rstrip("/")
   parent, name = os.path.split(directory)
   if tf.io.gfile.exists(directory):
     raise UserError(
@@ -74,10 +79,12 @@ def appearing_as_next(directory: str) -> Iterator[Partial]:
     yield partial
     while partial.path is None:
       path = next_version(directory)
+      files = len(files_below(partial.folder))
       try:
         _move(partial.folder, path)
-      except tf.errors.OpError:
-        if not tf.io.gfile.exists(path):
+      except (tf.errors.AlreadyExistsError, tf.errors.FailedPreconditionError):
+        # Another process's, if it was there before anything was moved.
+        if len(files_below(partial.folder)) < files:
           raise
       else:
         partial.path = path
@@ -99,7 +106,8 @@ def _move(partial: str, directory: str) -> None:
     tf.io.gfile.rename(partial, directory)
     return
   # Elsewhere folders are not moved at once, if at all; files are. The card is
-  # the first of all exports, so that of two the second moves nothing.
+  # the first of all exports, so that of two the second moves nothing, and the
+  # model the last: a server looks for it.
   paths = files_below(partial)
   model = os.path.join(partial, _MODEL)
   for path in sorted(paths, key=lambda path: (path == model, path)):

@@ -21,7 +21,7 @@ from nfnets_tf.train.workdir import Workdir, weights_sha256
 
 LOGGER = logging.getLogger("nfnets_tf")
 
-_SAMPLE_SIZE = 8
+_SAMPLE_SIZE, _COMPARED = 8, 64
 
 
 def deliver(
@@ -52,8 +52,8 @@ def deliver(
   if classifier.averages:
     record["ema_weights_sha256"] = weights_sha256(classifier.averages)
   _report(job, files, classifier, heldout)
-  sample = heldout_sample(job.heldout_split, heldout, _SAMPLE_SIZE)
-  _save_sample(files, sample[0])
+  sample = heldout_sample(job.heldout_split, heldout, _COMPARED)
+  _save_sample(files, sample[0][:_SAMPLE_SIZE])
   saved_model = None
   if job.export is not None:
     saved_model = job.export(

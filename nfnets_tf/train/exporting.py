@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import TextIO
 
 import tensorflow as tf
 from tensorflow import keras
 
+from nfnets_tf.data.index import SplitIndex
 from nfnets_tf.ops.errors import UserError, require_whole
 from nfnets_tf.train.assembly import compiled_classifier
+from nfnets_tf.train.checkpoint_files import newest_in
 from nfnets_tf.train.plan import describe_network, table
 from nfnets_tf.train.pretrained import Start
 from nfnets_tf.train.provenance import known_of
@@ -99,13 +102,29 @@ class Export:
         classifier,
         files.saved_models,
         sample=(images, labels),
-        **known_of(job, heldout, self._metrics(), configuration),
+        **self._known(heldout, configuration),
       )
     return table([("weights", self.start.path), ("SavedModel", path)])
 
-  def _metrics(self) -> dict[str, object]:
-    """Returns what the run found at its last step, if it is finished."""
-    folder = run_folder(self.start.path)
+  def _known(self, heldout: SplitIndex, configuration: str) -> dict:
+    """Returns what the exporter is told: of the run, only what is of it."""
+    path = os.path.expanduser(self.start.path)
+    folder = run_folder(path)
     result = (folder and Workdir(folder).read_result()) or {}
     kept = ("step", "heldout_", "ema_heldout_")
-    return {name: x for name, x in result.items() if name.startswith(kept)}
+    metrics = {name: x for name, x in result.items() if name.startswith(kept)}
+    if result.get("step") != _step_of(path):
+      metrics = {}
+    known = known_of(self.training, heldout, metrics, configuration)
+    if folder is None:  # who knows what these weights have seen
+      for name in ("trained on", "training examples"):
+        del known["about"]["data"][name]
+    return known
+
+
+def _step_of(path: str) -> int | None:
+  """Returns the step of the checkpoint that `load_weights` takes."""
+  for folder in (os.path.join(path, "checkpoints"), path):
+    path = newest_in(folder) or path
+  step = path.rpartition("ckpt-")[2]
+  return int(step) if step.isdigit() else None

@@ -135,9 +135,14 @@ def run_folder(checkpoint: str) -> str | None:
   if "://" in checkpoint:
     folder = checkpoint.rstrip("/")
   for _ in range(3):
-    if tf.io.gfile.exists(os.path.join(folder, "config.gin")):
+    # A SavedModel has a copy of it.
+    of_run, of_export = (
+      tf.io.gfile.exists(os.path.join(folder, name))
+      for name in ("config.gin", "saved_model.pb")
+    )
+    if of_run and not of_export:
       return folder
-    folder = os.path.dirname(folder)
+    folder = os.path.dirname(folder) or "."
   return None
 
 

@@ -58,6 +58,11 @@ def test_what_is_done_to_a_run_takes_its_configuration_first(run, below):
   assert not any(line.startswith("NUM_CLASSES") for line in told)
 
 
+def test_a_macro_may_be_another_ones_value(run):
+  given = ["CHECKPOINT = %MINE", f"MINE = '{run}'"]
+  assert Configuration([EXPORT], given).run_folder == str(run)
+
+
 def test_of_weights_that_lie_elsewhere_the_run_is_named_before(tmp_path):
   weights = tmp_path / "F0_haiku.npz"
   configuration = Configuration(
@@ -75,8 +80,9 @@ def test_a_path_without_a_run_says_what_to_name(tmp_path):
     Configuration([EXPORT], [f"CHECKPOINT = '{tmp_path}/F0_haiku.npz'"])
   with pytest.raises(UserError, match="CHECKPOINT is not set"):
     Configuration([EXPORT])
-  with pytest.raises(UserError, match="7 is no checkpoint; expected a path"):
-    Configuration([EXPORT], ["CHECKPOINT = 7"])
+  for value in ("7", "@exporting.Export()", "%DTYPES"):
+    with pytest.raises(UserError, match="is no checkpoint; expected a path"):
+      Configuration([EXPORT], ["DTYPES = [1]", f"CHECKPOINT = {value}"])
 
 
 def test_a_run_without_it_has_none():

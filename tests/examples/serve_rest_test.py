@@ -112,6 +112,11 @@ BROKEN = {
     "Failed to process the input 'encoded'",
   ),
   "no JSON": (lambda s: '{"instances": [', "JSON Parse error"),
+  "no end of brackets": (lambda s: "[" * 100_000, "JSON Parse error"),
+  "no number": (
+    lambda s: '{"inputs": [[[[1' + "0" * 400 + ", 2, 3]]]]}",
+    "Failed to process the input 'images'",
+  ),
   "no signature": (
     lambda s: {"signature_name": "x", "instances": [1]},
     "Serving signature name 'x' not found",

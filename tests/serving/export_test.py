@@ -8,6 +8,7 @@ import tensorflow as tf
 from tensorflow import keras
 
 from nfnets_tf.ops.errors import UserError
+from nfnets_tf.serving import export
 from nfnets_tf.serving.export import Exporter, export_saved_model
 from nfnets_tf.train.classifier import Classifier
 
@@ -91,7 +92,7 @@ def test_what_lies_beside_it_tells_where_it_comes_from(
       str(tmp_path),
       class_names=names,
       operations=operations,
-      sample=(images, np.zeros(len(images), int)),
+      sample=(images[:, :32, :32], np.zeros(len(images), int)),
       about={"data": {"d": 1}, "metrics": {"m": 2}, "configuration": "A = 1"},
     )
   files = {"MODEL_CARD.md", "classes.txt", "config.gin", "model.tflite"}
@@ -100,7 +101,7 @@ def test_what_lies_beside_it_tells_where_it_comes_from(
   assert read["classes.txt"]() == "ant\nbee\ncat\n"
   assert read["config.gin"]() == "A = 1"
   card = read["MODEL_CARD.md"]()
-  for part in ("| d | 1 |", "| m | 2 |", "CC0", "folded, float32", "averages"):
+  for part in ("| d | 1 |", "| m | 2 |", "CC0", "folded, float32", "averages,"):
     assert part in card
   # What is printed is in the card too.
   assert caplog.messages[0] == f"Exported {path}."
@@ -151,12 +152,34 @@ def test_what_could_not_be_written_leaves_nothing(
     ({"dtype": "int8"}, "dtype = 'int8' cannot be exported; .*'bfloat16'"),
     ({"target": "tpu"}, "target = 'tpu' cannot .*'cpu', 'accelerator'"),
     ({"fold": False, "dtype": "bfloat16"}, "'bfloat16' needs a folded"),
-    ({"formats": ["onyx"]}, "'onyx' is unknown"),
+    ({"formats": ["onyx"]}, "formats = .'onyx'. cannot be written"),
   ],
 )
 def test_options_are_refused_before_anything_is_trained(options, complaint):
   with pytest.raises(UserError, match=complaint):
     Exporter(**options)
+
+
+def test_files_for_other_runtimes_are_written_for_them(
+  save, model, images, monkeypatch
+):
+  """And a SavedModel for the target that is asked for."""
+  targets = []
+  real = export.network_of
+
+  def network_of(*arguments, **options):
+    targets.append((options["target"], options["dtype"]))
+    return real(*arguments, **options)
+
+  monkeypatch.setattr(export, "network_of", network_of)
+  sample = images[:, :32, :32], None
+  save(model, "1", dtype="bfloat16", formats=["tflite"], sample=sample)
+  save(model, "2", target="accelerator")
+  assert targets == [
+    ("cpu", "bfloat16"),
+    ("accelerator", "float32"),
+    ("accelerator", "float32"),
+  ]
 
 
 def test_formats_need_images(save, model, tmp_path):
@@ -174,10 +197,12 @@ def test_a_network_of_ones_own_is_exported_unfolded(save, images):
     ]
   )
   model = Classifier(network)
-  with pytest.raises(
-    UserError, match="Sequential cannot be folded.*fold=False"
-  ):
-    save(model)
-  served = tf.saved_model.load(save(model, fold=False))
+  with pytest.raises(UserError, match="Sequential cannot .*bfloat16, only an"):
+    save(model, dtype="bfloat16")
+  # Also by the options that a run has: it must not fail at its very end.
+  path = save(model)
+  with open(os.path.join(path, "MODEL_CARD.md")) as file:
+    assert "| form | as in training |" in file.read()
+  served = tf.saved_model.load(path)
   assert set(served.signatures) == SIGNATURES - {"features"}
   assert served(tf.constant(images))["logits"].shape == (5, 3)

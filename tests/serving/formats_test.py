@@ -10,7 +10,7 @@ from nfnets_tf.serving.folding import fold
 from nfnets_tf.serving.formats import (
   FILES,
   INT8,
-  check_format,
+  check_formats,
   num_bytes,
   open_file,
   write,
@@ -95,13 +95,15 @@ def test_what_does_not_fit_is_refused(
 
 
 def test_a_format_that_does_not_exist_or_lacks_its_package(monkeypatch):
-  with pytest.raises(UserError, match="'tflight' is unknown; expected some of"):
-    check_format("tflight")
-  check_format("tflite")
+  for names in (["tflite", "tflight"], "onnx", None):
+    with pytest.raises(UserError, match="formats = .*cannot be written; exp"):
+      check_formats(names)
+  check_formats(["tflite"])
   monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-  check_format("tflite")
+  check_formats(["tflite", INT8])
+  check_formats(())
   with pytest.raises(UserError, match="needs tf2onnx and onnxruntime.*pip"):
-    check_format("onnx")
+    check_formats(["tflite", "onnx"])
 
 
 def test_bytes_are_counted_by_dtype():

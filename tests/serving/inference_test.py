@@ -146,3 +146,12 @@ def test_the_networks_of_training_give_features_as_well(trained, images):
   )
   features, logits = as_in_training(model)(tf.constant(images))
   assert features is None and logits.shape == (5, 3)
+
+
+def test_a_networks_target_is_that_which_is_asked_for(trained):
+  products = {}
+  for target in TARGETS:
+    options = {"fold": True, "dtype": "float32", "target": target}
+    network, _ = network_of(trained("nano"), **options)
+    products[target] = operations_of(network)["MatMul"]
+  assert products["cpu"] > products["accelerator"]

@@ -22,11 +22,14 @@ def write(folder, *names):
       file.write(name)
 
 
-def test_the_first_free_number_is_next(tmp_path):
+def test_the_number_after_the_largest_is_next(tmp_path):
+  """Servers take the largest; a gap below it would never be served."""
   assert next_version(str(tmp_path / "none")) == str(tmp_path / "none" / "1")
-  for name in ("1", "2", "4", "partial-12ab-3"):
+  for name in ("2", "9", "10", "partial-12ab-13"):
     (tmp_path / name).mkdir()
-  assert next_version(str(tmp_path)) == str(tmp_path / "3")
+  assert next_version(str(tmp_path)) == str(tmp_path / "11")
+  write("ram://versions_next/3", "saved_model.pb")
+  assert next_version("ram://versions_next") == "ram://versions_next/4"
 
 
 @pytest.mark.parametrize("root", ["", "ram://versions_test"])
@@ -74,6 +77,32 @@ def test_of_two_at_a_time_each_gets_a_number(tmp_path, root, monkeypatch):
     names = {os.path.basename(x) for x in files_below(partial.path)}
     own = f"own-{partial.folder[-13:]}"
     assert names == {"MODEL_CARD.md", "saved_model.pb", own}
+
+
+def test_what_breaks_off_half_way_is_no_second_version(monkeypatch):
+  """Where files are moved one by one, the others must not go elsewhere."""
+  rename, moved = tf.io.gfile.rename, []
+
+  def fails_at_the_second(source, target):
+    if moved:
+      raise tf.errors.AlreadyExistsError(None, None, "there")
+    moved.append(target)
+    rename(source, target)
+
+  monkeypatch.setattr(tf.io.gfile, "rename", fails_at_the_second)
+  directory = "ram://versions_half"
+  with pytest.raises(tf.errors.AlreadyExistsError):
+    with appearing_as_next(directory) as partial:
+      write(partial.folder, "MODEL_CARD.md", "saved_model.pb")
+  assert [x.rstrip("/") for x in tf.io.gfile.listdir(directory)] == ["1"]
+  assert not tf.io.gfile.exists(f"{directory}/1/saved_model.pb")
+
+
+def test_a_slash_at_the_end_changes_nothing(tmp_path):
+  with appearing_whole(f"{tmp_path}/1/") as partial:
+    write(partial.folder, "saved_model.pb")
+  assert os.listdir(tmp_path) == ["1"]
+  assert os.listdir(tmp_path / "1") == ["saved_model.pb"]
 
 
 def test_what_fails_for_another_reason_is_not_tried_for_ever(

@@ -137,7 +137,7 @@ def test_a_picture_and_a_sample_of_real_images_lie_beside_it(made):
   run = made()
   run.deliver()
   sample = np.load(run.files.sample)
-  assert sample.shape == (5, 8, 8, 3)  # no padding to 8
+  assert sample.shape == (5, 8, 8, 3)  # no padding
   # Image i is filled with the value i, in two shards.
   assert sample[:, 0, 0, 0].tolist() == [0, 2, 4, 1, 3]
   with open(run.files.curves, "rb") as file:

@@ -6,6 +6,7 @@ from tensorflow import keras
 
 from nfnets_tf.ops.errors import UserError
 from nfnets_tf.train.exporting import Export
+from nfnets_tf.train.pretrained import save_deepmind
 from nfnets_tf.train.workdir import Workdir
 
 
@@ -74,6 +75,40 @@ def test_a_checkpoints_weights_are_exported_as_the_run_evaluates(
   assert f"{tmp_path}/out/saved_model/1" in summary
   # The run is as it was.
   assert sorted(x for x in folder.rglob("*")) == before
+
+
+def test_metrics_are_those_of_the_checkpoint_or_none(run, tmp_path):
+  job, folder, _ = run
+  Workdir(str(folder)).write_result({"step": 9, "heldout_top1": 0.25})
+  for path in (folder, folder / "checkpoints", folder / "checkpoints/ckpt-3"):
+    calls = []
+    export(job, path, calls).run(
+      str(tmp_path / "out"), configuration="", terminal=None
+    )
+    assert calls[0].about["metrics"] == {}  # of step 3 nothing is known
+
+
+def test_of_weights_from_elsewhere_nothing_is_claimed(run, tmp_path):
+  job, _, classifier = run
+  save_deepmind(classifier, str(tmp_path / "weights.npz"))
+  calls, prepared = [], []
+  job.prepare = lambda: prepared.append(True)
+  export(job, tmp_path / "weights.npz", calls).run(
+    str(tmp_path / "out"), configuration="", terminal=None
+  )
+  about = calls[0].about
+  assert set(about["data"]) == {"evaluated on", "held-out examples"}
+  assert about["metrics"] == {} and prepared == [True]
+
+
+def test_a_folder_that_cannot_be_written_to_is_told_first(run, tmp_path):
+  job, folder, _ = run
+  job.network = None
+  (tmp_path / "file").touch()
+  with pytest.raises(UserError, match="file/out"):
+    export(job, folder, []).run(
+      str(tmp_path / "file" / "out"), configuration="", terminal=None
+    )
 
 
 def test_the_plan_names_weights_and_images(run):

@@ -94,7 +94,9 @@ def test_the_digest_is_of_the_bytes_in_variable_order():
   assert digest != weights_sha256([tf.Variable(b), tf.Variable(a)])
 
 
-def test_the_run_of_a_checkpoint_is_found_from_whatever_names_it(tmp_path):
+def test_the_run_of_a_checkpoint_is_found_from_whatever_names_it(
+  tmp_path, monkeypatch
+):
   run = tmp_path / "run"
   (run / "checkpoints").mkdir(parents=True)
   (run / "config.gin").touch()
@@ -102,6 +104,14 @@ def test_the_run_of_a_checkpoint_is_found_from_whatever_names_it(tmp_path):
     assert run_folder(f"{tmp_path}/{path}") == str(run)
   for path in ("", "other", "other/checkpoints/ckpt-7", "run/a/b/c"):
     assert run_folder(f"{tmp_path}/{path}") is None
+  # A SavedModel below it has a copy of its configuration.
+  (run / "saved_model" / "1").mkdir(parents=True)
+  for name in ("config.gin", "saved_model.pb"):
+    (run / "saved_model" / "1" / name).touch()
+  assert run_folder(f"{run}/saved_model/1") == str(run)
+  monkeypatch.chdir(run)
+  for path in (".", "checkpoints", "checkpoints/ckpt-7"):
+    assert run_folder(path) == "."
   tf.io.gfile.makedirs("ram://bucket/run/checkpoints")
   with tf.io.gfile.GFile("ram://bucket/run/config.gin", "w") as file:
     file.write("A = 1")
