@@ -39,6 +39,7 @@ from nfnets_tf.scaling.laws import Law
 from nfnets_tf.scaling.surface import Surface
 from nfnets_tf.scaling.sweep import Sweep
 from nfnets_tf.scaling.tuning import GridSearch
+from nfnets_tf.serving.export import Exporter
 from nfnets_tf.train.classifier import Classifier
 from nfnets_tf.train.pretrained import Start
 from nfnets_tf.train.recovery import Recovery
@@ -118,6 +119,7 @@ PLAIN = {
   ),
   "LocalProcesses": lambda: engines.LocalProcesses(at_once=2),
   "Ray": lambda: engines.Ray(at_once=2, address=None, resources={"CPU": 1}),
+  "Exporter": lambda: Exporter(dtype="bfloat16", formats=["tflite"]),
   "Sweep": lambda: Sweep(
     grid=[{"A": 1}],
     tuning=None,
@@ -132,15 +134,17 @@ PLAIN = {
 # What a run holds open, or an enumeration, an exception, a composition root.
 NOT_OBJECTS_OF_USERS = set(
   """
-  Board Catalog Checker Checkpoints Claims Cluster Columns Configuration
-  CsvCatalog DataServer DataWatch Diverged Drawing EndOnNotFinite EndOnNotice
-  Evaluation Every Faults Findings FitLaws Fits FolderCatalog GoOnInInterval
-  Guard Inputs Launch Laws LogTraining Memory MetricsLog MixedLabels
-  NoteInterval NotFinite NothingToDo Notice Overview PaperFigures Picture
-  Point Preempted Preparation Progress QuietScreen RandAugment RefusedError
-  ReturnPath Role Rollback Rollbacks RunFault RunState Scores Server Session
-  ShardCheck ShardFolder ShardTask Share Split StepGradient SweepPage SweepRun
-  Table Telemetry TfdsCatalog Training UserError Views Waiting Workers
+  Affine Answers Board Catalog Checker Checkpoints Claims Cluster Columns
+  Configuration CsvCatalog DataServer DataWatch Diverged Drawing
+  EndOnNotFinite EndOnNotice Evaluation Every Export Faults Findings FitLaws
+  Fits FoldedBlock FoldedInference FoldedNFNet FolderCatalog GoOnInInterval
+  Guard Inputs Launch Laws LogTraining Memory MetricsLog MixedLabels NotFinite
+  NoteInterval NothingToDo Notice Overview PaperFigures Partial Picture Point
+  Preempted Preparation Progress QuietScreen RandAugment RefusedError
+  ReturnPath Role Rollback Rollbacks RunFault RunState Scores Server Service
+  Session ShardCheck ShardFolder ShardTask Share Split StepGradient SweepPage
+  SweepRun Table Telemetry TfdsCatalog Training Trial UserError Views Waiting
+  Workers
   """.split()
 )
 
