@@ -78,7 +78,7 @@ class Exporter:
     sample: Sample | None = None,
     about: Mapping[str, object] | None = None,
   ) -> str:
-    """Exports to the first of directory/1, directory/2, ... that is free.
+    """Exports to the next of directory/1, directory/2, ...
 
     Args:
       model: a `Classifier`; its state is left as it is.

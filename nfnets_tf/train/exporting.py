@@ -72,7 +72,7 @@ class Export:
     Nothing else that is in the folder is changed.
 
     Returns:
-      Where it is, and how to serve it.
+      Which weights, and where the SavedModel is.
 
     Raises:
       UserError: if the weights or the held-out data cannot be used.
