@@ -70,6 +70,7 @@ def main(argv: list[str]) -> int:
 
 def _launch(quiet) -> int:
   from nfnets_tf.config import Configuration
+  from nfnets_tf.jobs.job import RunContext
 
   configuration = Configuration(_GIN_FILE.value, _GIN_PARAM.value)
   workdir = _WORKDIR.value or configuration.workdir
@@ -86,10 +87,12 @@ def _launch(quiet) -> int:
   job = configuration.build_job()
 
   summary = job.run(
-    workdir,
-    configuration=configuration.text,
-    terminal=quiet.terminal,
-    started=lambda: _move_log(quiet, workdir),
+    RunContext(
+      workdir,
+      configuration.text,
+      quiet.terminal,
+      on_start=lambda: _move_log(quiet, workdir),
+    )
   )
   quiet.discard_log()
   print(summary)
@@ -126,7 +129,7 @@ def _move_log(quiet, folder: str) -> None:
 
 
 def _report(error: Exception, quiet) -> int:
-  from nfnets_tf.ops import errors
+  from nfnets_tf import errors
 
   first = (str(error) or "no message").splitlines()[0]
   if isinstance(error, errors.NothingToDo):
@@ -147,7 +150,7 @@ def _report(error: Exception, quiet) -> int:
     print(f"error: {first}", file=quiet.screen)
     quiet.discard_log()
     return 2
-  if not isinstance(error, errors.RunFault):
+  if not isinstance(error, errors.RunError):
     first = f"{type(error).__name__}: {first}"
   print(
     f"error: {first} (the whole traceback is in {quiet.log})", file=quiet.screen

@@ -144,12 +144,12 @@ def sharp_job(make_dataset):
   files = ["quickstart.gin", "overlays/smoke.gin", "overlays/sam.gin"]
   params = [
     f"DATA_DIR = {make_dataset()!r}",
-    "run.Training.prepare = None",
+    "train.TrainJob.prepare = None",
     "NUM_CLASSES = 4",
     "NUM_EXAMPLES = 50",
     "BATCH_SIZE = 8",
     "EPOCHS = 2.08",
-    "run.Training.checkpoint_every = 8",
+    "train.TrainJob.checkpoint_every = 8",
     "nfnet.NFNet.stochdepth_rate = 0.3",
     "nfnet.NFNet.drop_rate = 0.3",
     "sam.SAM.every = 3",

@@ -20,8 +20,8 @@ from nfnets_tf.config import changes, complaints, sources
 from nfnets_tf.config import statements as st
 from nfnets_tf.config.axes import grid as grid
 from nfnets_tf.config.axes import read_grid
-from nfnets_tf.data.files import read_whole
-from nfnets_tf.ops.errors import UserError
+from nfnets_tf.errors import UserError
+from nfnets_tf.fileio import read_bytes
 
 _JOB, _SWEEP = "config.Launch.job", "config.Launch.sweep"
 _MAY_CHANGE = "config.Launch.may_change"
@@ -33,7 +33,7 @@ class Launch:
   """The root of every configuration.
 
   Args:
-    job: has `plan()` and `run(workdir, ...)`; see `train.run.Training`.
+    job: has `plan()` and `run(workdir, ...)`; see `jobs.train.TrainJob`.
     may_change: names of macros and parameters, such as "EPOCHS", in which a
       work directory's run may go on with other values than it began with.
     sweep: what does the job at many points; a `scaling.sweep.Sweep`, or None.
@@ -180,7 +180,7 @@ class Configuration:
     # A sweep may grow; each of its points keeps to its own configuration.
     free = {name for point in read_grid(self.statements) for name in point}
     if self.is_sweep:
-      before = read_whole(path).decode() if tf.io.gfile.exists(path) else ""
+      before = read_bytes(path).decode() if tf.io.gfile.exists(path) else ""
       free |= _of_sweep(self.text) | _of_sweep(before)
       free |= st.reached(self.statements, _SWEEP)
     changes.check_kept(path, self.statements, may_change=_MAY_CHANGE, free=free)

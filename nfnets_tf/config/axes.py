@@ -7,7 +7,7 @@ import itertools
 import re
 from collections.abc import Mapping
 
-from nfnets_tf.ops.errors import UserError
+from nfnets_tf.errors import UserError
 
 _GRID = "config.grid."
 _NAME = re.compile(r"[A-Za-z_][\w./]*")

@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from nfnets_tf.config import complaints
 from nfnets_tf.config import statements as st
-from nfnets_tf.ops.errors import UserError
+from nfnets_tf.errors import UserError
 
 LOGGER = logging.getLogger("nfnets_tf")
 
@@ -55,7 +55,7 @@ def _names(given: str, left: str, known: set[str]) -> set[str]:
   if not is_names or given[:1] in "'\"":
     raise UserError(
       f"{left} = {given} is no list of names; expected such as"
-      " ['EPOCHS', 'run.Training.evaluate_every']."
+      " ['EPOCHS', 'train.TrainJob.evaluate_every']."
     )
   for name in names:
     if name not in known:

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable, Mapping
 
 from nfnets_tf.config import statements as st
-from nfnets_tf.ops.errors import UserError
+from nfnets_tf.errors import UserError
 
 _IMPORTS_NEEDED = (
   "begin the file with 'from __gin__ import dynamic_registration' and import"

@@ -9,13 +9,14 @@ from collections.abc import Callable
 from typing import TextIO
 
 from nfnets_tf.config import Configuration
-from nfnets_tf.ops.errors import (
+from nfnets_tf.errors import (
   Diverged,
   NothingToDo,
   Preempted,
-  RunFault,
+  RunError,
   UserError,
 )
+from nfnets_tf.jobs.job import RunContext
 from nfnets_tf.scaling.board import DONE, Board
 from nfnets_tf.scaling.points import Point
 from nfnets_tf.scaling.sweep import fail
@@ -92,10 +93,7 @@ def _check_open(board: Board, point: Point) -> None:
 def _run_job(alone: Configuration, folder: str, terminal, started) -> str:
   alone.check_workdir(os.path.join(folder, "config.gin"))
   return alone.build_job().run(
-    folder,
-    configuration=alone.text,
-    terminal=terminal,
-    started=lambda: started(folder),
+    RunContext(folder, alone.text, terminal, on_start=lambda: started(folder))
   )
 
 
@@ -113,6 +111,6 @@ def _check_loss(point: Point, result: dict, loss: str) -> None:
 
 def _reason(error: Exception) -> str:
   first = (str(error) or "no message").splitlines()[0]
-  if isinstance(error, (UserError, RunFault)):
+  if isinstance(error, (UserError, RunError)):
     return first
   return f"{type(error).__name__}: {first}"

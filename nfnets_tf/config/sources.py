@@ -7,8 +7,8 @@ import pathlib
 import re
 from collections.abc import Mapping, Sequence
 
-from nfnets_tf.data.files import read_whole
-from nfnets_tf.ops.errors import UserError
+from nfnets_tf.errors import UserError
+from nfnets_tf.fileio import read_bytes
 from nfnets_tf.train.workdir import run_folder
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -93,8 +93,8 @@ def base_run(statements: Mapping[str, str]) -> tuple[str | None, str]:
       " 'runs/quickstart'."
     )
   if folder := run_folder(path):
-    return folder, read_whole(f"{folder}/config.gin").decode()
-  if "run.Training.network" not in statements:
+    return folder, read_bytes(f"{folder}/config.gin").decode()
+  if "train.TrainJob.network" not in statements:
     raise UserError(
       f"{path!r} lies in no run's work directory, where a config.gin would say"
       " what its network and its data are; name a run's gin file before this"

@@ -15,9 +15,9 @@ import pandas as pd
 
 from nfnets_tf.config import Configuration
 from nfnets_tf.config.one_point import run_point
-from nfnets_tf.data.files import replace_file
+from nfnets_tf.errors import NothingToDo, RunError, UserError
+from nfnets_tf.fileio import write_atomically
 from nfnets_tf.models import cost
-from nfnets_tf.ops.errors import NothingToDo, RunFault, UserError
 from nfnets_tf.scaling import sweep_plan
 from nfnets_tf.scaling.board import FAILED
 from nfnets_tf.scaling.points import Point, select_cells
@@ -79,7 +79,7 @@ class SweepRun:
     Raises:
       UserError: if it cannot be used.
       NothingToDo: if another process or host works at the point.
-      RunFault: if points have failed.
+      RunError: if points have failed.
     """
     if given == "list":
       return sweep_plan.describe_states(self._results(), self._sweep.loss)
@@ -117,7 +117,7 @@ class SweepRun:
     wanted = {cell.name for cell in self._sweep.cells}
     if before is None or set(before["point"]) != wanted:
       sweep_plan.write_table(self._plan(), self._board.plan, self._workdir)
-    replace_file(path, self._configuration.text)
+    write_atomically(path, self._configuration.text)
     started(self._workdir)
     self._refresh()
     self._sweep.run(self._board, cells, self._command_of, self._refresh)
@@ -152,7 +152,7 @@ class SweepRun:
     alone = self._configuration.at(point.bindings)
     job = alone.build_job()
     # The largest takes seconds to build, and few points differ in it.
-    part = alone.part("run.Training.network")
+    part = alone.part("train.TrainJob.network")
     network = next((n for p, n in self._networks if p == part), None)
     if network is None:
       network = cost.abstractly(job.network)
@@ -182,7 +182,7 @@ class SweepRun:
     failed = results[results["state"] == FAILED]
     lost = failed[~failed["point"].map(self._diverged)]
     if len(lost):
-      raise RunFault(
+      raise RunError(
         f"{len(lost)} of {len(results)} points failed, first"
         f" {lost['point'].iloc[0]} ({lost['reason'].iloc[0].rstrip('.')});"
         " mend it, and --points=failed does them again."

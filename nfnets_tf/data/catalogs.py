@@ -14,13 +14,13 @@ from typing import Any, Protocol
 
 import tensorflow as tf
 
-from nfnets_tf.data.files import record_spans
 from nfnets_tf.data.index import read_index
 from nfnets_tf.data.listing import describe_file, digest, list_folder
 from nfnets_tf.data.records import Record
 from nfnets_tf.data.sources import Digits, read_image
 from nfnets_tf.data.tables import read_table
-from nfnets_tf.ops.errors import UserError
+from nfnets_tf.errors import UserError
+from nfnets_tf.fileio import record_spans
 
 
 class Catalog(Protocol):

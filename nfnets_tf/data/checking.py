@@ -10,9 +10,9 @@ import os
 import tensorflow as tf
 
 from nfnets_tf.data.faults import Examiner, Fault
-from nfnets_tf.data.files import file_sha256
 from nfnets_tf.data.preprocess import decode
-from nfnets_tf.ops.errors import plain_message
+from nfnets_tf.errors import plain_message
+from nfnets_tf.fileio import file_sha256
 
 CUT = "shard cut off or corrupt"
 CHANGED = "shard changed since it was written"

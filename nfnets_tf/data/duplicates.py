@@ -8,7 +8,7 @@ from collections.abc import Iterable
 import numpy as np
 import tensorflow as tf
 
-from nfnets_tf.ops.errors import UserError
+from nfnets_tf.errors import UserError
 
 BITS = 64
 _SIDE = 8

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import tensorflow as tf
 
 from nfnets_tf.data.preprocess import decode
-from nfnets_tf.ops.errors import UserError
+from nfnets_tf.errors import UserError
 
 _ATTEMPTS = 10
 

@@ -15,7 +15,7 @@ from nfnets_tf.data.loading import PADDING
 from nfnets_tf.data.order import UNREADABLE
 from nfnets_tf.data.preprocess import decode
 from nfnets_tf.data.records import Fields
-from nfnets_tf.ops.errors import plain_message
+from nfnets_tf.errors import plain_message
 
 LOGGER = logging.getLogger("nfnets_tf")
 

@@ -12,10 +12,10 @@ import os
 
 import tensorflow as tf
 
-from nfnets_tf.data.files import read_json
 from nfnets_tf.data.records import INDEX, UNFINISHED, Fields
 from nfnets_tf.data.scanning import scan
-from nfnets_tf.ops.errors import UserError
+from nfnets_tf.errors import UserError
+from nfnets_tf.fileio import read_json
 
 _TFDS_INDEX = "dataset_info.json"
 
@@ -157,7 +157,8 @@ def _no_split(directory: str, split: str, there) -> UserError:
   return UserError(
     f"{directory!r} has no split {split!r}; its index lists"
     f" {', '.join(map(repr, there))}: bind heldout/pipeline.Split.split,"
-    " train/pipeline.Split.split or, of a check, ShardCheck.splits to those."
+    " train/pipeline.Split.split or, of a check, CheckShardsJob.splits to"
+    " those."
   )
 
 

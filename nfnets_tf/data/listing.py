@@ -16,7 +16,7 @@ from collections.abc import Mapping
 
 import tensorflow as tf
 
-from nfnets_tf.ops.errors import UserError
+from nfnets_tf.errors import UserError
 
 LOGGER = logging.getLogger("nfnets_tf")
 

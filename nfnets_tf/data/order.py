@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from nfnets_tf.ops.errors import UserError
+from nfnets_tf.errors import UserError
 
 # Followed by a shard's path, it stands for a record that cannot be read there:
 # no parser takes it for a `tf.train.Example`.

@@ -25,7 +25,7 @@ from nfnets_tf.data.order import ShardOrder, read_part
 from nfnets_tf.data.records import Fields
 from nfnets_tf.data.service import Service
 from nfnets_tf.data.views import Views
-from nfnets_tf.ops.errors import UserError
+from nfnets_tf.errors import UserError
 
 _BATCHES_AHEAD = 2
 

@@ -20,14 +20,14 @@ import tensorflow as tf
 from nfnets_tf.data.catalogs import Catalog
 from nfnets_tf.data.duplicates import NearDuplicates, difference_hash
 from nfnets_tf.data.faults import Examiner
-from nfnets_tf.data.files import read_json
 from nfnets_tf.data.preprocess import decode
 from nfnets_tf.data.records import (
   Fields,
   shard_name,
   write_shard,
 )
-from nfnets_tf.ops.errors import UserError, plain_message
+from nfnets_tf.errors import UserError, plain_message
+from nfnets_tf.fileio import read_json
 
 _NAMED = 3
 
@@ -100,7 +100,7 @@ def check_runner(runner: str, options: Sequence[str]) -> None:
   except (ValueError, TypeError, ImportError, AttributeError) as error:
     reason = " ".join(str(error).split())
     raise UserError(
-      f"Apache Beam does not take Preparation.runner = {runner!r} with"
+      f"Apache Beam does not take BuildShardsJob.runner = {runner!r} with"
       f" {list(options)} ({reason}); bind them to one of its runners and its"
       " options."
     ) from error

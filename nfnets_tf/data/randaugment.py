@@ -6,7 +6,7 @@ import tensorflow as tf
 
 from nfnets_tf.data import color, geometry
 from nfnets_tf.data.preprocess import decode
-from nfnets_tf.ops.errors import UserError
+from nfnets_tf.errors import UserError
 
 # DeepMind's list, in its order.
 OPERATIONS = (

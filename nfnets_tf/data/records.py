@@ -16,8 +16,8 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import tensorflow as tf
 
-from nfnets_tf.data.files import file_sha256
-from nfnets_tf.ops.errors import UserError
+from nfnets_tf.errors import UserError
+from nfnets_tf.fileio import file_sha256
 
 INDEX = "index.json"
 # Lies beside shards that are still being written.

@@ -10,7 +10,7 @@ import os
 import tensorflow as tf
 
 from nfnets_tf.data.records import Fields
-from nfnets_tf.ops.errors import UserError, plain_message
+from nfnets_tf.errors import UserError, plain_message
 
 LOGGER = logging.getLogger("nfnets_tf")
 

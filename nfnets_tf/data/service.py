@@ -11,7 +11,7 @@ from typing import NamedTuple
 import tensorflow as tf
 
 from nfnets_tf.data import tuning
-from nfnets_tf.ops.errors import UserError
+from nfnets_tf.errors import UserError
 
 _SECONDS_TO_CONNECT = 10.0
 _SECONDS_ASLEEP = 0.2

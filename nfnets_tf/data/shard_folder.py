@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 import tensorflow as tf
 
 from nfnets_tf.data.catalogs import Catalog
-from nfnets_tf.data.files import file_sha256, read_json
 from nfnets_tf.data.preparing import ShardTask, read_sidecar
 from nfnets_tf.data.records import (
   INDEX,
@@ -19,7 +18,8 @@ from nfnets_tf.data.records import (
   describe_split,
   write_index,
 )
-from nfnets_tf.ops.errors import UserError
+from nfnets_tf.errors import UserError
+from nfnets_tf.fileio import file_sha256, read_json
 
 
 class ShardFolder:
@@ -136,9 +136,10 @@ class ShardFolder:
       if not any(shard["examples"] for shard in some):
         raise UserError(
           f"no image of the {split!r} split is left: {len(duplicates):,} look"
-          " like one of Preparation.without and"
-          f" {sum(faults.values()):,} cannot be used; bind Preparation.without"
-          " to another set, and DATA_DIR to another folder."
+          " like one of BuildShardsJob.without and"
+          f" {sum(faults.values()):,} cannot be used; bind"
+          " BuildShardsJob.without to another set, and DATA_DIR to another"
+          " folder."
         )
     classes = catalog.class_names
     write_index(
@@ -183,6 +184,6 @@ def _check_faults(catalog, shards, faults, max_bad_share: float) -> None:
       f" {max_bad_share:.2%}:"
       f" {', '.join(f'{n:,} {cause}' for cause, n in faults.items())}, such as"
       f" {'; '.join(named[:3])}; repair or remove them and write to another"
-      " folder, or bind preparation.Preparation.max_bad_share to a larger share"
-      " and give another --workdir."
+      " folder, or bind build_shards.BuildShardsJob.max_bad_share to a larger"
+      " share and give another --workdir."
     )

@@ -10,7 +10,7 @@ import tensorflow as tf
 from nfnets_tf.data.listing import FORMATS, Listing, list_folder
 from nfnets_tf.data.preprocess import decode
 from nfnets_tf.data.records import INDEX, Record, write_dataset
-from nfnets_tf.ops.errors import UserError
+from nfnets_tf.errors import UserError
 
 _HELD_OUT_SHARE = 5  # one digit in five is held out
 _EXAMPLES_A_SHARD = 1024

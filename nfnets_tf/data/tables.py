@@ -18,7 +18,7 @@ from nfnets_tf.data.listing import (
   digest,
   is_held_out,
 )
-from nfnets_tf.ops.errors import UserError
+from nfnets_tf.errors import UserError
 
 # A class number beyond this is more likely to be some other number.
 _MAX_CLASSES = 1_000_000

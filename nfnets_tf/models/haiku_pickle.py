@@ -9,8 +9,8 @@ import pickle
 import numpy as np
 import tensorflow as tf
 
+from nfnets_tf.errors import UserError
 from nfnets_tf.models import array_pickle
-from nfnets_tf.ops.errors import UserError
 
 Parameters = dict[str, dict[str, np.ndarray]]
 

@@ -8,7 +8,7 @@ reads it is `nfnet.NFNet`.
 import dataclasses
 import difflib
 
-from nfnets_tf.ops.errors import UserError
+from nfnets_tf.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)

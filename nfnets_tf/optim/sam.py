@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import tensorflow as tf
 from tensorflow import keras
 
-from nfnets_tf.ops.errors import UserError
+from nfnets_tf.errors import UserError
 
 SCOPES = ("micro_batch", "replica", "global")
 

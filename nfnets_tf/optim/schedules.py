@@ -6,7 +6,7 @@ from collections.abc import Mapping
 import tensorflow as tf
 from tensorflow import keras
 
-from nfnets_tf.ops.errors import UserError
+from nfnets_tf.errors import UserError
 
 
 @keras.saving.register_keras_serializable(package="nfnets_tf")

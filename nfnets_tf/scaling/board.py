@@ -10,8 +10,8 @@ import time
 
 import tensorflow as tf
 
-from nfnets_tf.data.files import read_json, replace_file, writing
-from nfnets_tf.ops.errors import UserError
+from nfnets_tf.errors import UserError
+from nfnets_tf.fileio import read_json, report_write_errors, write_atomically
 from nfnets_tf.scaling.claims import Claims
 
 DONE, FAILED, RUNNING, PENDING = "done", "failed", "running", "pending"
@@ -63,7 +63,7 @@ class Board:
 
     It is local, in a folder for temporary files where the sweep's is not.
     """
-    with writing(self._logs):
+    with report_write_errors(self._logs):
       tf.io.gfile.makedirs(self._logs)
     return os.path.join(self._logs, f"{name}.log")
 
@@ -94,10 +94,10 @@ class Board:
       state: DONE or FAILED.
       **content: anything else to be known of it.
     """
-    with writing(self._records):
+    with report_write_errors(self._records):
       tf.io.gfile.makedirs(self._records)
     record = {"state": state, **content, "ended": time.time()}
-    replace_file(self._record(name), json.dumps(record, indent=1) + "\n")
+    write_atomically(self._record(name), json.dumps(record, indent=1) + "\n")
 
   def forget_failure(self, name: str) -> None:
     """Makes a failed point one that is left to do."""

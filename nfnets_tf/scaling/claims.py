@@ -22,8 +22,8 @@ from collections.abc import Iterator
 
 import tensorflow as tf
 
-from nfnets_tf.data.files import replace_file
-from nfnets_tf.ops.errors import RunFault
+from nfnets_tf.errors import RunError
+from nfnets_tf.fileio import write_atomically
 
 LOGGER = logging.getLogger("nfnets_tf")
 
@@ -86,7 +86,7 @@ class Claims:
     def beat():
       while not ended.wait(self._lease / _HEARTBEATS):
         # The lease outlives a bad moment of the file system.
-        with contextlib.suppress(RunFault, tf.errors.OpError):
+        with contextlib.suppress(RunError, tf.errors.OpError):
           if self.owner(name) != self._owner:
             _end(name)
           self._renew(name)
@@ -110,7 +110,7 @@ class Claims:
       "process": os.getpid(),
       "expires": time.time() + self._lease,
     }
-    replace_file(self._path(name, self._owner), json.dumps(content))
+    write_atomically(self._path(name, self._owner), json.dumps(content))
 
   def _owners(self, name: str) -> list[str]:
     folder = os.path.join(self._directory, name)

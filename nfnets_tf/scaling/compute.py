@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 import pandas as pd
 
-from nfnets_tf.ops.errors import UserError
+from nfnets_tf.errors import UserError
 from nfnets_tf.scaling import paper_points
 
 # bfloat16 peak of one TensorCore, half of a TPU-v4 chip's 275 TFLOP/s.

@@ -11,7 +11,7 @@ import tensorflow as tf
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-from nfnets_tf.data.files import writing
+from nfnets_tf.fileio import report_write_errors
 
 _MARKERS = "osD^vPXph<>"
 _SUFFIXES = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
@@ -58,7 +58,7 @@ def picture(
   with matplotlib.rc_context(style):
     figure = Figure(figsize=(width, height), layout="constrained")
     yield figure.subplots(1, columns, squeeze=False)[0]
-    with writing(path), tf.io.gfile.GFile(path, "wb") as file:
+    with report_write_errors(path), tf.io.gfile.GFile(path, "wb") as file:
       figure.savefig(file, format="png", dpi=120)
 
 

@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 
-from nfnets_tf.ops.errors import Preempted, UserError, require_whole
+from nfnets_tf.errors import Preempted, UserError, require_int
 
 LOGGER = logging.getLogger("nfnets_tf")
 
@@ -27,7 +27,7 @@ class LocalProcesses:
   """
 
   def __init__(self, *, at_once: int):
-    require_whole("engines.LocalProcesses.at_once", at_once, 1)
+    require_int("engines.LocalProcesses.at_once", at_once, 1)
     self.at_once = at_once
     self._running: dict[str, subprocess.Popen] = {}
 
@@ -86,7 +86,7 @@ class Ray:
   """
 
   def __init__(self, *, at_once: int, address: str | None, resources: dict):
-    require_whole("engines.Ray.at_once", at_once, 1)
+    require_int("engines.Ray.at_once", at_once, 1)
     self.at_once, self._address = at_once, address
     self._resources = dict(resources)
     self._running: dict[str, object] = {}

@@ -7,7 +7,7 @@ import dataclasses
 import numpy as np
 import pandas as pd
 
-from nfnets_tf.ops.errors import UserError
+from nfnets_tf.errors import UserError
 
 _DONE = "done"
 

@@ -8,8 +8,8 @@ import os
 import numpy as np
 import pandas as pd
 
-from nfnets_tf.data.files import replace_file
-from nfnets_tf.ops.errors import require_whole
+from nfnets_tf.errors import require_int
+from nfnets_tf.fileio import write_atomically
 from nfnets_tf.scaling import page_html
 from nfnets_tf.scaling import page_sections as parts
 from nfnets_tf.scaling.board import PENDING, RUNNING, Board
@@ -35,10 +35,10 @@ class SweepPage:
   """
 
   def __init__(self, *, resamples: int, seed: int, refresh_seconds: int | None):
-    require_whole("page.SweepPage.resamples", resamples, 1)
-    require_whole("page.SweepPage.seed", seed, 0)
+    require_int("page.SweepPage.resamples", resamples, 1)
+    require_int("page.SweepPage.seed", seed, 0)
     if refresh_seconds is not None:
-      require_whole("page.SweepPage.refresh_seconds", refresh_seconds, 1)
+      require_int("page.SweepPage.refresh_seconds", refresh_seconds, 1)
     self.resamples, self.seed = resamples, seed
     self.refresh_seconds = refresh_seconds
     self._laws = None
@@ -58,7 +58,7 @@ class SweepPage:
       page = self.render(
         board, results, sweep=sweep, configuration=configuration
       )
-      replace_file(board.page, page)
+      write_atomically(board.page, page)
     except Exception as error:  # the sweep is worth more than its report
       LOGGER.warning("%s could not be written: %s", board.page, error)
 

@@ -11,7 +11,7 @@ import pathlib
 
 import pandas as pd
 
-from nfnets_tf.ops.errors import UserError
+from nfnets_tf.errors import UserError
 
 _FOLDER = pathlib.Path(__file__).parent / "paper"
 

@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from nfnets_tf.ops.errors import UserError
+from nfnets_tf.errors import UserError
 
 _ODD = re.compile(r"[^\w.+-]+")
 

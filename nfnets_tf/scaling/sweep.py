@@ -8,7 +8,7 @@ import math
 import signal
 from collections.abc import Callable, Sequence
 
-from nfnets_tf.ops.errors import Preempted, UserError
+from nfnets_tf.errors import Preempted, UserError
 from nfnets_tf.scaling import points
 from nfnets_tf.scaling.board import DONE, FAILED, PENDING, RUNNING, Board
 from nfnets_tf.scaling.engines import raising_on_sigterm

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 import pandas as pd
 import tensorflow as tf
 
-from nfnets_tf.data.files import replace_file, writing
+from nfnets_tf.fileio import report_write_errors, write_atomically
 from nfnets_tf.scaling.board import DONE, PENDING, RUNNING, Board
 from nfnets_tf.scaling.points import Point
 
@@ -36,7 +36,7 @@ def plan_sweep(
 
   Args:
     cells: the grid's points.
-    figures: of one of them, as `run.Training.figures`.
+    figures: of one of them, as `train.TrainJob.figures`.
     price: of a TPU-v4 core-hour, or None.
 
   Returns:
@@ -83,9 +83,9 @@ def _readable(value: float) -> str:
 
 def write_table(table: pd.DataFrame, path: str, root: str) -> None:
   """Writes a table as CSV, its folder too."""
-  with writing(root):
+  with report_write_errors(root):
     tf.io.gfile.makedirs(root)
-  replace_file(path, table.to_csv(index=False))
+  write_atomically(path, table.to_csv(index=False))
 
 
 def read_table(path: str) -> pd.DataFrame | None:

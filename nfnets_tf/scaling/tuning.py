@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-from nfnets_tf.ops.errors import UserError, require_whole
+from nfnets_tf.errors import UserError, require_int
 
 
 class GridSearch:
@@ -36,7 +36,7 @@ class GridSearch:
     both_sides: bool,
     most_trials: int,
   ):
-    require_whole("tuning.GridSearch.most_trials", most_trials, 1)
+    require_int("tuning.GridSearch.most_trials", most_trials, 1)
     for name, value, least in (("start", start, 0), ("factor", factor, 1)):
       if not isinstance(value, (int, float)) or not least < value < math.inf:
         raise UserError(

@@ -12,8 +12,8 @@ import tensorflow as tf
 from tensorflow import keras
 
 from nfnets_tf.data import preprocess
-from nfnets_tf.data.files import replace_file
-from nfnets_tf.ops.errors import UserError
+from nfnets_tf.errors import UserError
+from nfnets_tf.fileio import write_atomically
 from nfnets_tf.serving import formats as kinds
 from nfnets_tf.serving import model_card
 from nfnets_tf.serving.inference import DTYPES, TARGETS, network_of
@@ -146,7 +146,7 @@ class Exporter:
       }
       for name, text in texts.items():
         if text:
-          replace_file(os.path.join(partial.folder, name), text)
+          write_atomically(os.path.join(partial.folder, name), text)
     LOGGER.info("Exported %s.", partial.path)
     for line in lines:
       LOGGER.info("  %s.", line)

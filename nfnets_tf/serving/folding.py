@@ -24,11 +24,11 @@ import numpy as np
 import tensorflow as tf
 from tensorflow import keras
 
+from nfnets_tf.errors import UserError
 from nfnets_tf.models.block import ALPHA, NFBlock
 from nfnets_tf.models.layers import SqueezeExcite, WSConv2D
 from nfnets_tf.models.nfnet import NFNet
 from nfnets_tf.ops.activations import GAMMAS
-from nfnets_tf.ops.errors import UserError
 from nfnets_tf.ops.weight_standardization import standardize
 
 

@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterable, Sequence
 import numpy as np
 import tensorflow as tf
 
-from nfnets_tf.data.files import read_whole
-from nfnets_tf.ops.errors import UserError
+from nfnets_tf.errors import UserError
+from nfnets_tf.fileio import read_bytes
 
 INT8 = "tflite_int8"
 # By format: the file's name.
@@ -129,7 +129,7 @@ def open_file(name: str, path: str) -> Ask:
     name: of the format.
     path: of the file.
   """
-  content = read_whole(path)
+  content = read_bytes(path)
   if name == "onnx":
     import onnxruntime
 

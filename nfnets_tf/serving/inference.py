@@ -17,12 +17,12 @@ import numpy as np
 import tensorflow as tf
 from tensorflow import keras
 
+from nfnets_tf.errors import UserError
 from nfnets_tf.models import naming
 from nfnets_tf.models.layers import spatial_mean
 from nfnets_tf.models.nfnet import NFNet
 from nfnets_tf.ops.activations import plain_activation
 from nfnets_tf.ops.convolution import conv2d
-from nfnets_tf.ops.errors import UserError
 from nfnets_tf.serving import folding
 from nfnets_tf.serving.folding import Affine, FoldedBlock, FoldedNFNet
 

@@ -8,7 +8,7 @@ import numpy as np
 import tensorflow as tf
 from tensorflow import keras
 
-from nfnets_tf.ops.errors import UserError
+from nfnets_tf.errors import UserError
 from nfnets_tf.serving import formats
 from nfnets_tf.serving.comparison import ask, describe
 from nfnets_tf.serving.signatures import Network

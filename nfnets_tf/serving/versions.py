@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import tensorflow as tf
 
-from nfnets_tf.ops.errors import UserError
+from nfnets_tf.errors import UserError
 
 _MODEL = "saved_model.pb"
 

@@ -12,7 +12,7 @@ def compiled_classifier(job, strategy: tf.distribute.Strategy) -> Classifier:
   """Builds what a run trains.
 
   Args:
-    job: the `run.Training`.
+    job: the `train.TrainJob`.
     strategy: under whose scope all variables are made.
 
   Raises:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import tensorflow as tf
 
-from nfnets_tf.ops.errors import RunFault, UserError, plain_message
+from nfnets_tf.errors import RunError, UserError, plain_message
 from nfnets_tf.train.memory import describe_memory
 from nfnets_tf.train.workers import Workers
 
@@ -33,18 +33,18 @@ def explained(job, strategy: tf.distribute.Strategy) -> Iterator[None]:
   """Turns TensorFlow's errors of memory, peers and files into sentences.
 
   Args:
-    job: the `run.Training`.
+    job: the `train.TrainJob`.
     strategy: the devices.
 
   Raises:
     UserError: if the memory does not suffice.
-    RunFault: if another worker or a file is gone.
+    RunError: if another worker or a file is gone.
   """
   try:
     yield
   except tf.errors.ResourceExhaustedError as error:
     if _DISK.search(error.message):
-      raise RunFault(
+      raise RunError(
         f"a file cannot be written ({plain_message(error)}); make room, and the"
         " same command goes on from the last checkpoint."
       ) from error
@@ -52,7 +52,7 @@ def explained(job, strategy: tf.distribute.Strategy) -> Iterator[None]:
   except _OF_FILES as error:
     if "OpKernel" in error.message:
       raise  # an operation that a device does not know
-    raise RunFault(
+    raise RunError(
       f"a file is gone or cannot be read ({plain_message(error)}); restore it,"
       " and the same command goes on from the last checkpoint."
     ) from error
@@ -60,7 +60,7 @@ def explained(job, strategy: tf.distribute.Strategy) -> Iterator[None]:
     workers = Workers(strategy)
     if workers.count == 1 or not _PEER.search(error.message):
       raise
-    raise RunFault(
+    raise RunError(
       f"worker {workers.index} of {workers.count} lost another one"
       f" ({plain_message(error)}); start the same command on all of them, and"
       " they go on from the last checkpoint."

@@ -15,7 +15,7 @@ from collections.abc import Iterable
 
 import tensorflow as tf
 
-from nfnets_tf.data.files import replace_file
+from nfnets_tf.fileio import write_atomically
 
 _INDEX = re.compile(r"ckpt-(\d+)\.index")
 # In this order: what was moved before the index is not seen.
@@ -105,7 +105,7 @@ def read_best(directory: str) -> dict | None:
 
 def write_best(directory: str, best: dict | None) -> None:
   """Writes down whose checkpoint `rotate` keeps, as `read_best` returns it."""
-  replace_file(_best_path(directory), json.dumps(best))
+  write_atomically(_best_path(directory), json.dumps(best))
 
 
 def _best_path(directory: str) -> str:

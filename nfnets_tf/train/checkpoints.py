@@ -8,9 +8,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import tensorflow as tf
 
-from nfnets_tf.data.files import writing
+from nfnets_tf.errors import UserError, plain_message
+from nfnets_tf.fileio import report_write_errors
 from nfnets_tf.models import naming
-from nfnets_tf.ops.errors import UserError, plain_message
 from nfnets_tf.train import checkpoint_files as files
 from nfnets_tf.train.classifier import Classifier
 from nfnets_tf.train.run_state import RunState
@@ -114,7 +114,7 @@ class Checkpoints:
     All processes must call it: the metrics of some are in others.
 
     Raises:
-      RunFault: if the checkpoint before this one could not be written.
+      RunError: if the checkpoint before this one could not be written.
     """
     self.wait()
     self._copy()
@@ -126,7 +126,7 @@ class Checkpoints:
     """Returns when what was saved is in its files.
 
     Raises:
-      RunFault: if it could not be written.
+      RunError: if it could not be written.
     """
     if self._writing is not None:
       last, self._writing = self._writing, None
@@ -205,7 +205,7 @@ class Checkpoints:
       tf.nest.map_structure(lambda c, v: c.assign(v), self._copies, values)
 
   def _write(self, step: int) -> None:
-    with writing(self._directory):
+    with report_write_errors(self._directory):
       if not self._made:  # later it must not appear anew, and empty
         tf.io.gfile.makedirs(self._directory)
         self._made = True

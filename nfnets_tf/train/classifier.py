@@ -8,9 +8,9 @@ from collections.abc import Iterator, Sequence
 import tensorflow as tf
 from tensorflow import keras
 
+from nfnets_tf.errors import UserError
 from nfnets_tf.models import naming
 from nfnets_tf.ops import draws
-from nfnets_tf.ops.errors import UserError
 from nfnets_tf.ops.losses import softmax_cross_entropy
 from nfnets_tf.optim import ema
 from nfnets_tf.optim.sam import SAM

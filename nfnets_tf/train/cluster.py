@@ -6,7 +6,7 @@ import json
 import os
 from typing import NamedTuple
 
-from nfnets_tf.ops.errors import UserError
+from nfnets_tf.errors import UserError
 
 _EXPECTED = (
   'expected {"cluster": {"worker": ["host:port", ...]}, "task": {"type":'

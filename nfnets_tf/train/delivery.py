@@ -8,8 +8,8 @@ from contextlib import nullcontext
 import numpy as np
 import tensorflow as tf
 
-from nfnets_tf.data.files import read_whole
 from nfnets_tf.data.index import SplitIndex
+from nfnets_tf.fileio import read_bytes
 from nfnets_tf.train.checkpoint_files import path_of
 from nfnets_tf.train.checkpoints import Checkpoints
 from nfnets_tf.train.classifier import Classifier
@@ -38,7 +38,7 @@ def deliver(
   What is reported on are the averages of the weights, where there are any.
 
   Args:
-    job: the `run.Training`.
+    job: the `train.TrainJob`.
     files: where everything is written.
     classifier: trained; its state is left as it is.
     heldout: index of the held-out split.
@@ -116,4 +116,4 @@ def _configuration(files) -> str | None:
   """Returns the run's gin file; a run by hand may have none."""
   if not tf.io.gfile.exists(files.config):
     return None
-  return read_whole(files.config).decode()
+  return read_bytes(files.config).decode()

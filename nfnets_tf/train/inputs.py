@@ -13,7 +13,7 @@ from nfnets_tf.data.index import SplitIndex
 from nfnets_tf.data.loading import side_by_side
 from nfnets_tf.data.stages import stage_costs
 from nfnets_tf.data.waiting import Waiting
-from nfnets_tf.ops.errors import UserError, require_share
+from nfnets_tf.errors import UserError, require_fraction
 
 LOGGER = logging.getLogger("nfnets_tf")
 
@@ -27,7 +27,7 @@ class Inputs:
   of them, so that a run goes on in the same order with fewer or more hosts.
 
   Args:
-    job: the `run.Training` that says what is read.
+    job: the `train.TrainJob` that says what is read.
     strategy: for whose replicas.
     train: index of the training split.
     heldout: index of the held-out split.
@@ -96,7 +96,7 @@ class Inputs:
       raise UserError(
         f"BATCH_SIZE = {size} does not divide among {self.parts} parts of the"
         f" order of examples, {pieces} batches each; bind BATCH_SIZE to a"
-        f" multiple of {whole}, or run.Training.parts to fewer."
+        f" multiple of {whole}, or train.TrainJob.parts to fewer."
       )
 
   def _of_part(self, part: int) -> dict:
@@ -146,7 +146,7 @@ def parts_of(host: int, hosts: int, parts: int) -> range:
     raise UserError(
       f"this run's order of examples is made of {parts} parts, which {hosts}"
       " hosts cannot share equally; use a number of hosts that divides it, or"
-      " bind run.Training.parts to a multiple of it in another --workdir."
+      " bind train.TrainJob.parts to a multiple of it in another --workdir."
     )
   each = parts // hosts
   return range(host * each, (host + 1) * each)
@@ -186,7 +186,7 @@ class DataWatch(keras.callbacks.Callback):
     self, waiting, *, costs, faults, max_bad_share: float, clock=time.monotonic
   ):
     super().__init__()
-    require_share("run.Training.max_bad_share", max_bad_share)
+    require_fraction("train.TrainJob.max_bad_share", max_bad_share)
     self._waiting, self._costs, self._faults = waiting, costs, faults
     self._max_bad_share = max_bad_share
     self._clock, self._begin = clock, 0.0
@@ -216,7 +216,7 @@ class DataWatch(keras.callbacks.Callback):
     if bad > self._max_bad_share:
       raise UserError(
         f"{bad:.2%} of the images that were read could not be used, more than"
-        f" run.Training.max_bad_share = {self._max_bad_share:.2%} (with what"
+        f" train.TrainJob.max_bad_share = {self._max_bad_share:.2%} (with what"
         f" was read ahead: {self._faults}); repair the shards"
         " (gin/check_shards.gin lists what is wrong) or bind a larger share."
       )

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from tensorflow import keras
 
+from nfnets_tf.errors import UserError
 from nfnets_tf.models.parts import HEAD, layers_by_part, variables_by_part
-from nfnets_tf.ops.errors import UserError
 from nfnets_tf.ops.roles import mark_rate
 
 _FROZEN_HERE = "_frozen_by_classifier"

@@ -32,7 +32,7 @@ def estimate_memory(job, network: keras.Model | None = None) -> Memory:
   """Estimates the memory of a step; makes no weights.
 
   Args:
-    job: the `run.Training`.
+    job: the `train.TrainJob`.
     network: its network, if there is one already.
   """
   network = network or cost.abstractly(job.network)
@@ -53,7 +53,7 @@ def describe_memory(
   """Returns the estimate in words.
 
   Args:
-    job: the `run.Training`.
+    job: the `train.TrainJob`.
     replicas: that share the batch; None if it is not known.
     network: its network, if there is one already.
   """

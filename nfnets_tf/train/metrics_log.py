@@ -4,7 +4,7 @@ import json
 
 import tensorflow as tf
 
-from nfnets_tf.data.files import replace_file, writing
+from nfnets_tf.fileio import report_write_errors, write_atomically
 from nfnets_tf.train.workdir import Workdir
 
 
@@ -39,16 +39,19 @@ class MetricsLog:
       if record["step"] <= step
       and not (record["step"] == self._end and "weights_sha256" in record)
     ]
-    replace_file(self._path, "".join(json.dumps(r) + "\n" for r in kept))
+    write_atomically(self._path, "".join(json.dumps(r) + "\n" for r in kept))
 
   def write(self, step: int, record: dict) -> None:
     """Adds one record; numbers also become TensorBoard scalars."""
     if not self._writes:
       return
-    with writing(self._path):
+    with report_write_errors(self._path):
       with tf.io.gfile.GFile(self._path, "a") as file:
         file.write(json.dumps({"step": step, **record}) + "\n")
-    with writing(self._folder), self._summaries.as_default(step=step):
+    with (
+      report_write_errors(self._folder),
+      self._summaries.as_default(step=step),
+    ):
       for name, value in record.items():
         if isinstance(value, (int, float)):
           tf.summary.scalar(name, value)

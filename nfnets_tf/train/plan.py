@@ -134,7 +134,7 @@ def announcement(job, strategy: tf.distribute.Strategy, train) -> list[str]:
   """Returns what is said when training begins.
 
   Args:
-    job: the `run.Training`.
+    job: the `train.TrainJob`.
     strategy: the devices.
     train: index of the training split.
   """
@@ -152,7 +152,7 @@ def describe_run(job) -> list[tuple[str, str]]:
   """Returns all lines about a run; no weights are made and no data read.
 
   Args:
-    job: the `run.Training`.
+    job: the `train.TrainJob`.
   """
   images = job.total_steps * job.batch_size
   epochs = images / job.num_examples
@@ -184,7 +184,7 @@ def figures(job, network: keras.Model | None = None) -> dict[str, float]:
   """Returns what a run would cost, in numbers.
 
   Args:
-    job: the `run.Training`.
+    job: the `train.TrainJob`.
     network: its network, if there is one already.
 
   Returns:

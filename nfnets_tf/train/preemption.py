@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 import tensorflow as tf
 from tensorflow import keras
 
-from nfnets_tf.ops.errors import Preempted
+from nfnets_tf.errors import Preempted
 from nfnets_tf.train.workers import Workers
 
 

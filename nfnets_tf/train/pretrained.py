@@ -8,9 +8,9 @@ import os
 import tensorflow as tf
 from tensorflow import keras
 
+from nfnets_tf.errors import UserError
 from nfnets_tf.models import deepmind, haiku_pickle, naming
 from nfnets_tf.models.nfnet import NFNet
-from nfnets_tf.ops.errors import UserError
 from nfnets_tf.train.checkpoint_files import newest_in
 from nfnets_tf.train.keras_files import read_keras_file
 

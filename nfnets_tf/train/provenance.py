@@ -9,7 +9,7 @@ def class_names(job, heldout: SplitIndex) -> list[str]:
   """Returns a name for each class, its number where the data have none.
 
   Args:
-    job: the `run.Training`.
+    job: the `train.TrainJob`.
     heldout: index of its held-out split.
   """
   return list(heldout.class_names or map(str, range(job.num_classes)))
@@ -21,7 +21,7 @@ def known_of(
   """Returns what an exporter is told of a run.
 
   Args:
-    job: the `run.Training`.
+    job: the `train.TrainJob`.
     heldout: index of its held-out split.
     metrics: for the card.
     configuration: a gin file's text, or None.

@@ -13,8 +13,8 @@ from typing import NamedTuple
 import tensorflow as tf
 from tensorflow import keras
 
-from nfnets_tf.data.files import replace_file
-from nfnets_tf.ops.errors import require_whole
+from nfnets_tf.errors import require_int
+from nfnets_tf.fileio import write_atomically
 from nfnets_tf.train.guard import Guard
 
 
@@ -35,8 +35,8 @@ class Recovery:
   """
 
   def __init__(self, *, in_a_row: int, rollbacks: int):
-    require_whole("Recovery.in_a_row", in_a_row, 1)
-    require_whole("Recovery.rollbacks", rollbacks, 0)
+    require_int("Recovery.in_a_row", in_a_row, 1)
+    require_int("Recovery.rollbacks", rollbacks, 0)
     self.in_a_row, self.rollbacks = in_a_row, rollbacks
 
 
@@ -92,7 +92,7 @@ class Rollbacks:
   def _write(self) -> None:
     if self._writes:
       content = [one._asdict() for one in self.all]
-      replace_file(self._path, json.dumps(content, indent=1) + "\n")
+      write_atomically(self._path, json.dumps(content, indent=1) + "\n")
 
   def left_behind(self, step: int, data_offset: int) -> bool:
     """Returns whether a checkpoint is of the way that was given up."""

@@ -10,13 +10,13 @@ import pandas as pd
 import tensorflow as tf
 from tensorflow import keras
 
-from nfnets_tf.data.files import replace_file
 from nfnets_tf.data.index import (
   SplitIndex,
   evaluation_steps,
   read_filenames,
 )
 from nfnets_tf.data.pipeline import Split
+from nfnets_tf.fileio import write_atomically
 from nfnets_tf.train.pictures import draw_confusion, draw_images
 
 
@@ -134,4 +134,4 @@ def _per_class(confusion: np.ndarray, class_names) -> pd.DataFrame:
 
 
 def _write_csv(table: pd.DataFrame, path: str, *, index: bool = False) -> None:
-  replace_file(path, table.to_csv(index=index, float_format="%.6g"))
+  write_atomically(path, table.to_csv(index=index, float_format="%.6g"))

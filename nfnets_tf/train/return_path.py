@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 
-from nfnets_tf.data.files import replace_file
-from nfnets_tf.ops.errors import Diverged
+from nfnets_tf.errors import Diverged
+from nfnets_tf.fileio import write_atomically
 from nfnets_tf.train.checkpoints import Checkpoints
 from nfnets_tf.train.guard import Guard
 from nfnets_tf.train.inputs import Inputs
@@ -106,7 +106,7 @@ class ReturnPath:
     names = self._inputs.names(first, end)
     if self._workers.chief:
       lines = [f"{number}\t{name}\n" for number, name in names]
-      replace_file(self._files.not_finite, "batch\tname\n" + "".join(lines))
+      write_atomically(self._files.not_finite, "batch\tname\n" + "".join(lines))
     shown = ", ".join(name or "(no name)" for _, name in names[:_NAMES_SHOWN])
     return Diverged(
       f"the loss or a gradient of {end - first} steps in a row up to step {at}"

@@ -10,7 +10,7 @@ import tensorflow as tf
 from tensorflow import keras
 
 from nfnets_tf.data.index import SplitIndex, evaluation_steps
-from nfnets_tf.ops.errors import Preempted, RunFault, UserError
+from nfnets_tf.errors import Preempted, RunError, UserError
 from nfnets_tf.train.assembly import compiled_classifier
 from nfnets_tf.train.callbacks import Every, LogTraining, NoteInterval
 from nfnets_tf.train.checkpoint_files import steps_in
@@ -39,7 +39,7 @@ class Session:
   """One process's part of a training run, restored to its last checkpoint.
 
   Args:
-    job: the `run.Training` that says what to do.
+    job: the `train.TrainJob` that says what to do.
     files: where everything is written, by the chief.
     strategy: the devices.
     train: index of the training split.
@@ -139,7 +139,7 @@ class Session:
       self._workers.meet()  # no worker says so before all is saved
       raise
     except BaseException:
-      with contextlib.suppress(RunFault):
+      with contextlib.suppress(RunError):
         self._checkpoints.wait()
       raise
     finally:

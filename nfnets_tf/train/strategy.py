@@ -13,7 +13,7 @@ import os
 import tensorflow as tf
 from official.common import distribute_utils
 
-from nfnets_tf.ops.errors import NothingToDo, RunFault, UserError, plain_message
+from nfnets_tf.errors import NothingToDo, RunError, UserError, plain_message
 from nfnets_tf.train.cluster import read_cluster
 
 LOGGER = logging.getLogger("nfnets_tf")
@@ -53,7 +53,7 @@ def multi_worker() -> tf.distribute.Strategy:
 
   Raises:
     UserError: if TF_CONFIG is missing or cannot be used.
-    RunFault: if the others cannot be reached.
+    RunError: if the others cannot be reached.
   """
   cluster = read_cluster()
   if cluster is None:
@@ -70,7 +70,7 @@ def multi_worker() -> tf.distribute.Strategy:
   try:
     return distribute_utils.get_distribution_strategy("multi_worker_mirrored")
   except (RuntimeError, tf.errors.OpError) as error:
-    raise RunFault(
+    raise RunError(
       f"worker {cluster.index} cannot work with the others of TF_CONFIG"
       f" ({plain_message(error)}); see that all run and reach each other"
       f" at {', '.join(cluster.addresses)}, and start all of them again."

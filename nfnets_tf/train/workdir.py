@@ -9,9 +9,9 @@ from collections.abc import Iterable
 
 import tensorflow as tf
 
-from nfnets_tf.data.files import read_whole, replace_file, writing
 from nfnets_tf.data.index import SplitIndex
-from nfnets_tf.ops.errors import UserError
+from nfnets_tf.errors import UserError
+from nfnets_tf.fileio import read_bytes, report_write_errors, write_atomically
 
 
 class Workdir:
@@ -60,7 +60,7 @@ class Workdir:
     If it is not the one that is there, that is kept as config.1.gin, or under
     the next number that is free.
     """
-    with writing(self.root):
+    with report_write_errors(self.root):
       tf.io.gfile.makedirs(self.root)
     if tf.io.gfile.exists(self.config):
       with tf.io.gfile.GFile(self.config) as file:
@@ -69,9 +69,9 @@ class Workdir:
       number = 1
       while tf.io.gfile.exists(older := f"{self.config[:-4]}.{number}.gin"):
         number += 1
-      with writing(older):
+      with report_write_errors(older):
         tf.io.gfile.copy(self.config, older)
-    replace_file(self.config, text)
+    write_atomically(self.config, text)
 
   def read_parts(self) -> int | None:
     """Returns of how many parts the order of examples is, None before a run."""
@@ -99,7 +99,7 @@ class Workdir:
     }
     if not tf.io.gfile.exists(self.data):
       content = json.dumps({**data, "parts": parts}, indent=1)
-      replace_file(self.data, content + "\n")
+      write_atomically(self.data, content + "\n")
       return
     with tf.io.gfile.GFile(self.data) as file:
       before = json.load(file)
@@ -115,11 +115,11 @@ class Workdir:
     """Returns the result of a finished run, None of any other."""
     if not tf.io.gfile.exists(self.result):
       return None
-    return json.loads(read_whole(self.result))
+    return json.loads(read_bytes(self.result))
 
   def write_result(self, result: dict) -> None:
     """Marks the run as finished."""
-    replace_file(self.result, json.dumps(result, indent=1) + "\n")
+    write_atomically(self.result, json.dumps(result, indent=1) + "\n")
 
 
 def run_folder(checkpoint: str) -> str | None:

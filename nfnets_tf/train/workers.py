@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import tensorflow as tf
 
-from nfnets_tf.ops.errors import UserError
+from nfnets_tf.errors import UserError
 
 
 class Workers:

@@ -3,7 +3,7 @@ import itertools
 import pytest
 
 from nfnets_tf.config import Configuration, axes
-from nfnets_tf.ops.errors import UserError
+from nfnets_tf.errors import UserError
 
 RUN = ["gin/quickstart.gin", "gin/overlays/smoke.gin"]
 TUNED = "sweep.Sweep.tuning = @tuning.GridSearch()"
@@ -103,7 +103,7 @@ def test_a_point_alone_has_nothing_of_the_sweep():
   for word in ("weep", "tuning", "engines", "config.grid", "GridSearch"):
     assert word not in alone.text, word
   by_hand = Configuration(
-    RUN, ["EPOCHS = 2", "SEED = 4", "run.Training.export = None"]
+    RUN, ["EPOCHS = 2", "SEED = 4", "train.TrainJob.export = None"]
   )
   assert alone.statements == by_hand.statements
   assert alone.text == by_hand.text

@@ -3,7 +3,7 @@ import logging
 import pytest
 
 from nfnets_tf.config import Configuration, changes
-from nfnets_tf.ops.errors import UserError
+from nfnets_tf.errors import UserError
 
 FILES = ["gin/quickstart.gin", "gin/overlays/smoke.gin", "gin/sweeps/base.gin"]
 TWO = "config.grid.EPOCHS = (1, 2)"

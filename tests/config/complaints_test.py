@@ -1,7 +1,7 @@
 import pytest
 
 from nfnets_tf.config import complaints
-from nfnets_tf.ops.errors import UserError
+from nfnets_tf.errors import UserError
 
 LISTING = """from __gin__ import dynamic_registration
 from nfnets_tf.models import nfnet

@@ -6,7 +6,7 @@ import re
 import pytest
 
 from nfnets_tf.config import Configuration, Launch
-from nfnets_tf.ops.errors import UserError
+from nfnets_tf.errors import UserError
 
 RUN = "gin/quickstart.gin"
 
@@ -41,7 +41,7 @@ def test_a_misspelt_parameter_in_a_file_is_located(tmp_path):
   path = tmp_path / "mine.gin"
   path.write_text(
     "from __gin__ import dynamic_registration\n"
-    f"from nfnets_tf.train import run\ninclude '{RUN}'\n\nrun.Training:\n"
+    f"from nfnets_tf.jobs import train\ninclude '{RUN}'\n\ntrain.TrainJob:\n"
     "  log_evry = 10\n"
   )
   message = refused(files=[str(path)])
@@ -120,9 +120,9 @@ def test_a_file_that_forgets_gins_imports(tmp_path):
     ("EPOCHS = 'abc'", "steps_for_epochs does not take its bindings"),
     ("BATCH_SIZE = 0", "BATCH_SIZE = 0 cannot be used"),
     ("schedules.WarmupCosine.warmup_steps = 5000", "lower warmup_steps"),
-    ("run.Training.log_every = 7", "not a multiple of"),
-    ("run.Training.checkpoints_to_keep = 0", "at least 1"),
-    ("run.Training.shuffle_buffer = 2.5", "whole number"),
+    ("train.TrainJob.log_every = 7", "not a multiple of"),
+    ("train.TrainJob.checkpoints_to_keep = 0", "at least 1"),
+    ("train.TrainJob.shuffle_buffer = 2.5", "whole number"),
   ],
 )
 def test_values_that_are_refused(binding, words):

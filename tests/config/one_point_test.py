@@ -6,7 +6,7 @@ import pytest
 
 from nfnets_tf.config import Configuration
 from nfnets_tf.config.one_point import run_point
-from nfnets_tf.ops.errors import Diverged, NothingToDo, Preempted, UserError
+from nfnets_tf.errors import Diverged, NothingToDo, Preempted, UserError
 from nfnets_tf.scaling.board import Board
 from nfnets_tf.scaling.points import Point
 

@@ -10,7 +10,7 @@ from tensorflow import keras
 
 from nfnets_tf.config import Configuration
 from nfnets_tf.config.sweeping import SweepRun
-from nfnets_tf.ops.errors import Diverged, Preempted, UserError
+from nfnets_tf.errors import Diverged, Preempted, UserError
 
 
 class Job:
@@ -36,12 +36,12 @@ class Job:
       "tpu_v4_core_hours": 2.0 * self.size,
     }
 
-  def run(self, workdir, *, configuration, terminal, started):
-    del terminal
+  def run(self, context):
+    workdir = context.workdir
     os.makedirs(workdir, exist_ok=True)
     with open(os.path.join(workdir, "config.gin"), "w") as file:
-      file.write(configuration)
-    started()
+      file.write(context.config_text)
+    context.on_start()
     wrong = self.wrong if self.wrong != "large" or self.size > 1 else None
     if wrong == "asked to end":
       raise Preempted

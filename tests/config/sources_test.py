@@ -8,7 +8,7 @@ from nfnets_tf.config.sources import (
   known_files,
   places,
 )
-from nfnets_tf.ops.errors import UserError
+from nfnets_tf.errors import UserError
 
 EXPORT = "gin/export.gin"
 
@@ -80,7 +80,7 @@ def test_a_path_without_a_run_says_what_to_name(tmp_path):
     Configuration([EXPORT], [f"CHECKPOINT = '{tmp_path}/F0_haiku.npz'"])
   with pytest.raises(UserError, match="CHECKPOINT is not set"):
     Configuration([EXPORT])
-  for value in ("7", "@exporting.Export()", "%DTYPES"):
+  for value in ("7", "@export_checkpoint.ExportJob()", "%DTYPES"):
     with pytest.raises(UserError, match="is no checkpoint; expected a path"):
       Configuration([EXPORT], ["DTYPES = [1]", f"CHECKPOINT = {value}"])
 

@@ -8,7 +8,7 @@ import pytest
 
 from nfnets_tf.config import Configuration
 from nfnets_tf.config.sweeping import SweepRun
-from nfnets_tf.ops.errors import NothingToDo, Preempted, RunFault, UserError
+from nfnets_tf.errors import NothingToDo, Preempted, RunError, UserError
 
 ROOT = pathlib.Path(__file__).parents[2]
 FILE = """\
@@ -153,16 +153,16 @@ def test_points_of_no_sweep(tmp_path):
 
 def test_what_fails_is_told_and_the_others_go_on(sweep):
   message = "2 of 3 points failed, first SIZE=2 .this is too large; make it"
-  with pytest.raises(RunFault, match=message):
+  with pytest.raises(RunError, match=message):
     sweep("WRONG = 'large'").run("left", terminal=None)
   states = {name: r["state"] for name, r in records(sweep).items()}
   assert states == {"SIZE=1": "done", "SIZE=2": "failed", "SIZE=4": "failed"}
-  with pytest.raises(RunFault):  # failures are not done again unasked
+  with pytest.raises(RunError):  # failures are not done again unasked
     sweep("WRONG = 'large'").run("left", terminal=None)
 
 
 def test_failures_are_done_again_where_that_is_asked_for(sweep):
-  with pytest.raises(RunFault):
+  with pytest.raises(RunError):
     sweep("WRONG = 'large'").run("left", terminal=None)
   allowed = "config.Launch.may_change = ['WRONG']"
   assert "3 done" in sweep(allowed).run("failed", terminal=None)

@@ -15,8 +15,8 @@ os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
 import train  # launch/train.py
 
 import nfnets_tf.config  # noqa: F401
+import nfnets_tf.jobs.train  # noqa: F401
 import nfnets_tf.serving.export  # noqa: F401
-import nfnets_tf.train.run  # noqa: F401
 
 
 def main():

@@ -3,7 +3,7 @@
 import pytest
 import tensorflow as tf
 
-from nfnets_tf.ops.errors import Preempted, UserError
+from nfnets_tf.errors import Preempted, UserError
 from nfnets_tf.optim.sam import SAM
 from nfnets_tf.train.preemption import Notice
 from nfnets_tf.train.workdir import Workdir

@@ -16,10 +16,11 @@ FLOORS = {
   "train": 2,
   "serving": 2,
   "scaling": 2,
-  "config": 3,
+  "jobs": 3,
+  "config": 4,
 }
 # Composition roots: they list what a run is made of.
-LONG_BY_DESIGN = {"nfnets_tf/train/run.py:__init__"}
+LONG_BY_DESIGN = {"nfnets_tf/jobs/train.py:__init__"}
 
 
 def imports(path):

@@ -11,7 +11,8 @@ import tensorflow as tf
 
 from nfnets_tf.config import Configuration
 from nfnets_tf.data import records
-from nfnets_tf.ops.errors import UserError
+from nfnets_tf.errors import UserError
+from nfnets_tf.jobs.job import RunContext
 from nfnets_tf.train.checkpoint_files import steps_in
 
 FILES = ["gin/quickstart.gin", "gin/overlays/smoke.gin"]
@@ -30,7 +31,7 @@ def configuration(data, epochs):
     FILES,
     [
       f"DATA_DIR = {data!r}",
-      "run.Training.prepare = None",
+      "train.TrainJob.prepare = None",
       "NUM_CLASSES = 4",
       "NUM_EXAMPLES = 50",
       "BATCH_SIZE = 8",
@@ -42,7 +43,7 @@ def configuration(data, epochs):
 
 def run(made, workdir):
   made.check_workdir(f"{workdir}/config.gin")
-  return made.build_job().run(workdir, configuration=made.text, terminal=None)
+  return made.build_job().run(RunContext(workdir, made.text))
 
 
 def test_a_run_writes_goes_on_and_is_served_there(make_dataset, tmp_path):

@@ -5,8 +5,8 @@ import tensorflow as tf
 
 from nfnets_tf.data import checking
 from nfnets_tf.data.faults import Examiner
-from nfnets_tf.data.files import file_sha256
 from nfnets_tf.data.records import Fields, Record
+from nfnets_tf.fileio import file_sha256
 
 
 def png(value, size=16):

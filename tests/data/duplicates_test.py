@@ -3,7 +3,7 @@ import pytest
 import tensorflow as tf
 
 from nfnets_tf.data.duplicates import BITS, NearDuplicates, difference_hash
-from nfnets_tf.ops.errors import UserError
+from nfnets_tf.errors import UserError
 
 
 def picture(seed, size=96):

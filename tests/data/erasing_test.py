@@ -4,7 +4,7 @@ import tensorflow as tf
 
 from nfnets_tf.data import tuning
 from nfnets_tf.data.erasing import RandomErasing
-from nfnets_tf.ops.errors import UserError
+from nfnets_tf.errors import UserError
 
 IMAGE = np.full([40, 60, 3], 7, np.uint8)
 

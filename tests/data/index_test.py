@@ -7,7 +7,7 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 
 from nfnets_tf.data import index, records
-from nfnets_tf.ops.errors import UserError
+from nfnets_tf.errors import UserError
 
 
 def remove_index(directory):

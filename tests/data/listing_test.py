@@ -12,7 +12,7 @@ from nfnets_tf.data.listing import (
   is_held_out,
   list_folder,
 )
-from nfnets_tf.ops.errors import UserError
+from nfnets_tf.errors import UserError
 
 
 @pytest.fixture(autouse=True)

@@ -4,7 +4,7 @@ import tensorflow as tf
 
 from nfnets_tf.data import tuning
 from nfnets_tf.data.mixing import CutMix, MixUp
-from nfnets_tf.ops.errors import UserError
+from nfnets_tf.errors import UserError
 
 FIRST = tf.constant(
   np.random.default_rng(0).integers(0, 100, [24, 32, 3], np.uint8)

@@ -12,7 +12,7 @@ from nfnets_tf.data.order import (
   read_part,
   read_piece,
 )
-from nfnets_tf.ops.errors import UserError
+from nfnets_tf.errors import UserError
 
 
 def make(directory, **options):

@@ -7,7 +7,7 @@ import tensorflow as tf
 from nfnets_tf.data import mixing, pipeline, preprocess
 from nfnets_tf.data.index import evaluation_steps
 from nfnets_tf.data.records import INDEX
-from nfnets_tf.ops.errors import UserError
+from nfnets_tf.errors import UserError
 from tests.data.index_test import store_with_tfds
 
 

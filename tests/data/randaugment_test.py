@@ -8,7 +8,7 @@ from official.vision.ops import augment as theirs
 
 from nfnets_tf.data import randaugment, tuning
 from nfnets_tf.data.randaugment import OPERATIONS, RandAugment
-from nfnets_tf.ops.errors import UserError
+from nfnets_tf.errors import UserError
 
 IMAGE = np.random.default_rng(0).integers(0, 256, [40, 32, 3], np.uint8)
 

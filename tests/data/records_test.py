@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 
 from nfnets_tf.data import records
-from nfnets_tf.ops.errors import UserError
+from nfnets_tf.errors import UserError
 
 
 def test_records_have_the_field_names_of_imagenets_shards():

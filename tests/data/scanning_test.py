@@ -4,7 +4,7 @@ import pytest
 import tensorflow as tf
 
 from nfnets_tf.data import index, records, scanning
-from nfnets_tf.ops.errors import UserError
+from nfnets_tf.errors import UserError
 from tests.data.index_test import remove_index
 
 

@@ -5,7 +5,7 @@ import pytest
 import tensorflow as tf
 
 from nfnets_tf.data import preprocess, service
-from nfnets_tf.ops.errors import UserError
+from nfnets_tf.errors import UserError
 from tests.data.pipeline_test import make, training
 
 

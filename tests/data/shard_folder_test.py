@@ -4,7 +4,7 @@ import pytest
 
 from nfnets_tf.data import preparing
 from nfnets_tf.data.shard_folder import ShardFolder
-from nfnets_tf.ops.errors import UserError
+from nfnets_tf.errors import UserError
 from tests.data.preparing_test import Pictures, tasks_of
 
 

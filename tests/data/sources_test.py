@@ -10,7 +10,7 @@ from nfnets_tf.data.index import read_filenames, read_index
 from nfnets_tf.data.listing import list_folder
 from nfnets_tf.data.records import Fields
 from nfnets_tf.data.sources import Digits, Folder, shards_of
-from nfnets_tf.ops.errors import UserError
+from nfnets_tf.errors import UserError
 
 
 def read(directory, split):

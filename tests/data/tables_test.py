@@ -1,7 +1,7 @@
 import pytest
 
 from nfnets_tf.data.tables import Table, read_table
-from nfnets_tf.ops.errors import UserError
+from nfnets_tf.errors import UserError
 
 
 @pytest.fixture

@@ -7,9 +7,9 @@ import pickle
 import numpy as np
 import pytest
 
+from nfnets_tf.errors import UserError
 from nfnets_tf.models import array_pickle
 from nfnets_tf.models.haiku_pickle import read_parameters
-from nfnets_tf.ops.errors import UserError
 
 PARAMETERS = {"m": {"w": np.ones([2, 3], np.float32)}}
 

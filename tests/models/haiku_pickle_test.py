@@ -6,8 +6,8 @@ import pickle
 import numpy as np
 import pytest
 
+from nfnets_tf.errors import UserError
 from nfnets_tf.models.haiku_pickle import read_parameters, write_parameters
-from nfnets_tf.ops.errors import UserError
 
 R = np.random.default_rng(0)
 PARAMETERS = {

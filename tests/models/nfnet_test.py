@@ -5,10 +5,10 @@ import pytest
 import tensorflow as tf
 from tensorflow import keras
 
+from nfnets_tf.errors import UserError
 from nfnets_tf.models import deepmind, nfnet
 from nfnets_tf.models.block import NFBlock
 from nfnets_tf.ops import draws
-from nfnets_tf.ops.errors import UserError
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,7 @@
 import pytest
 
+from nfnets_tf.errors import UserError
 from nfnets_tf.models import variants
-from nfnets_tf.ops.errors import UserError
 
 
 def test_each_is_the_depth_of_f0_times_its_number_plus_one():

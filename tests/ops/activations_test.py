@@ -2,12 +2,12 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from nfnets_tf.errors import UserError
 from nfnets_tf.ops.activations import (
   GAMMAS,
   plain_activation,
   scaled_activation,
 )
-from nfnets_tf.ops.errors import UserError
 
 
 @pytest.mark.parametrize("name", sorted(GAMMAS))

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from nfnets_tf.ops.errors import UserError
+from nfnets_tf.errors import UserError
 from nfnets_tf.ops.losses import MixedLabels, softmax_cross_entropy
 
 LOGITS = np.random.default_rng(0).normal(size=[6, 5]).astype(np.float32)

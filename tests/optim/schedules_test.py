@@ -3,7 +3,7 @@ import math
 import pytest
 from tensorflow import keras
 
-from nfnets_tf.ops.errors import UserError
+from nfnets_tf.errors import UserError
 from nfnets_tf.optim import schedules
 
 

@@ -7,7 +7,7 @@ import types
 import pytest
 import tensorflow as tf
 
-from nfnets_tf.ops.errors import RunFault, UserError
+from nfnets_tf.errors import RunError, UserError
 from nfnets_tf.scaling.board import DONE, FAILED, PENDING, RUNNING, Board
 from nfnets_tf.scaling.sweep import Sweep
 
@@ -142,7 +142,7 @@ def test_a_disk_that_cannot_be_written_is_told(tmp_path):
   (tmp_path / "logs").touch()
   board = board_of(str(tmp_path))
   for write in (lambda: board.write("a", DONE), lambda: board.log("a")):
-    with pytest.raises(RunFault, match="cannot be written"):
+    with pytest.raises(RunError, match="cannot be written"):
       write()
 
 

@@ -4,9 +4,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from nfnets_tf.errors import UserError
 from nfnets_tf.models import cost
 from nfnets_tf.models.nfnet import NFNet
-from nfnets_tf.ops.errors import UserError
 from nfnets_tf.scaling import compute, paper_points
 from nfnets_tf.scaling.compute import TpuV4
 

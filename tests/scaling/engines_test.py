@@ -8,7 +8,7 @@ from concurrent import futures
 
 import pytest
 
-from nfnets_tf.ops.errors import Preempted, UserError
+from nfnets_tf.errors import Preempted, UserError
 from nfnets_tf.scaling import engines
 from nfnets_tf.scaling.board import FAILED, PENDING
 from nfnets_tf.scaling.sweep import Sweep

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from nfnets_tf.ops.errors import UserError
+from nfnets_tf.errors import UserError
 from nfnets_tf.scaling.observations import (
   Columns,
   best_of_cells,

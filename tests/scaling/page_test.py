@@ -10,7 +10,7 @@ import subprocess
 import matplotlib.image
 import pytest
 
-from nfnets_tf.ops.errors import UserError
+from nfnets_tf.errors import UserError
 from nfnets_tf.scaling.board import Board
 from nfnets_tf.scaling.page import SweepPage
 from tests.scaling import sweeps

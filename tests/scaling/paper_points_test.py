@@ -1,6 +1,6 @@
 import pytest
 
-from nfnets_tf.ops.errors import UserError
+from nfnets_tf.errors import UserError
 from nfnets_tf.scaling import paper_points
 
 SIX = ["F0", "F1", "F3", "F3+", "F7", "F7+"]

@@ -3,7 +3,7 @@ import re
 
 import pytest
 
-from nfnets_tf.ops.errors import UserError
+from nfnets_tf.errors import UserError
 from nfnets_tf.scaling import points
 from nfnets_tf.scaling.points import Point
 from nfnets_tf.scaling.sweep import Sweep

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from nfnets_tf.ops.errors import RunFault
+from nfnets_tf.errors import RunError
 from nfnets_tf.scaling import points, sweep_plan
 from nfnets_tf.scaling.board import DONE, FAILED, Board
 
@@ -135,7 +135,7 @@ def test_a_table_is_read_whole_while_it_is_replaced(tmp_path):
 def test_a_folder_that_cannot_be_written_is_told(tmp_path):
   (tmp_path / "file").touch()
   root = str(tmp_path / "file")
-  with pytest.raises(RunFault, match="cannot be written"):
+  with pytest.raises(RunError, match="cannot be written"):
     sweep_plan.write_table(pd.DataFrame({"a": [1]}), f"{root}/a.csv", root)
 
 

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from nfnets_tf.ops.errors import UserError
+from nfnets_tf.errors import UserError
 from nfnets_tf.scaling import claims, points
 from nfnets_tf.scaling.board import DONE, FAILED, Board
 from nfnets_tf.scaling.sweep import Sweep

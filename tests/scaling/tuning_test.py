@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 
-from nfnets_tf.ops.errors import UserError
+from nfnets_tf.errors import UserError
 from nfnets_tf.scaling.board import DONE, FAILED
 from nfnets_tf.scaling.sweep import Sweep
 from nfnets_tf.scaling.tuning import GridSearch

@@ -7,7 +7,7 @@ import pytest
 import tensorflow as tf
 from tensorflow import keras
 
-from nfnets_tf.ops.errors import UserError
+from nfnets_tf.errors import UserError
 from nfnets_tf.serving import export
 from nfnets_tf.serving.export import Exporter, export_saved_model
 from nfnets_tf.train.classifier import Classifier

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from nfnets_tf.ops.errors import UserError
+from nfnets_tf.errors import UserError
 from nfnets_tf.serving import formats
 from nfnets_tf.serving.folding import fold
 from nfnets_tf.serving.formats import (

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from nfnets_tf.ops.errors import UserError
+from nfnets_tf.errors import UserError
 from nfnets_tf.serving import trial as trials
 from nfnets_tf.serving.inference import as_in_training
 from nfnets_tf.serving.signatures import Service

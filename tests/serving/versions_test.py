@@ -3,7 +3,7 @@ import os
 import pytest
 import tensorflow as tf
 
-from nfnets_tf.ops.errors import UserError
+from nfnets_tf.errors import UserError
 from nfnets_tf.serving import versions
 from nfnets_tf.serving.versions import (
   Partial,

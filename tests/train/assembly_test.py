@@ -3,8 +3,8 @@ import types
 import pytest
 import tensorflow as tf
 
+from nfnets_tf.errors import UserError
 from nfnets_tf.models.nfnet import NFNet
-from nfnets_tf.ops.errors import UserError
 from nfnets_tf.optim.sam import SAM
 from nfnets_tf.optim.sgd import SGD
 from nfnets_tf.train.assembly import compiled_classifier

@@ -9,8 +9,8 @@ import tensorflow as tf
 from tensorflow import keras
 
 from nfnets_tf.data import pipeline, preprocess
+from nfnets_tf.errors import RunError, UserError
 from nfnets_tf.models.nfnet import NFNet
-from nfnets_tf.ops.errors import RunFault, UserError
 from nfnets_tf.train.breakdown import explained
 from nfnets_tf.train.memory import describe_memory
 
@@ -77,7 +77,7 @@ def test_a_full_disk_is_not_taken_for_a_devices_memory():
     with tf.io.gfile.GFile("/dev/full", "w") as file:
       file.write("x")
 
-  line = sentence(write, RunFault)
+  line = sentence(write, RunError)
   assert "/dev/full" in line and "No space left" in line
 
 
@@ -93,14 +93,14 @@ def test_a_shard_that_is_gone_is_named(make_dataset):
   batches = split.training_batches(
     index, host_batch=8, replicas=1, start_step=0, shuffle_buffer=4, seed=0
   )
-  line = sentence(lambda: list(batches.take(20)), RunFault)
+  line = sentence(lambda: list(batches.take(20)), RunError)
   assert index.files[3] in line and "No such file" in line
   assert "restore it, and the same command goes on" in line
 
 
 def test_a_file_that_is_gone_in_a_step_is_named(tmp_path):
   path = str(tmp_path / "train-00003.tfrecord")
-  line = sentence(fitted(batches_of(tf.data.TFRecordDataset(path))), RunFault)
+  line = sentence(fitted(batches_of(tf.data.TFRecordDataset(path))), RunError)
   assert path in line and "No such file" in line
 
 
@@ -109,7 +109,7 @@ def test_a_file_that_may_not_be_read_is_named():
     text = "gs://bucket/x; Permission denied"
     raise tf.errors.PermissionDeniedError(None, None, text)
 
-  assert "(gs://bucket/x; Permission denied)" in sentence(read, RunFault)
+  assert "(gs://bucket/x; Permission denied)" in sentence(read, RunError)
 
 
 def test_an_operation_that_a_device_does_not_know_is_no_file():
@@ -155,7 +155,7 @@ def test_a_worker_that_has_lost_another_says_so(monkeypatch, kind, text):
   cluster = {"worker": ["a:1", "b:2"]}
   config = json.dumps({"cluster": cluster, "task": task})
   monkeypatch.setenv("TF_CONFIG", config)
-  line = sentence(lost(kind, text), RunFault, OfTwo())
+  line = sentence(lost(kind, text), RunError, OfTwo())
   assert line.startswith(f"worker 1 of 2 lost another one ({ABORTED}); start")
 
 
@@ -180,7 +180,7 @@ def test_alone_nobody_can_be_lost():
   ids=["none", "first", "third", "file", "open", "other"],
 )
 def test_of_many_lines_the_one_that_says_what_happened(message, reason):
-  line = sentence(lost(tf.errors.NotFoundError, message), RunFault)
+  line = sentence(lost(tf.errors.NotFoundError, message), RunError)
   assert f"cannot be read ({reason}" in line
 
 
@@ -188,7 +188,7 @@ def test_of_many_lines_the_one_that_says_what_happened(message, reason):
   "error",
   [
     UserError("one"),
-    RunFault("two"),
+    RunError("two"),
     KeyboardInterrupt(),
     tf.errors.InvalidArgumentError(None, None, "three"),
   ],

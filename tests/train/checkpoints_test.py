@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from nfnets_tf.errors import RunError, UserError
 from nfnets_tf.models.nfnet import NFNet
-from nfnets_tf.ops.errors import RunFault, UserError
 from nfnets_tf.optim.sgd import SGD
 from nfnets_tf.train import checkpoint_files
 from nfnets_tf.train.checkpoints import Checkpoints
@@ -149,7 +149,7 @@ def test_a_disk_that_is_full_ends_in_a_sentence_and_harms_nothing(tmp_path):
   try:
     train(model, 1, 1)
     checkpoints.save()
-    with pytest.raises(RunFault, match="cannot be written .*too large"):
+    with pytest.raises(RunError, match="cannot be written .*too large"):
       checkpoints.wait()
   finally:
     resource.setrlimit(resource.RLIMIT_FSIZE, limits)
@@ -168,7 +168,7 @@ def test_a_folder_that_has_vanished_does_not_appear_anew(tmp_path):
   shutil.rmtree(folder)
   train(model, 1)
   checkpoints.save()
-  with pytest.raises(RunFault, match="cannot be written"):
+  with pytest.raises(RunError, match="cannot be written"):
     checkpoints.save()
   assert not folder.exists()
 

@@ -7,9 +7,9 @@ import tensorflow as tf
 from tensorflow import keras
 
 from nfnets_tf.data import pipeline, preprocess
+from nfnets_tf.errors import UserError
 from nfnets_tf.models import deepmind
 from nfnets_tf.models.nfnet import NFNet
-from nfnets_tf.ops.errors import UserError
 from nfnets_tf.ops.losses import MixedLabels, softmax_cross_entropy
 from nfnets_tf.optim.sam import SAM
 from nfnets_tf.optim.sgd import SGD

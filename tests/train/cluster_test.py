@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from nfnets_tf.ops.errors import UserError
+from nfnets_tf.errors import UserError
 from nfnets_tf.train.cluster import Cluster, read_cluster
 
 TWO = ["a:1", "b:2"]

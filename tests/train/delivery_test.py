@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from nfnets_tf.data import pipeline, preprocess
-from nfnets_tf.ops.errors import RunFault
+from nfnets_tf.errors import RunError
 from nfnets_tf.optim.sgd import SGD
 from nfnets_tf.train.checkpoints import Checkpoints
 from nfnets_tf.train.classifier import Classifier
@@ -166,6 +166,6 @@ def test_what_fails_on_the_way_does_not_mark_the_run_as_done(made):
   run = made()
   os.remove(run.files.metrics)
   os.symlink("/dev/full", run.files.metrics)
-  with pytest.raises(RunFault, match="metrics.jsonl' cannot be written"):
+  with pytest.raises(RunError, match="metrics.jsonl' cannot be written"):
     run.deliver()
   assert run.files.read_result() is None

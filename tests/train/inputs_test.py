@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 
 from nfnets_tf.data import pipeline, preprocess
-from nfnets_tf.ops.errors import UserError
+from nfnets_tf.errors import UserError
 from nfnets_tf.train.inputs import DataWatch, Inputs, parts_of
 
 

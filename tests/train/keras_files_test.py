@@ -6,8 +6,8 @@ import h5py
 import numpy as np
 import pytest
 
+from nfnets_tf.errors import UserError
 from nfnets_tf.models.nfnet import NFNet
-from nfnets_tf.ops.errors import UserError
 from nfnets_tf.optim.sgd import SGD
 from nfnets_tf.train.classifier import Classifier
 from nfnets_tf.train.keras_files import read_keras_file

@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 from tensorflow import keras
 
+from nfnets_tf.errors import UserError
 from nfnets_tf.models.nfnet import NFNet
 from nfnets_tf.models.parts import layers_by_part, variables_by_part
-from nfnets_tf.ops.errors import UserError
 from nfnets_tf.ops.roles import rate_of
 from nfnets_tf.optim.sgd import SGD
 from nfnets_tf.train.classifier import Classifier

@@ -6,7 +6,7 @@ import resource
 import pytest
 import tensorflow as tf
 
-from nfnets_tf.ops.errors import RunFault
+from nfnets_tf.errors import RunError
 from nfnets_tf.train.metrics_log import MetricsLog, read_records
 from nfnets_tf.train.workdir import Workdir
 
@@ -91,7 +91,7 @@ def test_a_full_disk_ends_in_a_sentence(tmp_path):
   log = MetricsLog(files, step=0, end=90)
   os.remove(files.metrics)
   os.symlink("/dev/full", files.metrics)
-  with pytest.raises(RunFault, match="metrics.jsonl' cannot be written .*No s"):
+  with pytest.raises(RunError, match="metrics.jsonl' cannot be written .*No s"):
     log.write(10, {"loss": 1.5})
 
 
@@ -101,7 +101,7 @@ def test_what_tensorboard_cannot_write_ends_in_a_sentence(tmp_path):
   # More than the record takes as text, less than it takes there.
   resource.setrlimit(resource.RLIMIT_FSIZE, (3_000, limits[1]))
   try:
-    with pytest.raises(RunFault, match="cannot be written"):
+    with pytest.raises(RunError, match="cannot be written"):
       log.write(10, {f"x{i}": 1.5 for i in range(100)})
   finally:
     resource.setrlimit(resource.RLIMIT_FSIZE, limits)

@@ -6,7 +6,7 @@ import types
 import pytest
 import tensorflow as tf
 
-from nfnets_tf.ops.errors import Preempted
+from nfnets_tf.errors import Preempted
 from nfnets_tf.train.preemption import EndOnNotice, GoOnInInterval, Notice
 from nfnets_tf.train.workers import Workers
 

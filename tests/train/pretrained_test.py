@@ -9,8 +9,8 @@ import tensorflow as tf
 from tensorflow import keras
 
 from nfnets_tf.data import preprocess
+from nfnets_tf.errors import UserError
 from nfnets_tf.models.nfnet import NFNet
-from nfnets_tf.ops.errors import UserError
 from nfnets_tf.optim.sgd import SGD
 from nfnets_tf.serving.export import export_saved_model
 from nfnets_tf.train.checkpoints import Checkpoints

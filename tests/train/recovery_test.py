@@ -3,7 +3,7 @@ import types
 import pytest
 import tensorflow as tf
 
-from nfnets_tf.ops.errors import UserError
+from nfnets_tf.errors import UserError
 from nfnets_tf.train.recovery import (
   EndOnNotFinite,
   NotFinite,

@@ -8,7 +8,7 @@ import tensorflow as tf
 
 from nfnets_tf.config import Configuration
 from nfnets_tf.data.pipeline import Split
-from nfnets_tf.ops.errors import Preempted, UserError
+from nfnets_tf.errors import Preempted, UserError
 from nfnets_tf.train import session as session_module
 from nfnets_tf.train.recovery import Recovery
 
@@ -37,15 +37,15 @@ class Spoiled(Split):
 def job(make_dataset):
   params = [
     f"DATA_DIR = {make_dataset()!r}",
-    "run.Training.prepare = None",
+    "train.TrainJob.prepare = None",
     "NUM_CLASSES = 4",
     "NUM_EXAMPLES = 50",
     f"BATCH_SIZE = {BATCH}",
     "EPOCHS = 2.3",
-    "run.Training.steps_per_execution = 1",
-    "run.Training.evaluate_every = 4",
-    "run.Training.checkpoint_every = 4",
-    "run.Training.checkpoints_to_keep = 9",
+    "train.TrainJob.steps_per_execution = 1",
+    "train.TrainJob.evaluate_every = 4",
+    "train.TrainJob.checkpoint_every = 4",
+    "train.TrainJob.checkpoints_to_keep = 9",
   ]
   built = Configuration(SMOKE, params).build_job()
   built.train_split.__class__ = Spoiled

@@ -1,7 +1,7 @@
 import pytest
 import tensorflow as tf
 
-from nfnets_tf.ops.errors import UserError
+from nfnets_tf.errors import UserError
 from nfnets_tf.train.run_state import RunState
 
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from nfnets_tf.errors import Preempted
 from nfnets_tf.models.nfnet import NFNet
-from nfnets_tf.ops.errors import Preempted
 from nfnets_tf.train import session as session_module
 from nfnets_tf.train.checkpoints import Checkpoints
 from nfnets_tf.train.preemption import EndOnNotice, Notice

@@ -5,7 +5,7 @@ import logging
 import pytest
 import tensorflow as tf
 
-from nfnets_tf.ops.errors import NothingToDo, RunFault, UserError
+from nfnets_tf.errors import NothingToDo, RunError, UserError
 from nfnets_tf.train import strategy
 
 TWO = {"cluster": {"worker": ["localhost:23450", "localhost:23451"]}}
@@ -158,7 +158,7 @@ def test_workers_that_cannot_be_reached_end_in_a_sentence(machine, said):
   """Here since TensorFlow runs already; otherwise it would wait for them."""
   machine(tf_config=TWO)
   tf.zeros([1])
-  with pytest.raises(RunFault, match="worker 0 cannot .*localhost:23451"):
+  with pytest.raises(RunError, match="worker 0 cannot .*localhost:23451"):
     strategy.multi_worker()
   assert said() == [
     "Worker 0 of 2; waiting for all of localhost:23450, localhost:23451."

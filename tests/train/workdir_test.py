@@ -7,7 +7,7 @@ import pytest
 import tensorflow as tf
 
 from nfnets_tf.data.index import SplitIndex
-from nfnets_tf.ops.errors import UserError
+from nfnets_tf.errors import UserError
 from nfnets_tf.train.workdir import Workdir, run_folder, weights_sha256
 
 

@@ -4,28 +4,28 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from typing import TextIO
 
 import tensorflow as tf
 from tensorflow import keras
 
 from nfnets_tf.data.index import SplitIndex
-from nfnets_tf.ops.errors import UserError, require_whole
+from nfnets_tf.errors import UserError, require_int
+from nfnets_tf.jobs.job import RunContext
+from nfnets_tf.jobs.train import TrainJob
 from nfnets_tf.train.assembly import compiled_classifier
 from nfnets_tf.train.checkpoint_files import newest_in
 from nfnets_tf.train.plan import describe_network, table
 from nfnets_tf.train.pretrained import Start
 from nfnets_tf.train.provenance import known_of
-from nfnets_tf.train.run import Training
 from nfnets_tf.train.samples import heldout_sample
 from nfnets_tf.train.workdir import Workdir, run_folder
 
 
-class Export:
+class ExportJob:
   """Exports the weights of a checkpoint or a file, for a run's configuration.
 
   Args:
-    training: the run, a `Training`; of it the network, the classifier and the
+    training: the run, a `TrainJob`; of it the network, the classifier and the
       held-out split are used.
     checkpoint: whatever `pretrained.load_weights` reads, with its classifier.
     averaged: whether to take the averages of the weights where there are any.
@@ -37,13 +37,13 @@ class Export:
   def __init__(
     self,
     *,
-    training: Training,
+    training: TrainJob,
     checkpoint: str,
     averaged: bool,
     export: Callable[..., str],
     images: int,
   ):
-    require_whole("exporting.Export.images", images, 1)
+    require_int("export_checkpoint.ExportJob.images", images, 1)
     self.training, self.export = training, export
     self.start = Start(path=checkpoint, keep_head=True, averaged=averaged)
     self.images = images
@@ -59,14 +59,7 @@ class Export:
       [*lines, ("weights", self.start.path), ("compared on", compared)]
     )
 
-  def run(
-    self,
-    workdir: str,
-    *,
-    configuration: str,
-    terminal: TextIO | None,
-    started: Callable[[], None] = lambda: None,
-  ) -> str:
+  def run(self, context: RunContext) -> str:
     """Exports to the next version in WORKDIR/saved_model.
 
     Nothing else that is in the folder is changed.
@@ -77,8 +70,7 @@ class Export:
     Raises:
       UserError: if the weights or the held-out data cannot be used.
     """
-    del terminal, started  # the log is no run's
-    job, files = self.training, Workdir(workdir)
+    job, files = self.training, Workdir(context.workdir)
     files.check_writable()
     self.start.check()
     if job.prepare is not None:
@@ -102,7 +94,7 @@ class Export:
         classifier,
         files.saved_models,
         sample=(images, labels),
-        **self._known(heldout, configuration),
+        **self._known(heldout, context.config_text),
       )
     return table([("weights", self.start.path), ("SavedModel", path)])
 

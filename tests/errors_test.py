@@ -1,11 +1,11 @@
 import pytest
 import tensorflow as tf
 
-from nfnets_tf.ops.errors import (
+from nfnets_tf.errors import (
   UserError,
   plain_message,
-  require_share,
-  require_whole,
+  require_fraction,
+  require_int,
 )
 
 
@@ -15,15 +15,15 @@ def test_keras_users_may_catch_it_as_a_value_error():
 
 
 def test_numbers_that_cannot_be_used():
-  require_share("a.b", 0)
-  require_share("a.b", 1.0)
+  require_fraction("a.b", 0)
+  require_fraction("a.b", 1.0)
   for value in (-0.1, 1.1, None, "1"):
     with pytest.raises(UserError, match=r"a.b = .* a share from 0 to 1"):
-      require_share("a.b", value)
-  require_whole("a.b", 3, 3)
+      require_fraction("a.b", value)
+  require_int("a.b", 3, 3)
   for value in (2, 3.0, None):
     with pytest.raises(UserError, match=r"a.b = .* number of at least 3"):
-      require_whole("a.b", value, 3)
+      require_int("a.b", value, 3)
 
 
 def test_messages_say_nothing_of_nodes():

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
-from typing import TextIO
 
 import pandas as pd
 import tensorflow as tf
 
-from nfnets_tf.ops.errors import UserError, require_whole
-from nfnets_tf.scaling.law_files import begin, two_columns, write_json
+from nfnets_tf.errors import UserError, require_int
+from nfnets_tf.jobs.job import RunContext
+from nfnets_tf.jobs.law_files import begin, two_columns, write_json
 from nfnets_tf.scaling.observations import Columns
 from nfnets_tf.scaling.study import fit_study
 from nfnets_tf.scaling.study_figures import draw_study
 
 
-class FitLaws:
+class FitLawsJob:
   """Fits the scaling laws to a table and draws them.
 
   Below the work directory: laws.json, loss.png, rates.png, allocation.png.
@@ -49,7 +48,7 @@ class FitLaws:
     resamples: int,
     seed: int,
   ):
-    require_whole("FitLaws.resamples", resamples, 1)
+    require_int("FitLawsJob.resamples", resamples, 1)
     self.table = table
     self.columns = Columns(compute, loss, model, size, epochs, rate)
     self.held_back_from = held_back_from
@@ -61,20 +60,12 @@ class FitLaws:
       [("table", self.table), ("resamples", f"{self.resamples:,}")]
     )
 
-  def run(
-    self,
-    workdir: str,
-    *,
-    configuration: str,
-    terminal: TextIO | None,
-    started: Callable[[], None] = lambda: None,
-  ) -> str:
+  def run(self, context: RunContext) -> str:
     """Writes the files; returns the main numbers.
 
     Raises:
       UserError: if the table cannot be read or lacks a column.
     """
-    del terminal
     fits = fit_study(
       _read_table(self.table),
       self.columns,
@@ -82,11 +73,13 @@ class FitLaws:
       resamples=self.resamples,
       seed=self.seed,
     )
-    begin(workdir, configuration, started)
-    write_json(workdir, {"table": self.table, **fits.to_json()})
-    paths = draw_study(fits, self.columns, workdir)
+    begin(context)
+    write_json(context.workdir, {"table": self.table, **fits.to_json()})
+    paths = draw_study(fits, self.columns, context.workdir)
     lines = fits.describe() + [("picture", path) for path in paths]
-    return two_columns([*lines, ("laws", os.path.join(workdir, "laws.json"))])
+    return two_columns(
+      [*lines, ("laws", os.path.join(context.workdir, "laws.json"))]
+    )
 
 
 def _read_table(path: str) -> pd.DataFrame:

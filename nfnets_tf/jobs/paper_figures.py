@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable
-from typing import TextIO
 
 import pandas as pd
 
-from nfnets_tf.data.files import replace_file
-from nfnets_tf.ops.errors import require_whole
+from nfnets_tf.errors import require_int
+from nfnets_tf.fileio import write_atomically
+from nfnets_tf.jobs.job import RunContext
+from nfnets_tf.jobs.law_files import begin, two_columns, write_json
 from nfnets_tf.scaling import compute, frontier, paper_points
 from nfnets_tf.scaling.figures import draw_errors, draw_losses, draw_rates
-from nfnets_tf.scaling.law_files import begin, two_columns, write_json
 from nfnets_tf.scaling.observations import Columns, read_points
 from nfnets_tf.scaling.study import BUDGETS, Fits, fit_study
 from nfnets_tf.scaling.study_figures import draw_allocation
@@ -28,7 +27,7 @@ _PAPER = Columns(
 )
 
 
-class PaperFigures:
+class PaperFiguresJob:
   """Draws the scaling paper's figures, and fits its law, out of its points.
 
   Below the work directory: fig1.png, fig2.png, fig3.png, allocation.png,
@@ -41,7 +40,7 @@ class PaperFigures:
   """
 
   def __init__(self, *, held_back_from: float, resamples: int, seed: int):
-    require_whole("PaperFigures.resamples", resamples, 1)
+    require_int("PaperFiguresJob.resamples", resamples, 1)
     self.held_back_from = held_back_from
     self.resamples, self.seed = resamples, seed
 
@@ -54,14 +53,7 @@ class PaperFigures:
       ]
     )
 
-  def run(
-    self,
-    workdir: str,
-    *,
-    configuration: str,
-    terminal: TextIO | None,
-    started: Callable[[], None] = lambda: None,
-  ) -> str:
+  def run(self, context: RunContext) -> str:
     """Writes the files; returns the main numbers."""
     sizes = paper_points.models()
     losses = paper_points.heldout_losses().merge(sizes, on="model")
@@ -77,20 +69,20 @@ class PaperFigures:
       compute.paper_macs(),
       images_per_epoch=paper_points.JFT_4B_IMAGES,
     )
-    begin(workdir, configuration, started)
-    self._draw(fits, workdir, list(sizes["model"]))
-    path = os.path.join(workdir, "predicted_core_hours.csv")
-    replace_file(path, hours.to_csv(index=False, float_format="%.5g"))
+    begin(context)
+    self._draw(fits, context.workdir, list(sizes["model"]))
+    path = os.path.join(context.workdir, "predicted_core_hours.csv")
+    write_atomically(path, hours.to_csv(index=False, float_format="%.5g"))
     told = _tell_hours(hours)
     by_macs = self._allocation_by_macs(losses)
     content = {**fits.to_json(), "allocation_by_macs": by_macs}
-    write_json(workdir, {**content, "core_hours": told})
+    write_json(context.workdir, {**content, "core_hours": told})
     lines = fits.describe()
     lines += [
       (f"hours {name}", f"{e['mean']:.1%} off on average, {e['most']:.1%} most")
       for name, e in told["errors"].items()
     ]
-    return two_columns([*lines, ("files", workdir)])
+    return two_columns([*lines, ("files", context.workdir)])
 
   def _allocation_by_macs(self, losses: pd.DataFrame) -> dict:
     columns = dataclasses.replace(_PAPER, size="macs")

@@ -6,8 +6,7 @@ import contextlib
 import logging
 import os
 import threading
-from collections.abc import Callable, Sequence
-from typing import TextIO
+from collections.abc import Sequence
 
 from nfnets_tf.data import preparing
 from nfnets_tf.data.catalogs import Catalog
@@ -15,7 +14,8 @@ from nfnets_tf.data.duplicates import NearDuplicates
 from nfnets_tf.data.listing import digest
 from nfnets_tf.data.records import INDEX
 from nfnets_tf.data.shard_folder import ShardFolder
-from nfnets_tf.ops.errors import require_share, require_whole
+from nfnets_tf.errors import require_fraction, require_int
+from nfnets_tf.jobs.job import RunContext
 from nfnets_tf.train.plan import table
 from nfnets_tf.train.workdir import Workdir
 
@@ -24,7 +24,7 @@ LOGGER = logging.getLogger("nfnets_tf")
 _SECONDS_A_LINE = 5.0
 
 
-class Preparation:
+class BuildShardsJob:
   """Writes shards and their index; goes on where an earlier call stopped.
 
   Args:
@@ -54,9 +54,9 @@ class Preparation:
     runner: str,
     runner_options: Sequence[str],
   ):
-    require_whole("Preparation.examples_per_shard", examples_per_shard, 1)
-    require_whole("Preparation.seed", seed, 0)
-    require_share("Preparation.max_bad_share", max_bad_share)
+    require_int("BuildShardsJob.examples_per_shard", examples_per_shard, 1)
+    require_int("BuildShardsJob.seed", seed, 0)
+    require_fraction("BuildShardsJob.max_bad_share", max_bad_share)
     NearDuplicates([], distance)  # raises where it cannot be used
     self.catalog = catalog
     self.directory = os.path.expanduser(directory)
@@ -95,27 +95,19 @@ class Preparation:
     lines.append(("runner", " ".join((self.runner, *self.runner_options))))
     return lines
 
-  def run(
-    self,
-    workdir: str,
-    *,
-    configuration: str,
-    terminal: TextIO | None,
-    started: Callable[[], None] = lambda: None,
-  ) -> str:
-    """Writes what is not written yet; see `run.Training.run`.
+  def run(self, context: RunContext) -> str:
+    """Writes what is not written yet; see `train.TrainJob.run`.
 
     Raises:
       UserError: if Beam is not there, the folder holds something else, more
         images than `max_bad_share` are unusable, or none is left of a split;
         what was written stays.
     """
-    del terminal  # lines say all there is
-    files = Workdir(workdir)
+    files = Workdir(context.workdir)
     preparing.check_runner(self.runner, self.runner_options)
     self._folder.take()
-    files.keep_configuration(configuration)
-    started()
+    files.keep_configuration(context.config_text)
+    context.on_start()
     if (index := self._folder.read_index()) is None:
       self._write()
       index = self._folder.read_index()

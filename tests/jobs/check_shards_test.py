@@ -6,12 +6,13 @@ import pytest
 
 from nfnets_tf.data.index import read_index
 from nfnets_tf.data.records import Record, write_shard
-from nfnets_tf.ops.errors import UserError
-from nfnets_tf.train.shard_check import ShardCheck
+from nfnets_tf.errors import UserError
+from nfnets_tf.jobs.check_shards import CheckShardsJob
+from nfnets_tf.jobs.job import RunContext
 
 
 def make(directory, **options):
-  return ShardCheck(
+  return CheckShardsJob(
     **{
       "directory": directory,
       "splits": ["train", "heldout"],
@@ -25,7 +26,7 @@ def make(directory, **options):
 
 
 def run(job, workdir):
-  return job.run(str(workdir), configuration="# none\n", terminal=None)
+  return job.run(RunContext(str(workdir), "# none\n"))
 
 
 def forget_sums(directory):

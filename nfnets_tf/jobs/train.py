@@ -1,6 +1,6 @@
 """A training run: builds nothing itself, connects everything.
 
-`Training` receives factories and data from the configuration and has no
+`TrainJob` receives factories and data from the configuration and has no
 defaults: what is not bound is an error before anything is built.
 """
 
@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from typing import TextIO
 
 import tensorflow as tf
 from tensorflow import keras
 
 from nfnets_tf.data.index import SplitIndex
 from nfnets_tf.data.pipeline import Split
-from nfnets_tf.ops.errors import UserError, require_whole
+from nfnets_tf.errors import UserError, require_int
+from nfnets_tf.jobs.job import RunContext
 from nfnets_tf.optim.sam import SAM
 from nfnets_tf.train import plan
 from nfnets_tf.train.breakdown import explained
@@ -31,7 +31,7 @@ from nfnets_tf.train.workers import Workers
 LOGGER = logging.getLogger("nfnets_tf")
 
 
-class Training:
+class TrainJob:
   """The job that trains, evaluates and exports one network.
 
   Args:
@@ -148,9 +148,9 @@ class Training:
       "checkpoint_every",
       "checkpoints_to_keep",
     ):
-      require_whole(f"run.Training.{name}", getattr(self, name), 1)
+      require_int(f"train.TrainJob.{name}", getattr(self, name), 1)
     if self.parts is not None:
-      require_whole("run.Training.parts", self.parts, 1)
+      require_int("train.TrainJob.parts", self.parts, 1)
 
   def _check_intervals(self) -> None:
     for unit, name in (
@@ -161,8 +161,8 @@ class Training:
       whole, part = getattr(self, name), getattr(self, unit)
       if part < 1 or whole % part:
         raise UserError(
-          f"run.Training.{name} = {whole} is not a multiple of"
-          f" run.Training.{unit} = {part}; bind one of them to a number that"
+          f"train.TrainJob.{name} = {whole} is not a multiple of"
+          f" train.TrainJob.{unit} = {part}; bind one of them to a number that"
           " fits."
         )
 
@@ -174,21 +174,11 @@ class Training:
     """Returns what it would cost, in numbers; see `plan.figures`."""
     return plan.figures(self, network)
 
-  def run(
-    self,
-    workdir: str,
-    *,
-    configuration: str,
-    terminal: TextIO | None,
-    started: Callable[[], None] = lambda: None,
-  ) -> str:
+  def run(self, context: RunContext) -> str:
     """Trains, evaluates and exports; goes on where an earlier call stopped.
 
     Args:
-      workdir: folder of the run's files, local or gs://.
-      configuration: kept in it as config.gin.
-      terminal: where a progress bar can be drawn; None writes log lines.
-      started: called when everything has been accepted and training begins.
+      context: its work directory keeps the configuration as config.gin.
 
     Returns:
       The summary of the finished run.
@@ -197,7 +187,7 @@ class Training:
       UserError: before training, if the data, the devices or the checkpoints do
         not fit the configuration.
     """
-    files = Workdir(workdir)
+    files = Workdir(context.workdir)
     result = files.read_result()
     if result is not None and result["step"] >= self.total_steps:
       LOGGER.info("This run is done already; nothing is trained again.")
@@ -217,9 +207,9 @@ class Training:
         # Not before: what was refused must not bind the folder.
         parts = session.inputs.parts
         files.keep_data(parts=parts, train=train, heldout=heldout)
-        files.keep_configuration(configuration)
-        started()
-      session.fit(terminal)
+        files.keep_configuration(context.config_text)
+        context.on_start()
+      session.fit(context.terminal)
       session.finish()
     return summarize(files.read_result(), files)
 

@@ -6,15 +6,15 @@ import uuid
 import pytest
 import tensorflow as tf
 
-from nfnets_tf.data.files import (
+from nfnets_tf.errors import RunError, UserError
+from nfnets_tf.fileio import (
   file_sha256,
+  read_bytes,
   read_json,
-  read_whole,
   record_spans,
-  replace_file,
-  writing,
+  report_write_errors,
+  write_atomically,
 )
-from nfnets_tf.ops.errors import RunFault, UserError
 
 
 def test_the_hash_of_all_bytes(tmp_path):
@@ -44,8 +44,8 @@ def test_where_the_records_of_a_file_lie(tmp_path):
 
 def test_a_replaced_file_is_whole_and_leaves_nothing_beside_it(tmp_path):
   path = str(tmp_path / "file")
-  replace_file(path, "old")
-  replace_file(path, "new")
+  write_atomically(path, "old")
+  write_atomically(path, "new")
   with open(path) as file:
     assert file.read() == "new"
   assert os.listdir(tmp_path) == ["file"]
@@ -53,13 +53,13 @@ def test_a_replaced_file_is_whole_and_leaves_nothing_beside_it(tmp_path):
 
 def test_several_writers_leave_a_whole_file(tmp_path):
   path, contents = str(tmp_path / "file"), [c * 50_000 for c in "abc"]
-  replace_file(path, contents[0])
+  write_atomically(path, contents[0])
   seen = set()
 
   def write(content):
     for _ in range(60):
-      replace_file(path, content)
-      seen.add(read_whole(path).decode())
+      write_atomically(path, content)
+      seen.add(read_bytes(path).decode())
 
   with concurrent.futures.ThreadPoolExecutor(3) as pool:
     list(pool.map(write, contents))
@@ -68,20 +68,20 @@ def test_several_writers_leave_a_whole_file(tmp_path):
 
 def test_a_file_on_a_full_disk_ends_in_a_sentence(tmp_path, monkeypatch):
   path = tmp_path / "file"
-  replace_file(str(path), "old")
+  write_atomically(str(path), "old")
   monkeypatch.setattr(uuid, "uuid4", lambda: uuid.UUID(int=0))
   (tmp_path / "file.00000000.partial").symlink_to("/dev/full")
-  with pytest.raises(RunFault, match="file' cannot be written .*No space left"):
-    replace_file(str(path), "new")
+  with pytest.raises(RunError, match="file' cannot be written .*No space left"):
+    write_atomically(str(path), "new")
   assert path.read_text() == "old"
 
 
 def test_a_file_in_a_folder_that_is_gone_ends_in_a_sentence(tmp_path):
   path = str(tmp_path / "gone" / "file")
-  with pytest.raises(RunFault, match="cannot be written .*No such file"):
-    replace_file(path, "new")
-  with pytest.raises(RunFault, match=r"cannot be written \(No such file"):
-    with writing(path), open(path, "w"):
+  with pytest.raises(RunError, match="cannot be written .*No such file"):
+    write_atomically(path, "new")
+  with pytest.raises(RunError, match=r"cannot be written \(No such file"):
+    with report_write_errors(path), open(path, "w"):
       pass
 
 
@@ -94,8 +94,8 @@ def test_a_file_in_a_folder_that_is_gone_ends_in_a_sentence(tmp_path):
   ],
 )
 def test_errors_of_any_file_system_are_one_sentence(error, reason):
-  with pytest.raises(RunFault) as fault:
-    with writing("gs://bucket/file"):
+  with pytest.raises(RunError) as fault:
+    with report_write_errors("gs://bucket/file"):
       raise error
   expected = f"'gs://bucket/file' cannot be written ({reason}); make room"
   assert str(fault.value).startswith(expected)
@@ -106,11 +106,11 @@ def test_errors_of_any_file_system_are_one_sentence(error, reason):
   "error", [TimeoutError(), tf.errors.UnknownError(None, None, "")]
 )
 def test_errors_that_say_nothing_are_a_sentence_as_well(error):
-  with pytest.raises(RunFault, match="'file' cannot be written"):
-    with writing("file"):
+  with pytest.raises(RunError, match="'file' cannot be written"):
+    with report_write_errors("file"):
       raise error
 
 
 def test_other_errors_pass_through():
-  with pytest.raises(KeyError), writing("file"):
+  with pytest.raises(KeyError), report_write_errors("file"):
     raise KeyError

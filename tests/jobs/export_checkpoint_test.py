@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 from tensorflow import keras
 
-from nfnets_tf.ops.errors import UserError
-from nfnets_tf.train.exporting import Export
+from nfnets_tf.errors import UserError
+from nfnets_tf.jobs.export_checkpoint import ExportJob
+from nfnets_tf.jobs.job import RunContext
 from nfnets_tf.train.pretrained import save_deepmind
 from nfnets_tf.train.workdir import Workdir
 
@@ -42,7 +43,7 @@ def exporter(calls):
 
 def export(job, checkpoint, calls, **changes):
   options = {"averaged": True, "images": 7, **changes}
-  return Export(
+  return ExportJob(
     training=job, checkpoint=str(checkpoint), export=exporter(calls), **options
   )
 
@@ -58,7 +59,7 @@ def test_a_checkpoints_weights_are_exported_as_the_run_evaluates(
   keras.mixed_precision.set_global_policy("mixed_bfloat16")
   calls = []
   summary = export(job, folder, calls, averaged=averaged).run(
-    str(tmp_path / "out"), configuration="B = 2", terminal=None
+    RunContext(str(tmp_path / "out"), "B = 2")
   )
   (call,) = calls
   variables = classifier.averages if averaged else classifier.network.weights
@@ -82,9 +83,7 @@ def test_metrics_are_those_of_the_checkpoint_or_none(run, tmp_path):
   Workdir(str(folder)).write_result({"step": 9, "heldout_top1": 0.25})
   for path in (folder, folder / "checkpoints", folder / "checkpoints/ckpt-3"):
     calls = []
-    export(job, path, calls).run(
-      str(tmp_path / "out"), configuration="", terminal=None
-    )
+    export(job, path, calls).run(RunContext(str(tmp_path / "out"), ""))
     assert calls[0].about["metrics"] == {}  # of step 3 nothing is known
 
 
@@ -94,7 +93,7 @@ def test_of_weights_from_elsewhere_nothing_is_claimed(run, tmp_path):
   calls, prepared = [], []
   job.prepare = lambda: prepared.append(True)
   export(job, tmp_path / "weights.npz", calls).run(
-    str(tmp_path / "out"), configuration="", terminal=None
+    RunContext(str(tmp_path / "out"), "")
   )
   about = calls[0].about
   assert set(about["data"]) == {"evaluated on", "held-out examples"}
@@ -106,9 +105,7 @@ def test_a_folder_that_cannot_be_written_to_is_told_first(run, tmp_path):
   job.network = None
   (tmp_path / "file").touch()
   with pytest.raises(UserError, match="file/out"):
-    export(job, folder, []).run(
-      str(tmp_path / "file" / "out"), configuration="", terminal=None
-    )
+    export(job, folder, []).run(RunContext(str(tmp_path / "file" / "out"), ""))
 
 
 def test_the_plan_names_weights_and_images(run):
@@ -122,10 +119,10 @@ def test_what_is_not_there_is_told_before_anything_is_built(run, tmp_path):
   job, folder, _ = run
   job.network = None
   with pytest.raises(UserError, match="nowhere' does not exist; expected"):
-    export(job, tmp_path / "nowhere", []).run(
-      str(tmp_path), configuration="", terminal=None
-    )
-  with pytest.raises(UserError, match="exporting.Export.images = 0 cannot"):
+    export(job, tmp_path / "nowhere", []).run(RunContext(str(tmp_path), ""))
+  with pytest.raises(
+    UserError, match="export_checkpoint.ExportJob.images = 0 cannot"
+  ):
     export(job, folder, [], images=0)
 
 
@@ -133,4 +130,4 @@ def test_there_must_be_images_to_compare_on(run, tmp_path):
   job, folder, _ = run
   job.heldout_split._views._max_pixels = 1
   with pytest.raises(UserError, match="none of the first 7 images of the 'hel"):
-    export(job, folder, []).run(str(tmp_path), configuration="", terminal=None)
+    export(job, folder, []).run(RunContext(str(tmp_path), ""))

@@ -2,12 +2,17 @@
 
 import json
 
-from nfnets_tf.scaling.law_files import begin, two_columns, write_json
+from nfnets_tf.jobs.job import RunContext
+from nfnets_tf.jobs.law_files import begin, two_columns, write_json
 
 
 def test_a_folder_begins_with_its_configuration(tmp_path):
   said = []
-  begin(str(tmp_path / "a" / "b"), "X = 1\n", lambda: said.append(1))
+  begin(
+    RunContext(
+      str(tmp_path / "a" / "b"), "X = 1\n", on_start=lambda: said.append(1)
+    )
+  )
   assert (tmp_path / "a" / "b" / "config.gin").read_text() == "X = 1\n"
   assert said == [1]
 

@@ -7,17 +7,18 @@ import matplotlib.image
 import pytest
 
 from nfnets_tf.config import Configuration
-from nfnets_tf.scaling.paper_figures import PaperFigures
+from nfnets_tf.jobs.job import RunContext
+from nfnets_tf.jobs.paper_figures import PaperFiguresJob
 
 
 @pytest.fixture(scope="module")
 def drawn(tmp_path_factory):
   """(the folder of the job's files, what it said)."""
   workdir = tmp_path_factory.mktemp("paper")
-  params = ["paper_figures.PaperFigures.resamples = 20"]
+  params = ["paper_figures.PaperFiguresJob.resamples = 20"]
   job = Configuration(["gin/paper_figures.gin"], params).build_job()
-  assert isinstance(job, PaperFigures) and "2310.16764" in job.plan()
-  said = job.run(str(workdir), configuration="", terminal=None)
+  assert isinstance(job, PaperFiguresJob) and "2310.16764" in job.plan()
+  said = job.run(RunContext(str(workdir), ""))
   return workdir, said
 
 

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
-from typing import TextIO
 
 from nfnets_tf.data.service import split_address, start_server
+from nfnets_tf.jobs.job import RunContext
 from nfnets_tf.train.plan import table
 
 LOGGER = logging.getLogger("nfnets_tf")
 
 
-class DataServer:
+class DataServerJob:
   """Serves until it is interrupted.
 
   Args:
@@ -30,16 +29,8 @@ class DataServer:
     """Returns what would be served."""
     return table([("data server", self.address)])
 
-  def run(
-    self,
-    workdir: str,
-    *,
-    configuration: str,
-    terminal: TextIO | None,
-    started: Callable[[], None] = lambda: None,
-  ) -> str:
-    """Serves; writes nothing. See `run.Training.run`."""
-    del workdir, configuration, terminal, started
+  def run(self, context: RunContext) -> str:
+    """Serves; writes nothing. See `train.TrainJob.run`."""
     server = start_server(self.address)
     LOGGER.info("Serving data at %s; interrupt to end.", self.address)
     server.join()

@@ -5,13 +5,14 @@ import pytest
 
 from nfnets_tf.data import preparing
 from nfnets_tf.data.index import read_index
-from nfnets_tf.ops.errors import UserError
-from nfnets_tf.train.preparation import Preparation
+from nfnets_tf.errors import UserError
+from nfnets_tf.jobs.build_shards import BuildShardsJob
+from nfnets_tf.jobs.job import RunContext
 from tests.data.preparing_test import Pictures, names_in
 
 
 def make(directory, catalog=None, **options):
-  return Preparation(
+  return BuildShardsJob(
     **{
       "catalog": catalog or Pictures(),
       "directory": str(directory),
@@ -28,7 +29,7 @@ def make(directory, catalog=None, **options):
 
 
 def run(job, workdir):
-  return job.run(str(workdir), configuration="# none\n", terminal=None)
+  return job.run(RunContext(str(workdir), "# none\n"))
 
 
 def contents(directory):

@@ -1,7 +1,8 @@
 import pytest
 
-from nfnets_tf.ops.errors import UserError
-from nfnets_tf.train import data_server
+from nfnets_tf.errors import UserError
+from nfnets_tf.jobs import data_server
+from nfnets_tf.jobs.job import RunContext
 
 
 def test_it_serves_at_its_address_until_it_is_interrupted(monkeypatch):
@@ -16,13 +17,13 @@ def test_it_serves_at_its_address_until_it_is_interrupted(monkeypatch):
     return Server()
 
   monkeypatch.setattr(data_server, "start_server", start)
-  job = data_server.DataServer(address="data-1:5000")
+  job = data_server.DataServerJob(address="data-1:5000")
   assert "data-1:5000" in job.plan()
   with pytest.raises(KeyboardInterrupt):
-    job.run("", configuration="", terminal=None)
+    job.run(RunContext("", ""))
   assert started == ["data-1:5000"]
 
 
 def test_what_is_no_address_is_refused():
   with pytest.raises(UserError, match="'5000' is no address"):
-    data_server.DataServer(address="5000")
+    data_server.DataServerJob(address="5000")

@@ -8,25 +8,25 @@ import csv
 import io
 import logging
 import os
-from collections.abc import Callable, Sequence
-from typing import TextIO
+from collections.abc import Sequence
 
 import tensorflow as tf
 
 from nfnets_tf.data import checking, tuning
 from nfnets_tf.data.dimensions import MAX_PIXELS
 from nfnets_tf.data.faults import Examiner, Fault
-from nfnets_tf.data.files import replace_file
 from nfnets_tf.data.index import SplitIndex, read_index
 from nfnets_tf.data.records import Fields
-from nfnets_tf.ops.errors import UserError, require_share
+from nfnets_tf.errors import UserError, require_fraction
+from nfnets_tf.fileio import write_atomically
+from nfnets_tf.jobs.job import RunContext
 from nfnets_tf.train.plan import table
 from nfnets_tf.train.workdir import Workdir
 
 LOGGER = logging.getLogger("nfnets_tf")
 
 
-class ShardCheck:
+class CheckShardsJob:
   """Checks every record of some splits.
 
   Args:
@@ -48,7 +48,7 @@ class ShardCheck:
     min_side: int,
     max_bad_share: float,
   ):
-    require_share("ShardCheck.max_bad_share", max_bad_share)
+    require_fraction("CheckShardsJob.max_bad_share", max_bad_share)
     self.directory = os.path.expanduser(directory)
     self.splits = tuple(splits)
     self.fields, self.num_classes = fields, num_classes
@@ -60,14 +60,7 @@ class ShardCheck:
       [("shards", self.directory), ("splits", ", ".join(self.splits))]
     )
 
-  def run(
-    self,
-    workdir: str,
-    *,
-    configuration: str,
-    terminal: TextIO | None,
-    started: Callable[[], None] = lambda: None,
-  ) -> str:
+  def run(self, context: RunContext) -> str:
     """Reads all shards and writes WORKDIR/report/shards.csv.
 
     Returns:
@@ -76,19 +69,18 @@ class ShardCheck:
     Raises:
       UserError: if the shards cannot be used.
     """
-    del terminal  # lines say all there is
-    files = Workdir(workdir)
+    files = Workdir(context.workdir)
     indexes = [
       read_index(self.directory, split, self.fields, check_sizes=False)
       for split in self.splits
     ]
-    files.keep_configuration(configuration)
-    started()
+    files.keep_configuration(context.config_text)
+    context.on_start()
     seen = {}
     findings = [one for index in indexes for one in self._check(index, seen)]
     path = os.path.join(files.report, "shards.csv")
     tf.io.gfile.makedirs(files.report)
-    replace_file(path, _to_csv(findings))
+    write_atomically(path, _to_csv(findings))
     return self._judge(findings, path)
 
   def _check(self, index: SplitIndex, seen) -> list[checking.ShardFindings]:

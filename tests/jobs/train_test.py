@@ -6,16 +6,17 @@ import pytest
 import tensorflow as tf
 
 from nfnets_tf.config import Configuration
-from nfnets_tf.ops.errors import UserError
-from nfnets_tf.train.run import Training
+from nfnets_tf.errors import UserError
+from nfnets_tf.jobs.job import RunContext
+from nfnets_tf.jobs.train import TrainJob
 
 SMOKE = ["gin/quickstart.gin", "gin/overlays/smoke.gin"]
 
 
-def job(directory, *params) -> Training:
+def job(directory, *params) -> TrainJob:
   given = [
     f"DATA_DIR = {directory!r}",
-    "run.Training.prepare = None",
+    "train.TrainJob.prepare = None",
     "NUM_CLASSES = 4",
     "NUM_EXAMPLES = 50",
     "EPOCHS = 8",
@@ -25,7 +26,7 @@ def job(directory, *params) -> Training:
 
 
 def run(built, workdir):
-  return built.run(str(workdir), configuration="A = 1\n", terminal=None)
+  return built.run(RunContext(str(workdir), "A = 1\n"))
 
 
 def two_replicas():

@@ -5,8 +5,9 @@ import json
 import pytest
 
 from nfnets_tf.config import Configuration
-from nfnets_tf.ops.errors import UserError
-from nfnets_tf.scaling.fit_laws import FitLaws
+from nfnets_tf.errors import UserError
+from nfnets_tf.jobs.fit_laws import FitLawsJob
+from nfnets_tf.jobs.job import RunContext
 from tests.scaling.study_test import known
 
 NAMES = {
@@ -17,13 +18,13 @@ NAMES = {
 }
 
 
-def job(table) -> FitLaws:
-  params = [f"TABLE = {str(table)!r}", "fit_laws.FitLaws.resamples = 10"]
+def job(table) -> FitLawsJob:
+  params = [f"TABLE = {str(table)!r}", "fit_laws.FitLawsJob.resamples = 10"]
   return Configuration(["gin/fit_laws.gin"], params).build_job()
 
 
 def run(table, workdir):
-  return job(table).run(str(workdir), configuration="A = 1\n", terminal=None)
+  return job(table).run(RunContext(str(workdir), "A = 1\n"))
 
 
 def test_a_table_becomes_laws_and_pictures(tmp_path):

@@ -4,25 +4,26 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
 
 import tensorflow as tf
 
-from nfnets_tf.data.files import replace_file, writing
+from nfnets_tf.fileio import report_write_errors, write_atomically
+from nfnets_tf.jobs.job import RunContext
 
 
-def begin(workdir: str, configuration: str, started: Callable) -> None:
-  """Makes the folder, says so, and keeps the configuration."""
-  with writing(workdir):
-    tf.io.gfile.makedirs(workdir)
-  started()
-  replace_file(os.path.join(workdir, "config.gin"), configuration)
+def begin(context: RunContext) -> None:
+  """Makes the work directory and keeps the configuration in it."""
+  with report_write_errors(context.workdir):
+    tf.io.gfile.makedirs(context.workdir)
+  context.on_start()
+  path = os.path.join(context.workdir, "config.gin")
+  write_atomically(path, context.config_text)
 
 
 def write_json(workdir: str, content: dict) -> None:
   """Writes laws.json."""
   path = os.path.join(workdir, "laws.json")
-  replace_file(path, json.dumps(content, indent=1) + "\n")
+  write_atomically(path, json.dumps(content, indent=1) + "\n")
 
 
 def two_columns(lines: list[tuple[str, str]]) -> str:

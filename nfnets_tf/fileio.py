@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import tensorflow as tf
 
-from nfnets_tf.ops.errors import RunFault, UserError, plain_message
+from nfnets_tf.errors import RunError, UserError, plain_message
 
 _BLOCK = 1 << 22
 
@@ -31,7 +31,7 @@ def read_json(path: str) -> dict:
     UserError: if the file holds none.
   """
   try:
-    found = json.loads(read_whole(path))
+    found = json.loads(read_bytes(path))
   except ValueError as error:
     raise UserError(
       f"{path!r} is no JSON file ({error}); restore it, or write the data set"
@@ -57,28 +57,28 @@ def record_spans(path: str) -> Iterator[tuple[int, int]]:
 
 
 @contextlib.contextmanager
-def writing(path: str) -> Iterator[None]:
+def report_write_errors(path: str) -> Iterator[None]:
   """Turns what can go wrong while a file is written into one sentence.
 
   Raises:
-    RunFault: of an error of the file system.
+    RunError: of an error of the file system.
   """
   try:
     yield
   except (OSError, tf.errors.OpError) as error:
-    raise RunFault(
+    raise RunError(
       f"{path!r} cannot be written ({plain_message(error)}); make room or"
       " restore it, and the same command goes on from the last checkpoint."
     ) from error
 
 
-def replace_file(path: str, content: str) -> None:
+def write_atomically(path: str, content: str) -> None:
   """Writes a text file so that it is seen whole or not at all.
 
   Several processes may write the same file; the last one's is what stays.
   """
   partial = f"{path}.{uuid.uuid4().hex[:8]}.partial"
-  with writing(path):
+  with report_write_errors(path):
     try:
       with tf.io.gfile.GFile(partial, "w") as file:
         file.write(content)
@@ -89,7 +89,7 @@ def replace_file(path: str, content: str) -> None:
       raise
 
 
-def read_whole(path: str) -> bytes:
+def read_bytes(path: str) -> bytes:
   """Reads a file to its end, also while another process replaces it."""
   # GFile.read() without a size would ask the path, not what is open, for it.
   with tf.io.gfile.GFile(path, "rb") as file:

@@ -25,7 +25,7 @@ class Diverged(UserError):
   """Training has left the finite numbers, and going back did not help."""
 
 
-class RunFault(Exception):
+class RunError(Exception):
   """Something around a run has failed, such as a disk or another machine.
 
   The message is one sentence that says what, and how to mend it; the launcher
@@ -52,7 +52,7 @@ def plain_message(error: Exception) -> str:
   return told[0] if told else type(error).__name__
 
 
-def require_share(name: str, value: float) -> None:
+def require_fraction(name: str, value: float) -> None:
   """Raises a UserError unless a binding's value is in [0, 1]."""
   if not isinstance(value, (int, float)) or not 0 <= value <= 1:
     raise UserError(
@@ -60,7 +60,7 @@ def require_share(name: str, value: float) -> None:
     )
 
 
-def require_whole(name: str, value: int, least: int) -> None:
+def require_int(name: str, value: int, least: int) -> None:
   """Raises a UserError unless a binding's value is an integer >= `least`."""
   if not isinstance(value, int) or value < least:
     raise UserError(

@@ -1,0 +1,1 @@
+"""The jobs that `launch/train.py` can run, one a file."""
