@@ -52,18 +52,26 @@ def plain_message(error: Exception) -> str:
   return told[0] if told else type(error).__name__
 
 
+def require(condition: bool, name: str, value: object, expected: str) -> None:
+  """Raises a UserError about a parameter unless a condition holds.
+
+  Args:
+    condition: whether the value can be used.
+    name: of the parameter, as a gin file binds it.
+    value: that was given.
+    expected: what the parameter accepts, such as "a number >= 0".
+  """
+  if not condition:
+    raise UserError(f"{name} = {value!r} is invalid; expected {expected}.")
+
+
 def require_fraction(name: str, value: float) -> None:
-  """Raises a UserError unless a binding's value is in [0, 1]."""
-  if not isinstance(value, (int, float)) or not 0 <= value <= 1:
-    raise UserError(
-      f"{name} = {value!r} cannot be used; bind it to a share from 0 to 1."
-    )
+  """Raises a UserError unless a parameter is a number in [0, 1]."""
+  valid = isinstance(value, (int, float)) and 0 <= value <= 1
+  require(valid, name, value, "a number from 0 to 1")
 
 
-def require_int(name: str, value: int, least: int) -> None:
-  """Raises a UserError unless a binding's value is an integer >= `least`."""
-  if not isinstance(value, int) or value < least:
-    raise UserError(
-      f"{name} = {value!r} cannot be used; bind it to a whole number of at"
-      f" least {least}."
-    )
+def require_int(name: str, value: int, minimum: int) -> None:
+  """Raises a UserError unless a parameter is an integer >= `minimum`."""
+  valid = isinstance(value, int) and value >= minimum
+  require(valid, name, value, f"an integer >= {minimum}")

@@ -18,11 +18,11 @@ def test_numbers_that_cannot_be_used():
   require_fraction("a.b", 0)
   require_fraction("a.b", 1.0)
   for value in (-0.1, 1.1, None, "1"):
-    with pytest.raises(UserError, match=r"a.b = .* a share from 0 to 1"):
+    with pytest.raises(UserError, match=r"a.b = .* a number from 0 to 1"):
       require_fraction("a.b", value)
   require_int("a.b", 3, 3)
   for value in (2, 3.0, None):
-    with pytest.raises(UserError, match=r"a.b = .* number of at least 3"):
+    with pytest.raises(UserError, match=r"a.b = .* an integer >= 3"):
       require_int("a.b", value, 3)
 
 

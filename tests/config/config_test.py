@@ -121,7 +121,7 @@ def test_a_file_that_forgets_gins_imports(tmp_path):
     ("BATCH_SIZE = 0", "BATCH_SIZE = 0 cannot be used"),
     ("schedules.WarmupCosine.warmup_steps = 5000", "lower warmup_steps"),
     ("train.TrainJob.log_every = 7", "not a multiple of"),
-    ("train.TrainJob.checkpoints_to_keep = 0", "at least 1"),
+    ("train.TrainJob.checkpoints_to_keep = 0", "integer >= 1"),
     ("train.TrainJob.shuffle_buffer = 2.5", "whole number"),
   ],
 )
