@@ -1,4 +1,4 @@
-"""What all tests share: four logical CPUs, golden parameters, small data."""
+"""Fixtures of all tests: four logical CPUs, golden parameters, small data."""
 
 import io
 import json
@@ -7,6 +7,8 @@ import pathlib
 import zlib
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+# Of every process of the tests: as many of them run as there are cores.
+os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "1")
 
 import numpy as np
 import pytest
@@ -14,11 +16,11 @@ import tensorflow as tf
 from tensorflow import keras
 
 from nfnets_tf.config import Configuration
-from nfnets_tf.data.records import Record, write_dataset
-from nfnets_tf.models import layers
 from nfnets_tf.train.session import Session
 from nfnets_tf.train.strategy import one_device
 from nfnets_tf.train.workdir import Workdir
+from tests.support import launcher, tiny
+from tests.support.datasets import write_small_dataset
 
 TESTDATA = pathlib.Path(__file__).parent / "testdata"
 
@@ -77,36 +79,23 @@ def _golden_parameters(shapes):
   return parameters
 
 
-def png_record(label, position, size=8):
-  """A PNG whose pixels tell its position, so that it can be recognised."""
-  image = np.full([size, size, 3], position % 251, np.uint8)
-  return Record(
-    encoded=tf.io.encode_png(image).numpy(),
-    label=label,
-    text=f"class {label}",
-    filename=f"{position}.png",
-    format="png",
-  )
+@pytest.fixture(scope="session")
+def tiny_network():
+  """Returns a function that makes the tiny network, from the same weights."""
+
+  def make(num_classes=4, drop_rate=0.3, stochdepth_rate=0.5):
+    keras.utils.set_random_seed(1)
+    return tiny.network(num_classes, drop_rate, stochdepth_rate)
+
+  return make
 
 
 @pytest.fixture(scope="session")
-def drawing_network():
-  """Makes a network that compiles at once, with every kind of draw."""
+def drawing_network(tiny_network):
+  """`tiny_network` by its former name."""
 
   def make(dropout=0.3, stochastic_depth=0.5, classes=4):
-    keras.utils.set_random_seed(1)
-    return keras.Sequential(
-      [
-        keras.Input([32, 32, 3]),
-        layers.WSConv2D(8, 3, strides=4),
-        layers.ScaledActivation("gelu"),
-        # Draws follow from the names.
-        layers.StochasticDepth(stochastic_depth, name="depth"),
-        layers.SpatialMean(),
-        layers.Dropout(dropout, name="dropout"),
-        layers.ClassifierHead(classes),
-      ]
-    )
+    return tiny_network(classes, dropout, stochastic_depth)
 
   return make
 
@@ -117,16 +106,7 @@ def make_dataset(tmp_path):
 
   def make(train=50, heldout=13, train_shards=5, name="data"):
     directory = str(tmp_path / name)
-    write_dataset(
-      directory,
-      {
-        "train": [png_record(i % 4, i) for i in range(train)],
-        "heldout": [png_record(i % 4, i) for i in range(heldout)],
-      },
-      num_shards={"train": train_shards, "heldout": 2},
-      class_names=["a", "b", "c", "d"],
-    )
-    return directory
+    return write_small_dataset(directory, train, heldout, train_shards)
 
   return make
 
@@ -141,7 +121,11 @@ def random_jpeg():
 @pytest.fixture
 def sharp_job(make_dataset):
   """A run of 13 steps in intervals of 4, with every kind of draw and SAM."""
-  files = ["quickstart.gin", "overlays/smoke.gin", "overlays/sam.gin"]
+  files = [
+    "gin/quickstart.gin",
+    "tests/support/tiny.gin",
+    "gin/overlays/sam.gin",
+  ]
   params = [
     f"DATA_DIR = {make_dataset()!r}",
     "train.TrainJob.prepare = None",
@@ -150,11 +134,9 @@ def sharp_job(make_dataset):
     "BATCH_SIZE = 8",
     "EPOCHS = 2.08",
     "train.TrainJob.checkpoint_every = 8",
-    "nfnet.NFNet.stochdepth_rate = 0.3",
-    "nfnet.NFNet.drop_rate = 0.3",
     "sam.SAM.every = 3",
   ]
-  job = Configuration([f"gin/{f}" for f in files], params).build_job()
+  job = Configuration(files, params).build_job()
   assert job.total_steps == 13
   return job
 
@@ -184,3 +166,16 @@ def logged():
     return found
 
   return read
+
+
+@pytest.fixture
+def launchers():
+  """Returns a function that makes a `Launcher`; all end with the test."""
+  with launcher.launchers() as make:
+    yield make
+
+
+@pytest.fixture(scope="session")
+def tf_configs():
+  """Returns a function that makes TF_CONFIG of workers at free ports."""
+  return launcher.tf_configs

@@ -14,7 +14,7 @@ POINT = Point("SIZE=2", {"SIZE": 2}, "SIZE=2")
 FILE = """\
 from __gin__ import dynamic_registration
 from nfnets_tf import config
-from tests.config import small_job
+from tests.support import small_job
 config.Launch.job = @small_job.Job()
 small_job.Job:
   rate = 0.4

@@ -17,7 +17,7 @@ from __gin__ import dynamic_registration
 from nfnets_tf import config
 from nfnets_tf.scaling import sweep
 from nfnets_tf.scaling import tuning
-from tests.config import small_job
+from tests.support import small_job
 
 SIZE = 1
 PEAK_LR = 0.1

@@ -10,7 +10,7 @@ import gin
 from nfnets_tf.config import Configuration
 from nfnets_tf.data.records import Record, write_dataset
 from nfnets_tf.models.variants import VARIANTS
-from tests.data.index_test import store_with_tfds
+from tests.support.datasets import store_with_tfds
 
 ROOT = pathlib.Path(__file__).parents[2]
 POINTS = ROOT / "nfnets_tf" / "scaling" / "paper"

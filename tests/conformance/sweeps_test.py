@@ -40,7 +40,7 @@ from __gin__ import dynamic_registration
 
 from nfnets_tf import config
 from nfnets_tf.scaling import sweep
-from tests.config import small_job
+from tests.support import small_job
 
 include 'gin/sweeps/base.gin'
 """

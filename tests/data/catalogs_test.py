@@ -8,7 +8,7 @@ import tensorflow as tf
 from nfnets_tf.data import catalogs
 from nfnets_tf.data.sources import read_image
 from nfnets_tf.errors import UserError
-from tests.data.index_test import store_with_tfds
+from tests.support.datasets import store_with_tfds
 
 
 @pytest.fixture

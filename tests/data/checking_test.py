@@ -102,7 +102,8 @@ def test_a_lost_shard_is_a_fault(tmp_path):
 
 
 def test_raw_images(tmp_path):
-  from tests.data.views_test import IMAGE, example
+  from tests.support.datasets import SMALL_IMAGE as IMAGE
+  from tests.support.datasets import serialized_example as example
 
   path = str(tmp_path / "raw")
   with tf.io.TFRecordWriter(path) as writer:

@@ -4,13 +4,7 @@ import tensorflow as tf
 
 from nfnets_tf.data.duplicates import BITS, NearDuplicates, difference_hash
 from nfnets_tf.errors import UserError
-
-
-def picture(seed, size=96):
-  """A smooth random picture."""
-  coarse = np.random.default_rng(seed).uniform(0, 255, [6, 6, 3])
-  image = tf.image.resize(coarse, [size, size], method="bicubic")
-  return tf.saturate_cast(image, tf.uint8)
+from tests.support.datasets import smooth_image as picture
 
 
 def bits_apart(a, b):

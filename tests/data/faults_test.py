@@ -7,7 +7,8 @@ from nfnets_tf.data.faults import Examiner, Fault, Faults
 from nfnets_tf.data.loading import PADDING
 from nfnets_tf.data.order import UNREADABLE
 from nfnets_tf.data.records import Fields, Record
-from tests.data.views_test import IMAGE, example
+from tests.support.datasets import SMALL_IMAGE as IMAGE
+from tests.support.datasets import serialized_example as example
 
 PNG = tf.io.encode_png(IMAGE).numpy()
 JPEG = tf.io.encode_jpeg(IMAGE).numpy()

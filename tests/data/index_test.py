@@ -1,17 +1,13 @@
 import json
 import os
 
-import numpy as np
 import pytest
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
 from nfnets_tf.data import index, records
 from nfnets_tf.errors import UserError
-
-
-def remove_index(directory):
-  os.remove(os.path.join(directory, records.INDEX))
+from tests.support.datasets import remove_index, store_with_tfds
 
 
 def test_index_counts_what_the_shards_hold(make_dataset):
@@ -115,34 +111,6 @@ def test_an_older_index_is_read(make_dataset):
     json.dump(content, file)
   assert index.read_index(directory, "train") == now
   assert len(now.sums) == 5
-
-
-def store_with_tfds(directory, **features):
-  """Writes six images of two classes as TFDS does; returns its folder."""
-  images = np.stack([np.full([8, 8, 3], i, np.uint8) for i in range(6)])
-  examples = tf.data.Dataset.from_tensor_slices(
-    {
-      "picture": images,
-      "kind": np.arange(6) % 2,
-      "file_name": [f"{i}.png" for i in range(6)],
-      **{name: np.arange(6) % 2 for name in features},
-    }
-  )
-  builder = tfds.dataset_builders.store_as_tfds_dataset(
-    name="tiny",
-    version="1.0.0",
-    features=tfds.features.FeaturesDict(
-      {
-        "picture": tfds.features.Image(shape=(None, None, 3)),
-        "kind": tfds.features.ClassLabel(names=["cat", "dog"]),
-        "file_name": tfds.features.Text(),
-        **features,
-      }
-    ),
-    split_datasets={"train": examples},
-    data_dir=str(directory),
-  )
-  return str(builder.data_path)
 
 
 def test_files_of_tfds_are_read_as_they_are(tmp_path):

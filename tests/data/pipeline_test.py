@@ -4,35 +4,13 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from nfnets_tf.data import mixing, pipeline, preprocess
+from nfnets_tf.data import mixing, preprocess
 from nfnets_tf.data.index import evaluation_steps
 from nfnets_tf.data.records import INDEX
 from nfnets_tf.errors import UserError
-from tests.data.index_test import store_with_tfds
-
-
-def make(directory, split="train", operations=None, num_classes=4, **options):
-  operations = operations or [preprocess.Resize(image_size=8)]
-  return pipeline.Split(
-    directory=directory,
-    split=split,
-    num_classes=num_classes,
-    operations=operations,
-    **options,
-  )
-
-
-def training(split, steps, **options):
-  options = {
-    "host_batch": 8,
-    "replicas": 1,
-    "start_step": 0,
-    "shuffle_buffer": 20,
-    "seed": 4,
-    **options,
-  }
-  batches = split.training_batches(split.index(), **options)
-  return list(batches.take(steps).as_numpy_iterator())
+from tests.support.datasets import make_split as make
+from tests.support.datasets import store_with_tfds
+from tests.support.datasets import training_batches as training
 
 
 def assert_same(a, b):

@@ -11,50 +11,10 @@ from nfnets_tf.data.duplicates import NearDuplicates, difference_hash
 from nfnets_tf.data.records import Record
 from nfnets_tf.errors import UserError
 from nfnets_tf.fileio import file_sha256
-from tests.data.duplicates_test import picture
-
-
-@dataclasses.dataclass
-class Pictures:
-  """A catalog of random pictures; a reference is a seed and a class."""
-
-  count: int = 23
-  first: int = 0
-  quality: int = 95
-  key: str = "pictures"
-  rule: str = "one in four"
-  class_names: tuple = ("a", "b", "c")
-
-  @property
-  def splits(self):
-    references = [(self.first + i, i % 3) for i in range(self.count)]
-    return {"train": references[1:], "heldout": references[:1]}
-
-  def read(self, reference):
-    seed, label = reference
-    if seed == 13:
-      raise OSError("this one cannot be read")
-    encoded = tf.io.encode_jpeg(picture(seed, 32), quality=self.quality).numpy()
-    if seed == 17:
-      encoded = encoded[:60]
-    return Record(
-      encoded, label, self.class_names[label], f"{seed}.jpg", "jpeg"
-    )
-
-
-def tasks_of(catalog, directory, **options):
-  options = {"examples_per_shard": 5, "seed": 0, **options}
-  return preparing.plan_tasks(catalog, str(directory), **options)
-
-
-def names_in(path):
-  return [
-    tf.train.Example.FromString(serialized)
-    .features.feature["image/filename"]
-    .bytes_list.value[0]
-    .decode()
-    for serialized in tf.data.TFRecordDataset(path).as_numpy_iterator()
-  ]
+from tests.support.datasets import SmoothImages as Pictures
+from tests.support.datasets import names_in
+from tests.support.datasets import plan_small_tasks as tasks_of
+from tests.support.datasets import smooth_image as picture
 
 
 def test_every_image_goes_to_one_shard_and_shards_are_equal(tmp_path):

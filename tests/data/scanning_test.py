@@ -5,7 +5,7 @@ import tensorflow as tf
 
 from nfnets_tf.data import index, records, scanning
 from nfnets_tf.errors import UserError
-from tests.data.index_test import remove_index
+from tests.support.datasets import remove_index
 
 
 def test_shards_without_an_index_are_scanned(make_dataset):

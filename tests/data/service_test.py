@@ -6,7 +6,8 @@ import tensorflow as tf
 
 from nfnets_tf.data import preprocess, service
 from nfnets_tf.errors import UserError
-from tests.data.pipeline_test import make, training
+from tests.support.datasets import make_split as make
+from tests.support.datasets import training_batches as training
 
 
 def free_addresses(count):

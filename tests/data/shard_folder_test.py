@@ -5,7 +5,8 @@ import pytest
 from nfnets_tf.data import preparing
 from nfnets_tf.data.shard_folder import ShardFolder
 from nfnets_tf.errors import UserError
-from tests.data.preparing_test import Pictures, tasks_of
+from tests.support.datasets import SmoothImages as Pictures
+from tests.support.datasets import plan_small_tasks as tasks_of
 
 
 def make(directory, key="k"):

@@ -5,24 +5,13 @@ import tensorflow as tf
 from nfnets_tf.data import preprocess
 from nfnets_tf.data.records import Fields, Record
 from nfnets_tf.data.views import Views
-
-IMAGE = np.arange(48, dtype=np.uint8).reshape(4, 4, 3)
+from tests.support.datasets import SMALL_IMAGE as IMAGE
+from tests.support.datasets import serialized_example as example
 
 
 def views(**options):
   operations = [preprocess.Resize(image_size=4)]
   return Views(operations, (), (), **{"num_classes": 3, **options})
-
-
-def example(**features):
-  kinds = {int: "int64_list", bytes: "bytes_list"}
-  lists = {int: tf.train.Int64List, bytes: tf.train.BytesList}
-  features = {
-    name: tf.train.Feature(**{kinds[type(v)]: lists[type(v)](value=[v])})
-    for name, v in features.items()
-  }
-  features = tf.train.Features(feature=features)
-  return tf.train.Example(features=features).SerializeToString()
 
 
 def record(label):

@@ -8,7 +8,8 @@ from nfnets_tf.data.index import read_index
 from nfnets_tf.errors import UserError
 from nfnets_tf.jobs.build_shards import BuildShardsJob
 from nfnets_tf.jobs.job import RunContext
-from tests.data.preparing_test import Pictures, names_in
+from tests.support.datasets import SmoothImages as Pictures
+from tests.support.datasets import names_in
 
 
 def make(directory, catalog=None, **options):

@@ -8,7 +8,7 @@ from nfnets_tf.config import Configuration
 from nfnets_tf.errors import UserError
 from nfnets_tf.jobs.fit_laws import FitLawsJob
 from nfnets_tf.jobs.job import RunContext
-from tests.scaling.study_test import known
+from tests.support.tables import known_table as known
 
 NAMES = {
   "loss": "heldout_loss",

@@ -6,7 +6,7 @@ from matplotlib.colors import to_rgba
 
 from nfnets_tf.scaling import drawing, figures, laws, paper_points
 from nfnets_tf.scaling.held_back import predict_held_back
-from tests.scaling.frontier_test import paper_table
+from tests.support.tables import paper_table
 
 SIX = ["F0", "F1", "F3", "F3+", "F7", "F7+"]
 LABELS = {

@@ -4,22 +4,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from nfnets_tf.scaling import frontier, paper_points
+from nfnets_tf.scaling import frontier
 from nfnets_tf.scaling.frontier import Exponents
+from tests.support.tables import paper_table
 
 COLUMNS = ["model", "size", "epochs", "compute", "loss"]
-
-
-def paper_table(best=False):
-  """Figure 2 as a table of points; or compute and loss of the best."""
-  models = paper_points.models()
-  table = paper_points.heldout_losses().merge(models, on="model")
-  names = {"tpu_v4_core_hours": "compute", "heldout_loss": "loss"}
-  table = table.rename(columns=names)
-  if not best:
-    return table
-  table = frontier.envelope(table)
-  return table["compute"], table["loss"]
 
 
 def bowls(p=0.4, s=1.0):

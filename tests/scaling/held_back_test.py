@@ -5,7 +5,7 @@ import pytest
 
 from nfnets_tf.scaling import held_back, laws
 from nfnets_tf.scaling.held_back import HeldBack
-from tests.scaling.frontier_test import paper_table
+from tests.support.tables import paper_table
 
 # L = 8 C^-0.5: at 1, 4, 16 and so on 8, 4, 2 ...
 COMPUTE = [4.0**i for i in range(7)]

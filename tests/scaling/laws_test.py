@@ -5,7 +5,7 @@ import pytest
 from scipy import optimize
 
 from nfnets_tf.scaling import laws
-from tests.scaling.frontier_test import paper_table
+from tests.support.tables import paper_table
 
 RANGES = [(1, 1e3), (400, 1e5), (1e17, 1e23)]
 

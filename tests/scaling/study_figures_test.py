@@ -7,7 +7,9 @@ import matplotlib.image
 import pytest
 
 from nfnets_tf.scaling.study_figures import draw_allocation, draw_study
-from tests.scaling.study_test import COLUMNS, fit, known
+from tests.support.tables import COLUMNS
+from tests.support.tables import fit_quickly as fit
+from tests.support.tables import known_table as known
 
 
 @pytest.fixture

@@ -1,6 +1,5 @@
 """A study of a law that is known."""
 
-import itertools
 import json
 
 import numpy as np
@@ -10,25 +9,8 @@ import pytest
 from nfnets_tf.scaling import paper_points
 from nfnets_tf.scaling.observations import Columns
 from nfnets_tf.scaling.study import BUDGETS, Fits, fit_study
-
-COLUMNS = Columns("flops", "loss", "net", "macs", "epochs", "rate")
-
-
-def known(sizes=range(6), budgets=range(8)):
-  """L = N^-0.3 + E^-0.3 with C = N E: both grow as C^0.5, and L as C^-0.15."""
-  rows = []
-  for i, j in itertools.product(sizes, budgets):
-    size, epochs = 2.0**i, 2.0 ** (j - 1)
-    for factor, rate in ((1.0, 0.2), (1.1, 0.1), (1.2, 0.4)):
-      loss = factor * (size**-0.3 + epochs**-0.3)
-      rows.append((size * epochs, loss, f"n{i}", size, epochs, rate))
-  names = ["flops", "loss", "net", "macs", "epochs", "rate"]
-  return pd.DataFrame(rows, columns=names)
-
-
-def fit(table, **options):
-  given = {"held_back_from": None, "resamples": 20, "seed": 0, **options}
-  return fit_study(table, COLUMNS, **given)
+from tests.support.tables import fit_quickly as fit
+from tests.support.tables import known_table as known
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ from scipy import optimize
 
 from nfnets_tf.scaling import frontier, surface
 from nfnets_tf.scaling.surface import Surface
-from tests.scaling.frontier_test import paper_table
+from tests.support.tables import paper_table
 
 # Floor, A, u, B, v and s.
 TRUTHS = [

@@ -108,6 +108,7 @@ def test_given_weights_are_where_a_run_starts_and_not_where_it_goes_on(
   sharp_job, open_session, tmp_path
 ):
   job = sharp_job
+  job.network = lambda: NFNet("femto", 4)  # only an NFNet takes a file
   given = NFNet("femto", 9)
   save_deepmind(given, str(tmp_path / "given.npz"))
   job.start = Start(

@@ -1,7 +1,7 @@
-"""The real entry point in processes that begin with everything imported.
+"""Imports everything, then forks a process for each run that it reads.
 
-Importing takes longer than a small run. So this process imports, makes nothing,
-and forks one that runs for each line that it reads; see conftest.py.
+It must not use TensorFlow before it forks: its threads would be missing in the
+children. See launcher.py.
 """
 
 import json
@@ -19,19 +19,24 @@ import nfnets_tf.jobs.train  # noqa: F401
 import nfnets_tf.serving.export  # noqa: F401
 
 
+def run(arguments, streams, environment):
+  """Becomes the run: never returns."""
+  os.environ.update(environment)
+  flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
+  for descriptor, path in zip((1, 2), streams):
+    os.dup2(os.open(path, flags), descriptor)
+  code = train.main(["train.py", *arguments])
+  sys.stdout.flush()
+  os._exit(code)
+
+
 def main():
   """For each line: prints the process id, then the exit code."""
   for line in sys.stdin:
-    arguments, screen, environment = json.loads(line)
+    arguments, streams, environment = json.loads(line)
     pid = os.fork()
     if not pid:
-      os.environ.update(environment)
-      output = os.open(screen, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-      for descriptor in (1, 2):
-        os.dup2(output, descriptor)
-      code = train.main(["train.py", *arguments])
-      sys.stdout.flush()
-      os._exit(code)
+      run(arguments, streams, environment)
     sys.stdout.write(f"{pid}\n")
     sys.stdout.flush()
     _, status = os.waitpid(pid, 0)
