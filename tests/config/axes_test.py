@@ -134,7 +134,7 @@ def test_an_axis_that_nothing_reads_names_the_nearest(axis):
   with pytest.raises(UserError) as error:
     sweep_of(f"config.grid.{axis}")
   assert str(error.value) == (
-    "config.grid: EPOCH is set, but nothing reads it; did you mean 'EPOCHS'?"
+    "config.grid: EPOCH is set, but nothing uses it; did you mean 'EPOCHS'?"
   )
 
 

@@ -164,7 +164,7 @@ def test_what_fails_is_told_and_the_others_go_on(sweep):
 def test_failures_are_done_again_where_that_is_asked_for(sweep):
   with pytest.raises(RunError):
     sweep("WRONG = 'large'").run("left", terminal=None)
-  allowed = "config.Launch.may_change = ['WRONG']"
+  allowed = "config.Launch.allow_changes = ['WRONG']"
   assert "3 done" in sweep(allowed).run("failed", terminal=None)
 
 

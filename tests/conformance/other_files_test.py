@@ -36,7 +36,7 @@ def configuration(data, epochs):
       "NUM_EXAMPLES = 50",
       "BATCH_SIZE = 8",
       f"EPOCHS = {epochs}",
-      "config.Launch.may_change = ['EPOCHS']",
+      "config.Launch.allow_changes = ['EPOCHS']",
     ],
   )
 

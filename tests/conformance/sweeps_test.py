@@ -195,7 +195,7 @@ def test_a_point_that_fails_says_why_and_is_done_again(faked, tmp_path):
   found = records(workdir)
   assert found["SIZE=1"]["state"] == "done"  # no other point was lost
   assert found["SIZE=2"]["reason"] == "this is too large; make it smaller."
-  allowed = "--gin_param=config.Launch.may_change = ['WRONG']"
+  allowed = "--gin_param=config.Launch.allow_changes = ['WRONG']"
   out, _ = run(faked, workdir, allowed, "--points=failed")
   assert "2 done" in out
 

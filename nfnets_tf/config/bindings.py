@@ -1,0 +1,346 @@
+"""Gin statements with the place of each, read by gin's own parser."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import importlib.util  # noqa: F401  gin 0.5.0 uses it without importing it
+import inspect
+import io
+import pathlib
+import tokenize
+from collections.abc import Iterator, Mapping, Sequence, Set
+from typing import Any, Callable
+
+from gin import config_parser
+from nfnets_tf.config import error_messages
+from nfnets_tf.errors import UserError
+
+ROOT = pathlib.Path(__file__).parents[2]
+DYNAMIC_REGISTRATION = "from __gin__ import dynamic_registration"
+_RULER = "# " + 78 * "="
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class Reference:
+  """A gin reference, `@scope/module.Name` or `@module.Name()`.
+
+  Attributes:
+    path: the name with its scope.
+    called: whether the value is what the reference returns.
+  """
+
+  path: str
+  called: bool
+
+  @property
+  def scope(self) -> str:
+    """Scope of the reference, "" without one."""
+    return self.path.rpartition("/")[0]
+
+  @property
+  def selector(self) -> str:
+    """The name without its scope."""
+    return self.path.rpartition("/")[2]
+
+  def __repr__(self) -> str:
+    return f"@{self.path}{'()' if self.called else ''}"
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class Macro:
+  """The value of a gin macro, `%NAME`."""
+
+  name: str
+
+  def __repr__(self) -> str:
+    return f"%{self.name}"
+
+
+class _Delegate(config_parser.ParserDelegate):
+  """Keeps references and macros as they are written."""
+
+  def configurable_reference(self, scoped_configurable_name, evaluate):
+    return Reference(scoped_configurable_name, evaluate)
+
+  def macro(self, macro_name):
+    return Macro(macro_name)
+
+
+class Bindings(Mapping):
+  """Values by name; a name that is set again keeps the last value.
+
+  A macro's name is in capitals, a parameter's is `scope/module.Name.parameter`.
+  Values are Python values with `Reference` and `Macro` in them.
+
+  Attributes:
+    places: {name: "file, line N" or the flag that set it last}.
+    imports: {name in selectors: gin's import statement}.
+  """
+
+  def __init__(self):
+    self._values: dict[str, Any] = {}
+    self.places: dict[str, str] = {}
+    self.imports: dict[str, config_parser.ImportStatement] = {}
+
+  def __getitem__(self, name: str) -> Any:
+    return self._values[name]
+
+  def __iter__(self) -> Iterator[str]:
+    return iter(self._values)
+
+  def __len__(self) -> int:
+    return len(self._values)
+
+  def set(self, name: str, value: Any, place: str) -> None:
+    """Binds a name, in place of an earlier value."""
+    self._values[name] = value
+    self.places[name] = place
+
+  def read_file(self, path: str, included_from: str = "") -> None:
+    """Reads a gin file and all that it includes.
+
+    Args:
+      path: relative to the working directory or to the project.
+      included_from: place of the include statement.
+
+    Raises:
+      UserError: if a file does not exist or cannot be parsed.
+    """
+    file = find_file(path)
+    if file is None:
+      raise error_messages.missing_file(path, known_files(), included_from)
+    self.read_text(file.read_text(), path)
+
+  def read_text(self, text: str, source: str) -> None:
+    """Reads gin statements.
+
+    Args:
+      text: any number of statements.
+      source: the file or the flag that they come from.
+
+    Raises:
+      UserError: if they cannot be parsed.
+    """
+    stream = io.StringIO(text)
+    stream.name = source  # where gin's parser looks for the file's name
+    try:
+      for statement in config_parser.ConfigParser(stream, _Delegate()):
+        self._add(statement)
+    except (SyntaxError, ValueError, tokenize.TokenError) as error:
+      if isinstance(error, UserError):
+        raise
+      raise error_messages.explain_syntax_error(error, source) from error
+
+  def _add(self, statement) -> None:
+    place = error_messages.describe_place(
+      statement.location.filename, statement.location.line_num
+    )
+    if isinstance(statement, config_parser.IncludeStatement):
+      self.read_file(statement.filename, place)
+    elif isinstance(statement, config_parser.ImportStatement):
+      self._import(statement, place)
+    elif isinstance(statement, config_parser.BindingStatement):
+      scope = f"{statement.scope}/" if statement.scope else ""
+      parameter = f".{statement.arg_name}" if statement.arg_name else ""
+      name = f"{scope}{statement.selector}{parameter}"
+      self.set(name, statement.value, place)
+
+  def _import(self, statement, place: str) -> None:
+    if statement.module.startswith("__gin__."):
+      return
+    alias = statement.bound_name()
+    earlier = self.imports.setdefault(alias, statement)
+    if earlier.module != statement.module:
+      raise UserError(
+        f"{place}: {alias!r} already stands for {earlier.module}; import"
+        f" {statement.module} under another name with 'as'."
+      )
+    try:
+      importlib.import_module(statement.module)
+    except ImportError as error:
+      raise UserError(
+        f"{place}: cannot import {statement.module} ({error}); check the name,"
+        " or install the package that provides it."
+      ) from error
+
+  def resolve(self, selector: str) -> Callable:
+    """Returns the class or function that a selector names.
+
+    Raises:
+      UserError: if its module is not imported or has no such member.
+    """
+    alias, *members = selector.split(".")
+    if alias not in self.imports:
+      raise error_messages.unknown_module(selector, self.imports)
+    statement = self.imports[alias]
+    plain = not statement.is_from and not statement.alias
+    target = importlib.import_module(alias if plain else statement.module)
+    for member in members:
+      if not hasattr(target, member):
+        raise error_messages.unknown_member(selector, member, target)
+      target = getattr(target, member)
+    return target
+
+  def parameters(self, selector: str) -> dict[str, inspect.Parameter]:
+    """Returns {name: parameter} of what a selector names.
+
+    Raises:
+      UserError: as `resolve`.
+    """
+    variadic = inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD
+    parameters = inspect.signature(self.resolve(selector)).parameters
+    return {n: p for n, p in parameters.items() if p.kind not in variadic}
+
+  def dependencies(self, name: str) -> set[str]:
+    """Returns `name` and the names of all that its value is built of."""
+    visited, pending = set(), [name]
+    while pending:
+      current = pending.pop()
+      if current in visited or current not in self:
+        continue
+      visited.add(current)
+      for leaf in leaves(self[current]):
+        if isinstance(leaf, Macro):
+          pending.append(leaf.name)
+        elif isinstance(leaf, Reference):
+          pending += [
+            name for name in self if split_parameter(name)[1] == leaf.selector
+          ]
+    return visited
+
+  def in_package(self, package: str) -> set[str]:
+    """Returns the names that bind a parameter of something in a package."""
+    return {
+      name
+      for name in self
+      if (alias := split_parameter(name)[1].split(".")[0]) in self.imports
+      and self.imports[alias].module.startswith(f"{package}.")
+    }
+
+  def without(self, names: Set[str]) -> Bindings:
+    """Returns the other bindings, without imports for the names alone."""
+    kept = Bindings()
+    for name in self:
+      if name not in names:
+        kept.set(name, self[name], self.places[name])
+    used = kept._aliases()
+    unused = self._aliases() - used
+    kept.imports = {a: s for a, s in self.imports.items() if a not in unused}
+    return kept
+
+  def _aliases(self) -> set[str]:
+    """Returns the names of the modules that bindings and references use."""
+    selectors = {split_parameter(name)[1] for name in self if "." in name}
+    for value in self.values():
+      selectors |= {x.selector for x in leaves(value) if _is_reference(x)}
+    return {selector.split(".")[0] for selector in selectors}
+
+  def to_text(self) -> str:
+    """Returns gin statements that read back to the same bindings."""
+    imports = sorted(s.format() for s in self.imports.values())
+    lines = [DYNAMIC_REGISTRATION, *imports]
+    group = None
+    for name in sorted(self, key=lambda name: (not is_macro(name), name)):
+      scope, selector, _ = split_parameter(name)
+      title = f"Parameters for {f'{scope}/' if scope else ''}{selector}:"
+      title = "Macros:" if is_macro(name) else title
+      if title != group:
+        lines += ["", f"# {title}", _RULER]
+        group = title
+      lines.append(f"{name} = {self[name]!r}")
+    return "\n".join(lines) + "\n"
+
+  def to_strings(self) -> dict[str, str]:
+    """Returns {name: its value as gin text}."""
+    return {name: repr(value) for name, value in self.items()}
+
+
+def parse(
+  gin_files: Sequence[str],
+  gin_params: Sequence[str] = (),
+  base: tuple[str, str] | None = None,
+) -> Bindings:
+  """Reads gin files, then single bindings; later ones win.
+
+  Args:
+    gin_files: paths.
+    gin_params: statements such as "EPOCHS = 2".
+    base: (path, text) of what is read before the files, or None.
+
+  Raises:
+    UserError: if a file does not exist or something cannot be parsed.
+  """
+  bindings = Bindings()
+  if base is not None:
+    bindings.read_text(base[1], base[0])
+  for path in gin_files:
+    bindings.read_file(path)
+  for param in gin_params:
+    bindings.read_text(param, f"--gin_param={param!r}")
+  return bindings
+
+
+def included_files(path: str) -> list[str]:
+  """Returns the files that a gin file includes directly."""
+  parser = config_parser.ConfigParser(find_file(path).read_text(), _Delegate())
+  return [
+    statement.filename
+    for statement in parser
+    if isinstance(statement, config_parser.IncludeStatement)
+  ]
+
+
+def find_file(path: str) -> pathlib.Path | None:
+  """Returns a gin file of the working directory or the project, or None."""
+  for candidate in (pathlib.Path(path), ROOT / path):
+    if candidate.is_file():
+      return candidate
+  return None
+
+
+def known_files() -> list[str]:
+  """Returns the paths of the project's own gin files."""
+  files = (ROOT / "gin").rglob("*.gin")
+  return [file.relative_to(ROOT).as_posix() for file in files]
+
+
+def find_changes(
+  before: Mapping[str, str], now: Mapping[str, str]
+) -> list[tuple[str, str | None, str | None]]:
+  """Returns (name, value before, value now) where two configurations differ."""
+  names = [*now, *(name for name in before if name not in now)]
+  return [
+    (name, before.get(name), now.get(name))
+    for name in names
+    if before.get(name) != now.get(name)
+  ]
+
+
+def is_macro(name: str) -> bool:
+  """Whether a name is a macro's rather than a parameter's."""
+  return "." not in name
+
+
+def split_parameter(name: str) -> tuple[str, str, str]:
+  """Splits "scope/module.Name.parameter" into its three parts."""
+  scope, _, path = name.rpartition("/")
+  selector, _, parameter = path.rpartition(".")
+  return scope, selector, parameter
+
+
+def leaves(value: Any) -> Iterator[Any]:
+  """Yields the plain values, references and macros within a value."""
+  if isinstance(value, Mapping):
+    for key, item in value.items():
+      yield from leaves(key)
+      yield from leaves(item)
+  elif isinstance(value, (list, tuple)):
+    for item in value:
+      yield from leaves(item)
+  else:
+    yield value
+
+
+def _is_reference(value: Any) -> bool:
+  return isinstance(value, Reference)
