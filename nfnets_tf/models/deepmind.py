@@ -11,8 +11,8 @@ import tensorflow as tf
 from tensorflow import keras
 
 from nfnets_tf.errors import UserError
-from nfnets_tf.models.block import NFBlock
 from nfnets_tf.models.layers import ClassifierHead, WSConv2D
+from nfnets_tf.models.nfnet import NFBlock
 
 _ROOT = "NFNet/~"
 _HEAD = f"{_ROOT}/linear"

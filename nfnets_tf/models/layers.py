@@ -1,27 +1,35 @@
-"""The parts of an NFNet as Keras layers.
+"""The layers of an NFNet.
 
-Variables are float32. A layer computes in its policy's dtype, but for the
-standardization of kernels, which is float32 under every policy.
+Variables are float32. A layer computes in its policy's dtype; the
+standardization of kernels, the pooling and the logits are float32 under every
+policy. Images are [batch, height, width, channels].
 """
 
 import tensorflow as tf
 from tensorflow import keras
 
-from nfnets_tf.ops import convolution, draws
+from nfnets_tf.ops import convolution, stateless_random
 from nfnets_tf.ops.activations import scaled_activation
-from nfnets_tf.ops.roles import Role, mark
 from nfnets_tf.ops.weight_standardization import standardize
+from nfnets_tf.optim.param_groups import ParamGroup, set_group
 
 register = keras.saving.register_keras_serializable(package="nfnets_tf")
 
 
 def spatial_mean(images: tf.Tensor) -> tf.Tensor:
-  """Means over height and width, summed and returned in float32."""
+  """Averages over height and width, in float32.
+
+  Args:
+    images: float [batch, height, width, channels], of any precision.
+
+  Returns:
+    Means, float32 [batch, channels].
+  """
   return tf.reduce_mean(tf.cast(images, tf.float32), axis=[1, 2])
 
 
 def _examples(inputs: tf.Tensor):
-  """Number of examples, static if it is known: TPUs want it so."""
+  """Returns the number of examples, static where it is known: TPUs need it."""
   return inputs.shape[0] or tf.shape(inputs)[0]
 
 
@@ -68,22 +76,23 @@ class WSConv2D(keras.layers.Layer):
       input_shape[-1] // self.groups,
       self.filters,
     )
-    # Keras' autocast would round the float32 weights before they are
-    # standardized.
+    # Keras' autocast would round the float32 weights to bfloat16 before they
+    # are standardized.
     options = {"experimental_autocast": False}
     initializer = keras.initializers.VarianceScaling(
       1.0, "fan_in", "untruncated_normal"
     )
-    self.kernel = mark(
+    self.kernel = set_group(
       self.add_weight("kernel", shape, initializer=initializer, **options),
-      Role.KERNEL,
+      ParamGroup.KERNEL,
     )
-    self.gain = mark(
+    self.gain = set_group(
       self.add_weight("gain", shape[-1:], initializer="ones", **options),
-      Role.VECTOR,
+      ParamGroup.VECTOR,
     )
-    self.bias = mark(
-      self.add_weight("bias", shape[-1:], initializer="zeros"), Role.VECTOR
+    self.bias = set_group(
+      self.add_weight("bias", shape[-1:], initializer="zeros"),
+      ParamGroup.VECTOR,
     )
     super().build(input_shape)
 
@@ -128,11 +137,11 @@ class ScaledActivation(keras.layers.Layer):
 class SqueezeExcite(keras.layers.Layer):
   """Channel attention: x * 2 * sigmoid(FC(relu(FC(mean(x))))).
 
-  The released code has an unscaled ReLU here where the NFNet paper's formula
-  has GELU; the published weights belong to the ReLU.
+  The released code has an unscaled ReLU where the NFNet paper's formula has
+  GELU; the published weights were trained with the ReLU.
 
   Args:
-    ratio: width of the hidden layer as a share of the channels.
+    ratio: width of the hidden layer as a fraction of the channels.
   """
 
   def __init__(self, ratio: float = 0.5, **kwargs):
@@ -147,7 +156,8 @@ class SqueezeExcite(keras.layers.Layer):
     super().build(input_shape)
 
   def _dense(self, name, fan_in, units):
-    # Haiku's default: not rescaled for the truncation, as Keras' LeCun is.
+    # Haiku's default: unlike Keras' LeCun initializer it is not rescaled for
+    # the truncation.
     initializer = keras.initializers.TruncatedNormal(stddev=fan_in**-0.5)
     layer = keras.layers.Dense(
       units,
@@ -155,10 +165,10 @@ class SqueezeExcite(keras.layers.Layer):
       kernel_initializer=initializer,
       dtype=self.dtype_policy,
     )
-    with tf.name_scope(name):  # HDF5 files want every name once
+    with tf.name_scope(name):  # every name once, or HDF5 files fail to save
       layer.build([None, fan_in])
-    mark(layer.kernel, Role.KERNEL)
-    mark(layer.bias, Role.VECTOR)
+    set_group(layer.kernel, ParamGroup.KERNEL)
+    set_group(layer.bias, ParamGroup.VECTOR)
     return layer
 
   def call(self, inputs):
@@ -187,7 +197,7 @@ class StochasticDepth(keras.layers.Layer):
   def call(self, inputs, training=False):
     if not training or not self.rate:
       return inputs
-    numbers = draws.uniform(self.name, [_examples(inputs), 1, 1, 1])
+    numbers = stateless_random.uniform(self.name, [_examples(inputs), 1, 1, 1])
     return inputs * tf.cast(numbers >= self.rate, inputs.dtype)
 
   def get_config(self):
@@ -196,9 +206,9 @@ class StochasticDepth(keras.layers.Layer):
 
 @register
 class Dropout(keras.layers.Layer):
-  """Dropout whose mask is a function of the step's seed (`ops.draws`).
+  """Dropout whose mask follows from the step's seed (`ops.stateless_random`).
 
-  All axes of its input but the first have a fixed size.
+  All axes of its input but the batch axis have a static size.
 
   Args:
     rate: probability that an entry is dropped; the rest is scaled up.
@@ -211,7 +221,9 @@ class Dropout(keras.layers.Layer):
   def call(self, inputs, training=False):
     if not training or not self.rate:
       return inputs
-    numbers = draws.uniform(self.name, [_examples(inputs), *inputs.shape[1:]])
+    numbers = stateless_random.uniform(
+      self.name, [_examples(inputs), *inputs.shape[1:]]
+    )
     keep = tf.cast(numbers >= self.rate, inputs.dtype)
     return inputs * keep / (1.0 - self.rate)
 
@@ -237,8 +249,8 @@ class ClassifierHead(keras.layers.Dense):
 
   def build(self, input_shape):
     super().build(input_shape)
-    mark(self.kernel, Role.HEAD_KERNEL)
-    mark(self.bias, Role.VECTOR)
+    set_group(self.kernel, ParamGroup.HEAD_KERNEL)
+    set_group(self.bias, ParamGroup.VECTOR)
 
   def call(self, inputs):
     return tf.cast(super().call(inputs), tf.float32)

@@ -1,50 +1,166 @@
-"""NFNet: residual networks without normalization, trained by AGC.
+"""NFNet: residual networks without normalization, trained with AGC.
 
 Brock et al. 2021 (arXiv 2102.06171), section 4.1 and appendix C, with the
-numerics of DeepMind's released code: stem, four stages of residual blocks, and
-a head. Shapes are [batch, height, width, channels].
+numerics of DeepMind's released code: a stem, four stages of residual blocks,
+and a head. Shapes are [batch, height, width, channels].
 """
 
 from __future__ import annotations
 
+import tensorflow as tf
 from tensorflow import keras
 
 from nfnets_tf.models import variants
-from nfnets_tf.models.block import ALPHA, NFBlock
 from nfnets_tf.models.layers import (
   ClassifierHead,
   Dropout,
   ScaledActivation,
   SpatialMean,
+  SqueezeExcite,
+  StochasticDepth,
   WSConv2D,
   register,
 )
-from nfnets_tf.ops.variance import input_scales
+from nfnets_tf.ops.activations import scaled_activation
+from nfnets_tf.ops.weight_standardization import input_scales
+from nfnets_tf.optim.param_groups import HEAD, ParamGroup, set_group
 
+ALPHA = 0.2  # scale of every residual branch
 STAGE_STRIDES = (1, 2, 2, 2)
+
+
+@register
+class NFBlock(keras.layers.Layer):
+  """A residual block: 1x1, grouped 3x3 twice, 1x1, squeeze-excite, skip gain.
+
+  out = act(x) * beta;  y = shortcut + alpha * skip_gain * branch(out), where
+  the shortcut is x itself or, if the shape changes, a projection of `out`.
+
+  Args:
+    filters: output channels.
+    bottleneck: channels between the two 1x1 convolutions.
+    groups: number of groups of the 3x3 convolutions.
+    beta: 1 / expected standard deviation of the input.
+    strides: of the first 3x3 convolution and of the shortcut.
+    stochdepth_rate: probability of dropping an example's branch in training.
+    skip_gain: initial value of the branch's learned gain.
+    activation: name of the nonlinearity.
+  """
+
+  def __init__(
+    self,
+    filters: int,
+    *,
+    bottleneck: int,
+    groups: int,
+    beta: float,
+    strides: int = 1,
+    stochdepth_rate: float = 0.0,
+    skip_gain: float = 0.0,
+    activation: str = "gelu",
+    **kwargs,
+  ):
+    super().__init__(**kwargs)
+    self.filters = filters
+    self.bottleneck = bottleneck
+    self.groups = groups
+    self.beta = beta
+    self.strides = strides
+    self.stochdepth_rate = stochdepth_rate
+    self.initial_skip_gain = skip_gain
+    self.activation = activation
+    self._activate = scaled_activation(activation)
+
+  def build(self, input_shape):
+    channels = input_shape[-1]
+    mid, groups, dtype = self.bottleneck, self.groups, self.dtype_policy
+
+    def conv(name, inputs, filters, size, **options):
+      layer = WSConv2D(filters, size, name=name, dtype=dtype, **options)
+      with tf.name_scope(name):  # every name once, or HDF5 files fail to save
+        layer.build([None, None, None, inputs])
+      return layer
+
+    projected = self.strides > 1 or channels != self.filters
+    self.conv_shortcut = (
+      conv("conv_shortcut", channels, self.filters, 1) if projected else None
+    )
+    self.conv0 = conv("conv0", channels, mid, 1)
+    self.conv1 = conv("conv1", mid, mid, 3, strides=self.strides, groups=groups)
+    self.conv1b = conv("conv1b", mid, mid, 3, groups=groups)
+    self.conv2 = conv("conv2", mid, self.filters, 1)
+    self.squeeze_excite = SqueezeExcite(name="squeeze_excite", dtype=dtype)
+    with tf.name_scope("squeeze_excite"):
+      self.squeeze_excite.build([None, None, None, self.filters])
+    # Named after the block, so that every block draws its own numbers.
+    self.stochastic_depth = StochasticDepth(
+      self.stochdepth_rate, name=f"{self.name}_stochastic_depth", dtype=dtype
+    )
+    gain = keras.initializers.Constant(self.initial_skip_gain)
+    self.skip_gain = set_group(
+      self.add_weight("skip_gain", (), initializer=gain), ParamGroup.VECTOR
+    )
+    super().build(input_shape)
+
+  # Nothing here branches on a tensor, and converting every block is slow.
+  @tf.autograph.experimental.do_not_convert
+  def call(self, inputs, training=False):
+    out = self._activate(inputs) * self.beta
+    shortcut = self._shortcut(inputs, out)
+    out = self._activate(self.conv0(out))
+    out = self._activate(self.conv1(out))
+    out = self._activate(self.conv1b(out))
+    out = self.squeeze_excite(self.conv2(out))
+    out = self.stochastic_depth(out, training=training)
+    out *= tf.cast(self.skip_gain, out.dtype)
+    return out * ALPHA + shortcut
+
+  def _shortcut(self, inputs, out):
+    """Returns `inputs`, or `out` pooled and projected if the shape changes."""
+    if self.conv_shortcut is None:
+      return inputs
+    if self.strides > 1:
+      # SAME average pooling divides by the pixels it really covers.
+      out = tf.nn.avg_pool2d(out, 2, self.strides, "SAME")
+    return self.conv_shortcut(out)
+
+  def get_config(self):
+    return {
+      **super().get_config(),
+      "filters": self.filters,
+      "bottleneck": self.bottleneck,
+      "groups": self.groups,
+      "beta": self.beta,
+      "strides": self.strides,
+      "stochdepth_rate": self.stochdepth_rate,
+      "skip_gain": self.initial_skip_gain,
+      "activation": self.activation,
+    }
 
 
 @register
 class NFNet(keras.Model):
   """An NFNet image classifier.
 
-  Called on normalised images it returns float32 logits [batch, num_classes],
-  or the pooled float32 features [batch, 2 * widths[-1]] if there is no top.
+  Called on normalized float images [batch, height, width, 3] it returns float32
+  logits [batch, num_classes], or the pooled float32 features [batch, 2 *
+  widths[-1]] without the top.
 
   Args:
-    variant: "F0" to "F7", "F0+" to "F7+", or a small one: "nano", "femto".
-    num_classes: number of classes; unused without the top.
+    variant: "F0" to "F7", "F0+" to "F7+", or a small one: "nano", "femto"; see
+      `variants.VARIANTS`.
+    num_classes: number of classes; ignored without the top.
     include_top: whether to end in dropout and the classifier.
     activation: nonlinearity, one of `ops.activations.GAMMAS`.
     drop_rate: dropout before the classifier; None is the variant's own.
     stochdepth_rate: rate that the last block nearly reaches; block i of n has
       rate * i / n.
-    skip_gain: what every residual branch is first multiplied by. DeepMind's 0
-      starts the blocks as identities, and AGC lets a gain of 0 move by no more
-      than its floor: short runs leave it there, and want 1.
-    bottleneck_rule: what to do where half the width is no multiple of the group
-      width, as in stage 1 of the "+" variants: "released" rounds it down (128
-      of 192, DeepMind's code), "published" keeps it as one group (the 527 M
+    skip_gain: initial gain of every residual branch. DeepMind's 0 starts the
+      blocks as identities; AGC then limits its updates to clipping *
+      clipping_eps, so that short runs never leave the identity and need 1.
+    bottleneck_rule: where half the width is not a multiple of the group width,
+      as in stage 1 of the "+" variants, "released" rounds it down (128 of 192,
+      DeepMind's code) and "published" keeps it as one group (the 527 M
       parameters that the NFNet paper's table 5 gives for F4+).
     input_shape: [height, width, channels]; None leaves a size free.
 
@@ -78,7 +194,7 @@ class NFNet(keras.Model):
     outputs = _features(images, size, bottleneck_rule, **branch)
     if include_top:
       outputs = Dropout(rate, name="dropout")(outputs)
-      outputs = ClassifierHead(num_classes, name="classifier")(outputs)
+      outputs = ClassifierHead(num_classes, name=HEAD)(outputs)
     super().__init__(images, outputs, name=name, **kwargs)
     self._config = {
       **branch,
@@ -145,3 +261,33 @@ def _blocks(
         **options,
       )
       index += 1
+
+
+def layers_by_stage(
+  network: keras.Model,
+) -> dict[str, list[keras.layers.Layer]]:
+  """Returns the layers with weights of an `NFNet`, {} of another network.
+
+  The stages are stem, stage1 to stage4, final_conv and, with the top,
+  classifier, in the order of the data.
+  """
+  if not isinstance(network, NFNet):
+    return {}
+  config = network.get_config()
+  blocks = [layer for layer in network.layers if isinstance(layer, NFBlock)]
+  stages = {"stem": [network.get_layer(f"stem_conv{i}") for i in range(4)]}
+  depths = variants.variant(config["variant"]).depths
+  for number, depth in enumerate(depths, start=1):
+    stages[f"stage{number}"], blocks = blocks[:depth], blocks[depth:]
+  stages["final_conv"] = [network.get_layer("final_conv")]
+  if config["include_top"]:
+    stages[HEAD] = [network.get_layer(HEAD)]
+  return stages
+
+
+def variables_by_stage(network: keras.Model) -> dict[str, list[tf.Variable]]:
+  """Returns {stage: its variables}; see `layers_by_stage`."""
+  return {
+    name: [variable for layer in layers for variable in layer.variables]
+    for name, layers in layers_by_stage(network).items()
+  }

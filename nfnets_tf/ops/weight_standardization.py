@@ -1,4 +1,9 @@
-"""Scaled weight standardization of a convolution kernel."""
+"""Scaled weight standardization, and the signal's variance that it implies."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
 
 import tensorflow as tf
 
@@ -6,7 +11,7 @@ import tensorflow as tf
 def standardize(
   kernel: tf.Tensor, gain: tf.Tensor, *, eps: float = 1e-4
 ) -> tf.Tensor:
-  """Centres every filter and scales it to variance 1 / fan-in.
+  """Centers every filter and scales it to variance 1 / fan-in.
 
   Brock et al. 2021, equation 1, in the form of the released code:
 
@@ -28,3 +33,25 @@ def standardize(
   mean, variance = tf.nn.moments(kernel, axes=[0, 1, 2], keepdims=True)
   scale = tf.math.rsqrt(tf.maximum(variance * fan_in, eps)) * gain
   return kernel * scale - mean * scale
+
+
+def input_scales(depths: Sequence[int], *, alpha: float) -> list[float]:
+  """Returns beta, the input scale of every residual block in order.
+
+  beta = 1 / expected standard deviation at the block's input (Brock et al.
+  2021, section 3). A block adds variance alpha^2; the first block of a stage
+  still sees what the stage before accumulated, and its own shortcut, taken
+  after the scaling, resets the variance to 1.
+
+  Args:
+    depths: number of blocks in each stage.
+    alpha: scale of the residual branch.
+  """
+  scales, std = [], 1.0
+  for depth in depths:
+    for index in range(depth):
+      scales.append(1.0 / std)
+      if index == 0:
+        std = 1.0
+      std = math.sqrt(std**2 + alpha**2)
+  return scales

@@ -5,9 +5,9 @@ from __future__ import annotations
 import tensorflow as tf
 from tensorflow import keras
 
-from nfnets_tf.ops.clipping import clip_unitwise
 from nfnets_tf.ops.finite import all_finite
-from nfnets_tf.ops.roles import rate_of, role_of
+from nfnets_tf.optim.adaptive_clipping import clip_unitwise
+from nfnets_tf.optim.param_groups import group_of, lr_multiplier
 
 
 @keras.saving.register_keras_serializable(package="nfnets_tf")
@@ -76,8 +76,8 @@ class SGD(keras.optimizers.Optimizer):
       self.add_variable_from_reference(variable, "momentum")
       for variable in var_list
     ]
-    self._roles = [role_of(variable) for variable in var_list]
-    self._rates = [rate_of(variable) for variable in var_list]
+    self._roles = [group_of(variable) for variable in var_list]
+    self._rates = [lr_multiplier(variable) for variable in var_list]
     self._built = True
 
   def apply_gradients(

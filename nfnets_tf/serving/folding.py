@@ -25,9 +25,8 @@ import tensorflow as tf
 from tensorflow import keras
 
 from nfnets_tf.errors import UserError
-from nfnets_tf.models.block import ALPHA, NFBlock
 from nfnets_tf.models.layers import SqueezeExcite, WSConv2D
-from nfnets_tf.models.nfnet import NFNet
+from nfnets_tf.models.nfnet import ALPHA, NFBlock, NFNet
 from nfnets_tf.ops.activations import GAMMAS
 from nfnets_tf.ops.weight_standardization import standardize
 

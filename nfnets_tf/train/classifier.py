@@ -10,11 +10,11 @@ from tensorflow import keras
 
 from nfnets_tf.errors import UserError
 from nfnets_tf.models import naming
-from nfnets_tf.ops import draws
+from nfnets_tf.models.nfnet import layers_by_stage
+from nfnets_tf.ops import stateless_random
 from nfnets_tf.ops.losses import softmax_cross_entropy
-from nfnets_tf.optim import ema
+from nfnets_tf.optim import ema, param_groups
 from nfnets_tf.optim.sam import SAM
-from nfnets_tf.train import layerwise
 from nfnets_tf.train.findings import find
 from nfnets_tf.train.gradients import Share
 from nfnets_tf.train.guard import Guard, counted
@@ -90,7 +90,9 @@ class Classifier(keras.Model):
     self.micro_batches = micro_batches
     self.layer_decay = layer_decay
     self.frozen = frozen if isinstance(frozen, str) else tuple(frozen)
-    layerwise.prepare(network, frozen=frozen, layer_decay=layer_decay)
+    stages = layers_by_stage(network)
+    param_groups.freeze(stages, frozen)
+    param_groups.set_layer_decay(stages, layer_decay)
     self._scores = Scores()
     self._telemetry = self.guard = None
     self._compile_options = None
@@ -173,7 +175,7 @@ class Classifier(keras.Model):
       self._evaluate_for_training,
       variables,
       [tensor for tensor in tensors if tensor is not None],
-      seed=draws.step_seed(self.seed, step),
+      seed=stateless_random.step_seed(self.seed, step),
       replicas=self.distribute_strategy.num_replicas_in_sync,
       micro_batches=self.micro_batches,
     )

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
-from nfnets_tf.ops import draws
+from nfnets_tf.ops import stateless_random
 from nfnets_tf.optim import sam
 from nfnets_tf.train.findings import COLUMNS, Findings, from_table, to_table
 from nfnets_tf.train.shares import (
@@ -151,7 +151,9 @@ class Share:
   def _one_pass(self, start, size):
     """Gradient of `size` examples' part of the global batch's mean loss."""
     part = tf.nest.map_structure(lambda x: cut(x, start, size), self._data)
-    step = draws.using(self._seed, start=self._first + start, whole=self._whole)
+    step = stateless_random.seed_scope(
+      self._seed, first_example=self._first + start, batch_size=self._whole
+    )
     with tf.GradientTape() as tape, step:
       losses, findings = self._evaluate(*part)
       loss = tf.reduce_sum(losses) / tf.cast(self._whole, losses.dtype)

@@ -14,9 +14,8 @@ import tensorflow as tf
 
 from nfnets_tf.errors import UserError
 from nfnets_tf.models import deepmind
-from nfnets_tf.models.block import NFBlock
 from nfnets_tf.models.layers import ClassifierHead, WSConv2D
-from nfnets_tf.models.nfnet import NFNet
+from nfnets_tf.models.nfnet import NFBlock, NFNet
 
 _WEIGHTS = "model.weights.h5"  # inside a .keras file
 _STATE = ("metrics/", "optimizer/", "optimizer_weights/")

@@ -11,9 +11,9 @@ from collections.abc import Sequence
 import tensorflow as tf
 from tensorflow import keras
 
-from nfnets_tf.models.parts import variables_by_part
-from nfnets_tf.ops.clipping import largest_norm, unitwise_norm
-from nfnets_tf.ops.roles import role_of
+from nfnets_tf.models.nfnet import variables_by_stage
+from nfnets_tf.optim.adaptive_clipping import max_gradient_norm, unitwise_norm
+from nfnets_tf.optim.param_groups import group_of
 from nfnets_tf.optim.sam import SAM
 from nfnets_tf.train.findings import Findings
 from nfnets_tf.train.gradients import StepGradient
@@ -117,9 +117,11 @@ class Telemetry:
     counts = {name: [] for name in self._clipped}
     units = dict.fromkeys(self._clipped, 0)
     for variable, norm, name in zip(variables, norms, self._names):
-      if not role_of(variable).clipped:
+      if not group_of(variable).clipped:
         continue
-      largest = largest_norm(variable, clipping=self._clipping, eps=self._eps)
+      largest = max_gradient_norm(
+        variable, clipping=self._clipping, eps=self._eps
+      )
       count = tf.math.count_nonzero(norm > largest, dtype=tf.float32)
       for key in {None, name}:
         counts[key].append(count)
@@ -141,7 +143,7 @@ def _part_names(network: keras.Model) -> list[str | None]:
   """Returns the part that each weight belongs to, None if to no part."""
   names = {
     id(variable): name
-    for name, members in variables_by_part(network).items()
+    for name, members in variables_by_stage(network).items()
     for variable in members
   }
   return [names.get(id(v)) for v in network.trainable_variables]

@@ -23,8 +23,7 @@ from nfnets_tf.data import (
   sources,
 )
 from nfnets_tf.models import layers, variants
-from nfnets_tf.models.block import NFBlock
-from nfnets_tf.models.nfnet import NFNet
+from nfnets_tf.models.nfnet import NFBlock, NFNet
 from nfnets_tf.optim.sam import SAM
 from nfnets_tf.optim.schedules import WarmupCosine
 from nfnets_tf.optim.sgd import SGD

@@ -8,9 +8,8 @@ import tensorflow as tf
 from tensorflow import keras
 
 from nfnets_tf.models import layers
-from nfnets_tf.models.block import NFBlock
-from nfnets_tf.models.nfnet import NFNet
-from nfnets_tf.ops import draws
+from nfnets_tf.models.nfnet import NFBlock, NFNet
+from nfnets_tf.ops import stateless_random
 from nfnets_tf.optim.sam import SAM
 from nfnets_tf.optim.sgd import SGD
 from nfnets_tf.train.classifier import Classifier
@@ -189,7 +188,7 @@ def test_replicas_draw_differently_and_the_same_from_run_to_run(known):
     def replica():
       data = [tf.ones([8, 4]), tf.zeros([8], tf.int32)]
       data = data if known else [tensor[:size] for tensor in data]
-      seed = draws.step_seed(0, tf.constant(3))
+      seed = stateless_random.step_seed(0, tf.constant(3))
       options = dict(seed=seed, replicas=2, micro_batches=1)
       share = Share(evaluate, [], data, **options)
       share._one_pass(0, share._examples)

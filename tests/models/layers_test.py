@@ -3,9 +3,9 @@ import pytest
 import tensorflow as tf
 
 from nfnets_tf.models import layers
-from nfnets_tf.ops import draws
-from nfnets_tf.ops.roles import Role, role_of
+from nfnets_tf.ops import stateless_random
 from nfnets_tf.ops.weight_standardization import standardize
+from nfnets_tf.optim.param_groups import ParamGroup, group_of
 
 
 def test_convolution_standardizes_convolves_and_adds_the_bias():
@@ -65,7 +65,7 @@ def test_squeeze_excite_equals_its_formula_with_plain_relu():
 def test_stochastic_depth_drops_examples_and_rescales_none():
   layer = layers.StochasticDepth(0.25)
   images = tf.ones([4000, 2, 2, 1])
-  with draws.using(tf.constant([0, 1])):
+  with stateless_random.seed_scope(tf.constant([0, 1])):
     dropped = layer(images, training=True).numpy().reshape(4000, 4)
   assert set(np.unique(dropped)) == {0.0, 1.0}  # 1, not 1 / 0.75
   assert (dropped.min(1) == dropped.max(1)).all()  # whole examples
@@ -76,10 +76,10 @@ def test_stochastic_depth_drops_examples_and_rescales_none():
 def test_dropout_rescales_and_draws_from_the_steps_seed():
   layer = layers.Dropout(0.5)
   features = tf.ones([50, 100])
-  with draws.using(tf.constant([0, 1])):
+  with stateless_random.seed_scope(tf.constant([0, 1])):
     first = layer(features, training=True)
     again = layer(features, training=True)
-  with draws.using(tf.constant([0, 2])):
+  with stateless_random.seed_scope(tf.constant([0, 2])):
     other = layer(features, training=True)
   np.testing.assert_array_equal(first, again)
   assert not np.array_equal(first, other)
@@ -97,8 +97,8 @@ def test_means_are_summed_in_float32():
 def test_head_is_float32_and_alone_exempt_from_clipping():
   head = layers.ClassifierHead(7, dtype="mixed_bfloat16")
   assert head(tf.ones([2, 5])).dtype == tf.float32
-  assert role_of(head.kernel) is Role.HEAD_KERNEL
-  assert role_of(head.bias) is Role.VECTOR
+  assert group_of(head.kernel) is ParamGroup.HEAD_KERNEL
+  assert group_of(head.bias) is ParamGroup.VECTOR
   wide = layers.ClassifierHead(1000)
   wide.build([None, 500])
   assert float(tf.math.reduce_std(wide.kernel)) == pytest.approx(0.01, rel=0.02)

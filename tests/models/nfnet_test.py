@@ -7,8 +7,13 @@ from tensorflow import keras
 
 from nfnets_tf.errors import UserError
 from nfnets_tf.models import deepmind, nfnet
-from nfnets_tf.models.block import NFBlock
-from nfnets_tf.ops import draws
+from nfnets_tf.models.nfnet import (
+  NFBlock,
+  NFNet,
+  layers_by_stage,
+  variables_by_stage,
+)
+from nfnets_tf.ops import stateless_random
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +57,7 @@ def test_blocks_draw_independently_and_alike_in_the_same_step():
   images = tf.random.normal([8, 32, 32, 3])
 
   def logits(step):
-    with draws.using(tf.constant([0, step])):
+    with stateless_random.seed_scope(tf.constant([0, step])):
       return network(images, training=True).numpy()
 
   np.testing.assert_array_equal(logits(1), logits(1))
@@ -91,3 +96,49 @@ def test_any_image_size_and_batch_size():
 def test_a_wrong_activation_is_refused_when_built():
   with pytest.raises(UserError, match="'swish' is unknown"):
     nfnet.NFNet("femto", 3, activation="swish")
+
+
+def test_skip_gain_of_zero_makes_a_block_its_shortcut():
+  block = NFBlock(8, bottleneck=4, groups=1, beta=0.9)
+  images = tf.random.normal([2, 4, 4, 8])
+  np.testing.assert_array_equal(block(images), images)
+  block.skip_gain.assign(1.0)
+  assert np.abs(block(images) - images).max() > 1e-3
+
+
+def test_the_branch_is_scaled_by_its_skip_gain():
+  images = tf.random.normal([2, 4, 4, 8])
+  block = NFBlock(8, bottleneck=4, groups=1, beta=0.9, skip_gain=1.0)
+  branch = block(images) - images
+  assert np.abs(branch).max() > 1e-3
+  block.skip_gain.assign(0.5)
+  np.testing.assert_allclose(block(images) - images, branch / 2, atol=1e-6)
+
+
+STAGES = (
+  "stem",
+  "stage1",
+  "stage2",
+  "stage3",
+  "stage4",
+  "final_conv",
+  "classifier",
+)
+
+
+def test_stages_partition_the_variables():
+  network = NFNet("micro", 4)
+  stages = variables_by_stage(network)
+  assert tuple(stages) == STAGES
+  listed = [id(v) for variables in stages.values() for v in variables]
+  assert sorted(listed) == sorted(id(v) for v in network.variables)
+  layers = layers_by_stage(network)
+  names = [layer.name for layer in layers["stage3"]]
+  assert names == ["nf_block_3", "nf_block_4", "nf_block_5"]
+  assert [len(layers[name]) for name in STAGES] == [4, 1, 2, 3, 1, 1, 1]
+
+
+def test_stages_without_a_top_and_of_another_network():
+  headless = NFNet("femto", include_top=False)
+  assert tuple(variables_by_stage(headless)) == STAGES[:-1]
+  assert variables_by_stage(keras.Sequential()) == {}

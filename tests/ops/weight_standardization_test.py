@@ -1,7 +1,9 @@
+import math
+
 import numpy as np
 import tensorflow as tf
 
-from nfnets_tf.ops.weight_standardization import standardize
+from nfnets_tf.ops.weight_standardization import input_scales, standardize
 
 
 def naive(kernel, gain, eps=1e-4):
@@ -52,3 +54,13 @@ def test_gradient_reaches_the_kernel_but_not_its_mean():
   gradient = tape.gradient(loss, kernel)
   assert float(tf.norm(gradient)) > 1e-3
   np.testing.assert_allclose(tf.reduce_sum(gradient, [0, 1, 2]), 0.0, atol=1e-5)
+
+
+def test_transition_sees_previous_stage_and_resets_variance():
+  scales = input_scales((3, 2), alpha=0.2)
+  # Worked by hand: variance 1, 1.04, 1.08; the transition of stage 2 sees 1.12.
+  variances = [1.0, 1.04, 1.08, 1.12, 1.04]
+  expected = [1 / math.sqrt(variance) for variance in variances]
+  for got, want in zip(scales, expected):
+    assert math.isclose(got, want, rel_tol=1e-12)
+  assert len(scales) == 5

@@ -3,8 +3,12 @@ import pytest
 import tensorflow as tf
 from tensorflow import keras
 
-from nfnets_tf.ops.clipping import clip_unitwise
-from nfnets_tf.ops.roles import Role, mark, mark_rate
+from nfnets_tf.optim.adaptive_clipping import clip_unitwise
+from nfnets_tf.optim.param_groups import (
+  ParamGroup,
+  set_group,
+  set_lr_multiplier,
+)
 from nfnets_tf.optim.sgd import SGD
 
 RATES = [0.5, 0.1, 0.3]
@@ -21,7 +25,7 @@ class Listed(keras.optimizers.schedules.LearningRateSchedule):
 
 
 def run(role, **options):
-  variable = mark(tf.Variable(START), role)
+  variable = set_group(tf.Variable(START), role)
   optimizer = SGD(Listed(), **options)
   for gradient in GRADIENTS:
     optimizer.apply_gradients([(tf.constant(gradient), variable)])
@@ -45,9 +49,9 @@ def naive(*, clipping, decay, nesterov=True, momentum=0.9):
 @pytest.mark.parametrize(
   "role, clipping, decay",
   [
-    (Role.KERNEL, 0.1, 0.05),
-    (Role.HEAD_KERNEL, None, 0.05),
-    (Role.VECTOR, 0.1, 0.0),
+    (ParamGroup.KERNEL, 0.1, 0.05),
+    (ParamGroup.HEAD_KERNEL, None, 0.05),
+    (ParamGroup.VECTOR, 0.1, 0.0),
   ],
 )
 @pytest.mark.parametrize("nesterov", [True, False])
@@ -61,7 +65,7 @@ def test_three_steps_with_a_changing_rate_by_hand(
 
 def test_decay_is_added_after_clipping():
   # A gradient of zero cannot be clipped, so the decay must act whole.
-  variable = mark(tf.Variable(tf.ones([4, 3])), Role.KERNEL)
+  variable = set_group(tf.Variable(tf.ones([4, 3])), ParamGroup.KERNEL)
   optimizer = SGD(1.0, weight_decay=0.5, clipping=1e-6, momentum=0.0)
   optimizer.apply_gradients([(tf.zeros([4, 3]), variable)])
   np.testing.assert_allclose(variable, 0.5 * np.ones([4, 3]))
@@ -69,7 +73,7 @@ def test_decay_is_added_after_clipping():
 
 def test_clipping_can_be_turned_off():
   np.testing.assert_allclose(
-    run(Role.KERNEL, clipping=None, weight_decay=0.0),
+    run(ParamGroup.KERNEL, clipping=None, weight_decay=0.0),
     naive(clipping=None, decay=0.0),
     rtol=1e-5,
   )
@@ -102,7 +106,7 @@ def test_trains_a_plain_keras_model():
 
 
 def test_a_marked_rate_scales_every_step():
-  slow = mark_rate(tf.Variable(START), 0.25)
+  slow = set_lr_multiplier(tf.Variable(START), 0.25)
   plain = tf.Variable(START)
   options = {"clipping": None, "weight_decay": 0.0, "momentum": 0.5}
   optimizer = SGD(0.4, **options)
@@ -117,7 +121,9 @@ def test_a_marked_rate_scales_every_step():
 @pytest.mark.parametrize("compiled", [False, True])
 @pytest.mark.parametrize("nesterov", [False, True])
 def test_a_step_that_is_not_finite_changes_nothing(value, compiled, nesterov):
-  variables = [mark(tf.Variable(START), Role.KERNEL) for _ in range(2)]
+  variables = [
+    set_group(tf.Variable(START), ParamGroup.KERNEL) for _ in range(2)
+  ]
   optimizer = SGD(0.5, clipping=0.1, weight_decay=0.1, nesterov=nesterov)
   optimizer.build(variables)
 
@@ -142,7 +148,9 @@ def test_a_step_that_is_not_finite_changes_nothing(value, compiled, nesterov):
 
 
 def test_variables_without_a_gradient_stay_as_keras_leaves_them():
-  used, unused = (mark(tf.Variable(START), Role.KERNEL) for _ in range(2))
+  used, unused = (
+    set_group(tf.Variable(START), ParamGroup.KERNEL) for _ in range(2)
+  )
   optimizer = SGD(0.5)
   optimizer.build([used, unused])
   optimizer.apply_gradients([(tf.ones([4, 3]), used), (None, unused)])

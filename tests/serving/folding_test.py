@@ -4,9 +4,8 @@ import tensorflow as tf
 from tensorflow import keras
 
 from nfnets_tf.errors import UserError
-from nfnets_tf.models.block import ALPHA, NFBlock
 from nfnets_tf.models.deepmind import assign_parameters, parameter_table
-from nfnets_tf.models.nfnet import NFNet
+from nfnets_tf.models.nfnet import ALPHA, NFBlock, NFNet
 from nfnets_tf.ops.activations import GAMMAS
 from nfnets_tf.ops.weight_standardization import standardize
 from nfnets_tf.serving.folding import Affine, FoldedBlock, FoldedNFNet, fold

@@ -3,10 +3,9 @@ import pytest
 import tensorflow as tf
 from tensorflow import keras
 
-from nfnets_tf.models.nfnet import NFNet
-from nfnets_tf.models.parts import variables_by_part
-from nfnets_tf.ops.clipping import clip_unitwise
-from nfnets_tf.ops.roles import role_of
+from nfnets_tf.models.nfnet import NFNet, variables_by_stage
+from nfnets_tf.optim.adaptive_clipping import clip_unitwise
+from nfnets_tf.optim.param_groups import group_of
 from nfnets_tf.optim.sam import SAM
 from nfnets_tf.optim.sgd import SGD
 from nfnets_tf.train.findings import Findings
@@ -42,12 +41,12 @@ def test_share_of_units_clipped_is_what_the_optimizer_clips():
   results = {k: float(v) for k, v in telemetry.results().items()}
   parts = {
     id(v): name
-    for name, members in variables_by_part(network).items()
+    for name, members in variables_by_stage(network).items()
     for v in members
   }
   clipped, total = {}, {}
   for variable, gradient in zip(variables, gradients):
-    if role_of(variable).clipped:
+    if group_of(variable).clipped:
       changed = clip_unitwise(gradient, variable, clipping=0.1)
       rows = np.any(units(changed) != units(gradient), axis=1)
       for name in (parts[id(variable)], "all"):

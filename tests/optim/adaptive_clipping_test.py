@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from nfnets_tf.ops.clipping import (
+from nfnets_tf.optim.adaptive_clipping import (
   clip_unitwise,
-  largest_norm,
+  max_gradient_norm,
   unitwise_norm,
 )
 
@@ -77,5 +77,5 @@ def test_a_vector_has_one_norm():
 
 def test_largest_norm_has_a_floor():
   weight = tf.constant([[3.0, 0.0], [4.0, 0.0]])
-  largest = largest_norm(weight, clipping=0.1, eps=1e-3)
+  largest = max_gradient_norm(weight, clipping=0.1, eps=1e-3)
   np.testing.assert_allclose(largest, [[0.5, 1e-4]], rtol=1e-6)

@@ -24,7 +24,7 @@ def unitwise_norm(x: tf.Tensor) -> tf.Tensor:
   return tf.sqrt(tf.reduce_sum(tf.square(x), axis=axes, keepdims=True))
 
 
-def largest_norm(
+def max_gradient_norm(
   weight: tf.Tensor, *, clipping: float, eps: float = 1e-3
 ) -> tf.Tensor:
   """Returns clipping * max(|w_i|, eps) for every unit i of `weight`."""
@@ -51,7 +51,7 @@ def clip_unitwise(
   Returns:
     The clipped gradient, same shape and dtype as `gradient`.
   """
-  largest = largest_norm(weight, clipping=clipping, eps=eps)
+  largest = max_gradient_norm(weight, clipping=clipping, eps=eps)
   norm = unitwise_norm(gradient)
   scale = tf.where(norm > largest, largest / tf.maximum(norm, 1e-6), 1.0)
   return gradient * scale
