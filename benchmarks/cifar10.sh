@@ -75,4 +75,4 @@ for clipping in None 0.01 1.0; do
 done
 
 # All of it for long: at full resolution.
-train long "$data" --gin_file=gin/models/pico.gin --gin_param="EPOCHS = 25"
+train long "$data" --gin_param="VARIANT = 'pico'" --gin_param="EPOCHS = 25"
