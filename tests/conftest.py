@@ -16,9 +16,9 @@ import tensorflow as tf
 from tensorflow import keras
 
 from nfnets_tf.config import Configuration
+from nfnets_tf.train.run_dir import RunDir
 from nfnets_tf.train.session import Session
 from nfnets_tf.train.strategy import one_device
-from nfnets_tf.train.workdir import Workdir
 from tests.support import launcher, tiny
 from tests.support.datasets import write_small_dataset
 
@@ -147,7 +147,7 @@ def open_session():
 
   def make(job, directory, strategy=None):
     indexes = job.train_split.index(), job.heldout_split.index()
-    files = Workdir(str(directory))
+    files = RunDir(str(directory))
     return Session(job, files, strategy or one_device(), *indexes, parts=None)
 
   return make

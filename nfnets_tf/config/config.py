@@ -24,7 +24,7 @@ from nfnets_tf.config.axes import read_grid
 from nfnets_tf.config.bindings import Bindings, Macro, Reference
 from nfnets_tf.errors import UserError
 from nfnets_tf.fileio import read_bytes
-from nfnets_tf.train.workdir import run_folder
+from nfnets_tf.train.run_dir import find_run_dir
 
 if TYPE_CHECKING:
   from nfnets_tf.jobs.job import Job
@@ -273,7 +273,7 @@ def find_base_run(bindings: Bindings) -> str | None:
       f"{value!r} is not a checkpoint; expected a path in quotes, such as"
       " 'runs/quickstart'."
     )
-  if folder := run_folder(value):
+  if folder := find_run_dir(value):
     return folder
   if not any(name.startswith("train.TrainJob.") for name in bindings):
     raise UserError(

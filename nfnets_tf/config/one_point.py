@@ -21,7 +21,7 @@ from nfnets_tf.scaling.board import DONE, Board
 from nfnets_tf.scaling.points import Point
 from nfnets_tf.scaling.sweep import fail
 from nfnets_tf.train.cluster import read_cluster
-from nfnets_tf.train.workdir import Workdir
+from nfnets_tf.train.run_dir import RunDir
 
 
 def run_point(
@@ -65,7 +65,7 @@ def run_point(
     begin = time.monotonic()
     try:
       summary = _run_job(alone, folder, terminal, started)
-      result = Workdir(folder).read_result() or {}
+      result = RunDir(folder).read_result() or {}
       _check_loss(point, result, loss)
     except (Preempted, NothingToDo):
       raise

@@ -17,7 +17,7 @@ from nfnets_tf.data.shard_folder import ShardFolder
 from nfnets_tf.errors import require_fraction, require_int
 from nfnets_tf.jobs.job import RunContext
 from nfnets_tf.train.plan import table
-from nfnets_tf.train.workdir import Workdir
+from nfnets_tf.train.run_dir import RunDir
 
 LOGGER = logging.getLogger("nfnets_tf")
 
@@ -103,10 +103,10 @@ class BuildShardsJob:
         images than `max_bad_share` are unusable, or none is left of a split;
         what was written stays.
     """
-    files = Workdir(context.workdir)
+    files = RunDir(context.workdir)
     preparing.check_runner(self.runner, self.runner_options)
     self._folder.take()
-    files.keep_configuration(context.config_text)
+    files.write_config(context.config_text)
     context.on_start()
     if (index := self._folder.read_index()) is None:
       self._write()

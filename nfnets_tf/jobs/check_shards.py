@@ -21,7 +21,7 @@ from nfnets_tf.errors import UserError, require_fraction
 from nfnets_tf.fileio import write_atomically
 from nfnets_tf.jobs.job import RunContext
 from nfnets_tf.train.plan import table
-from nfnets_tf.train.workdir import Workdir
+from nfnets_tf.train.run_dir import RunDir
 
 LOGGER = logging.getLogger("nfnets_tf")
 
@@ -69,12 +69,12 @@ class CheckShardsJob:
     Raises:
       UserError: if the shards cannot be used.
     """
-    files = Workdir(context.workdir)
+    files = RunDir(context.workdir)
     indexes = [
       read_index(self.directory, split, self.fields, check_sizes=False)
       for split in self.splits
     ]
-    files.keep_configuration(context.config_text)
+    files.write_config(context.config_text)
     context.on_start()
     seen = {}
     findings = [one for index in indexes for one in self._check(index, seen)]

@@ -17,8 +17,8 @@ from nfnets_tf.train.checkpoint_files import newest_in
 from nfnets_tf.train.plan import describe_network, table
 from nfnets_tf.train.pretrained import Start
 from nfnets_tf.train.provenance import known_of
+from nfnets_tf.train.run_dir import RunDir, find_run_dir
 from nfnets_tf.train.samples import heldout_sample
-from nfnets_tf.train.workdir import Workdir, run_folder
 
 
 class ExportJob:
@@ -70,7 +70,7 @@ class ExportJob:
     Raises:
       UserError: if the weights or the held-out data cannot be used.
     """
-    job, files = self.training, Workdir(context.workdir)
+    job, files = self.training, RunDir(context.workdir)
     files.check_writable()
     self.start.check()
     if job.prepare is not None:
@@ -101,8 +101,8 @@ class ExportJob:
   def _known(self, heldout: SplitIndex, configuration: str) -> dict:
     """Returns what the exporter is told: of the run, only what is of it."""
     path = os.path.expanduser(self.start.path)
-    folder = run_folder(path)
-    result = (folder and Workdir(folder).read_result()) or {}
+    folder = find_run_dir(path)
+    result = (folder and RunDir(folder).read_result()) or {}
     kept = ("step", "heldout_", "ema_heldout_")
     metrics = {name: x for name, x in result.items() if name.startswith(kept)}
     if result.get("step") != _step_of(path):

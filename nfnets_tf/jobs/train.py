@@ -22,10 +22,10 @@ from nfnets_tf.train.breakdown import explained
 from nfnets_tf.train.checkpoint_files import newest_in
 from nfnets_tf.train.pretrained import Start
 from nfnets_tf.train.recovery import Recovery
+from nfnets_tf.train.run_dir import RunDir
 from nfnets_tf.train.session import Session
 from nfnets_tf.train.strategy import describe
 from nfnets_tf.train.summary import summarize
-from nfnets_tf.train.workdir import Workdir
 from nfnets_tf.train.workers import Workers
 
 LOGGER = logging.getLogger("nfnets_tf")
@@ -187,7 +187,7 @@ class TrainJob:
       UserError: before training, if the data, the devices or the checkpoints do
         not fit the configuration.
     """
-    files = Workdir(context.workdir)
+    files = RunDir(context.workdir)
     result = files.read_result()
     if result is not None and result["step"] >= self.total_steps:
       LOGGER.info("This run is done already; nothing is trained again.")
@@ -201,13 +201,13 @@ class TrainJob:
         self.start.check()
       self._prepare(workers)
       train, heldout = self._read_indexes()
-      parts = files.read_parts() or self.parts
+      parts = files.read_num_data_streams() or self.parts
       session = Session(self, files, strategy, train, heldout, parts=parts)
       if workers.chief:
         # Not before: what was refused must not bind the folder.
         parts = session.inputs.parts
-        files.keep_data(parts=parts, train=train, heldout=heldout)
-        files.keep_configuration(context.config_text)
+        files.record_data(num_data_streams=parts, train=train, heldout=heldout)
+        files.write_config(context.config_text)
         context.on_start()
       session.fit(context.terminal)
       session.finish()

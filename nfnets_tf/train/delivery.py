@@ -16,8 +16,8 @@ from nfnets_tf.train.classifier import Classifier
 from nfnets_tf.train.curves import draw_curves
 from nfnets_tf.train.metrics_log import MetricsLog, read_records
 from nfnets_tf.train.provenance import class_names, known_of
+from nfnets_tf.train.run_dir import RunDir, weights_sha256
 from nfnets_tf.train.samples import heldout_sample
-from nfnets_tf.train.workdir import Workdir, weights_sha256
 
 LOGGER = logging.getLogger("nfnets_tf")
 
@@ -26,7 +26,7 @@ _SAMPLE_SIZE, _COMPARED = 8, 64
 
 def deliver(
   job,
-  files: Workdir,
+  files: RunDir,
   classifier: Classifier,
   heldout: SplitIndex,
   checkpoints: Checkpoints,

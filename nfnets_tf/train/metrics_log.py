@@ -5,7 +5,7 @@ import json
 import tensorflow as tf
 
 from nfnets_tf.fileio import report_write_errors, write_atomically
-from nfnets_tf.train.workdir import Workdir
+from nfnets_tf.train.run_dir import RunDir
 
 
 class MetricsLog:
@@ -20,7 +20,7 @@ class MetricsLog:
   """
 
   def __init__(
-    self, workdir: Workdir, *, step: int, end: int, writes: bool = True
+    self, workdir: RunDir, *, step: int, end: int, writes: bool = True
   ):
     self._path, self._end, self._writes = workdir.metrics, end, writes
     self._folder = workdir.tensorboard

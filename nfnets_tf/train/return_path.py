@@ -10,8 +10,8 @@ from nfnets_tf.train.checkpoints import Checkpoints
 from nfnets_tf.train.guard import Guard
 from nfnets_tf.train.inputs import Inputs
 from nfnets_tf.train.recovery import Recovery, Rollback, Rollbacks
+from nfnets_tf.train.run_dir import RunDir
 from nfnets_tf.train.run_state import RunState
-from nfnets_tf.train.workdir import Workdir
 from nfnets_tf.train.workers import Workers
 
 LOGGER = logging.getLogger("nfnets_tf")
@@ -35,7 +35,7 @@ class ReturnPath:
   def __init__(
     self,
     recovery: Recovery,
-    files: Workdir,
+    files: RunDir,
     checkpoints: Checkpoints,
     guard: Guard,
     state: RunState,

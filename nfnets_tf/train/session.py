@@ -28,8 +28,8 @@ from nfnets_tf.train.preemption import EndOnNotice, GoOnInInterval, Notice
 from nfnets_tf.train.progress import Progress
 from nfnets_tf.train.recovery import EndOnNotFinite, NotFinite
 from nfnets_tf.train.return_path import ReturnPath
+from nfnets_tf.train.run_dir import RunDir
 from nfnets_tf.train.run_state import RunState
-from nfnets_tf.train.workdir import Workdir
 from nfnets_tf.train.workers import Workers
 
 LOGGER = logging.getLogger("nfnets_tf")
@@ -53,7 +53,7 @@ class Session:
   def __init__(
     self,
     job,
-    files: Workdir,
+    files: RunDir,
     strategy: tf.distribute.Strategy,
     train: SplitIndex,
     heldout: SplitIndex,

@@ -3,14 +3,14 @@
 import tensorflow as tf
 
 from nfnets_tf.train.plan import table
-from nfnets_tf.train.workdir import Workdir
+from nfnets_tf.train.run_dir import RunDir
 
 
-def summarize(result: dict, files: Workdir) -> str:
+def summarize(result: dict, files: RunDir) -> str:
   """Returns the summary of a finished run.
 
   Args:
-    result: what `Workdir.write_result` was given.
+    result: what `RunDir.write_result` was given.
     files: the run's files.
   """
   lines = [

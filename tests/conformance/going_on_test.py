@@ -6,7 +6,7 @@ import tensorflow as tf
 from nfnets_tf.errors import Preempted, UserError
 from nfnets_tf.optim.sam import SAM
 from nfnets_tf.train.preemption import Notice
-from nfnets_tf.train.workdir import Workdir
+from nfnets_tf.train.run_dir import RunDir
 
 
 class AtStep(Notice):
@@ -50,7 +50,7 @@ def test_a_longer_budget_and_another_interval_go_on(
     session = open_session(job, tmp_path)
     session.fit(None)
     session.finish()
-    return Workdir(str(tmp_path)).read_result()
+    return RunDir(str(tmp_path)).read_result()
 
   job.log_every, job.checkpoint_every, job.evaluate_every = 4, 4, 4
   run()

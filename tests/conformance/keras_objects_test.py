@@ -40,7 +40,7 @@ from nfnets_tf.train.classifier import Classifier
 from nfnets_tf.train.pretrained import Start
 from nfnets_tf.train.recovery import Recovery
 from nfnets_tf.train.report import ClassificationReport
-from nfnets_tf.train.workdir import Workdir
+from nfnets_tf.train.run_dir import RunDir
 
 LAYERS = {
   "WSConv2D": lambda: layers.WSConv2D(8, 3, strides=2, groups=2),
@@ -98,7 +98,7 @@ PLAIN = {
   "Digits": lambda: sources.Digits(directory="x", image_size=8),
   "ShardOrder": lambda: order.ShardOrder(["a"], [1], seed=0, shuffle_buffer=1),
   "TpuV4": lambda: TpuV4(utilisation=0.3),
-  "Workdir": lambda: Workdir("x"),
+  "RunDir": lambda: RunDir("x"),
   "Listing": lambda: listing.Listing("x", ("a",), {}, "key"),
   "Folder": lambda: sources.Folder(
     directory="x", heldout_share=0.1, shards="y"

@@ -8,7 +8,7 @@ from nfnets_tf.errors import UserError
 from nfnets_tf.jobs.export_checkpoint import ExportJob
 from nfnets_tf.jobs.job import RunContext
 from nfnets_tf.train.pretrained import save_deepmind
-from nfnets_tf.train.workdir import Workdir
+from nfnets_tf.train.run_dir import RunDir
 
 
 @pytest.fixture
@@ -54,7 +54,7 @@ def test_a_checkpoints_weights_are_exported_as_the_run_evaluates(
 ):
   job, folder, classifier = run
   result = {"step": 3, "heldout_top1": 0.25, "saved_model": None}
-  Workdir(str(folder)).write_result(result)
+  RunDir(str(folder)).write_result(result)
   before = sorted(x for x in folder.rglob("*"))
   keras.mixed_precision.set_global_policy("mixed_bfloat16")
   calls = []
@@ -80,7 +80,7 @@ def test_a_checkpoints_weights_are_exported_as_the_run_evaluates(
 
 def test_metrics_are_those_of_the_checkpoint_or_none(run, tmp_path):
   job, folder, _ = run
-  Workdir(str(folder)).write_result({"step": 9, "heldout_top1": 0.25})
+  RunDir(str(folder)).write_result({"step": 9, "heldout_top1": 0.25})
   for path in (folder, folder / "checkpoints", folder / "checkpoints/ckpt-3"):
     calls = []
     export(job, path, calls).run(RunContext(str(tmp_path / "out"), ""))

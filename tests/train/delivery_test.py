@@ -14,8 +14,8 @@ from nfnets_tf.train.checkpoints import Checkpoints
 from nfnets_tf.train.classifier import Classifier
 from nfnets_tf.train.delivery import deliver
 from nfnets_tf.train.metrics_log import MetricsLog, read_records
+from nfnets_tf.train.run_dir import RunDir, weights_sha256
 from nfnets_tf.train.run_state import RunState
-from nfnets_tf.train.workdir import Workdir, weights_sha256
 
 RECORD = {"heldout_loss": 0.5, "heldout_top1": 0.75}
 
@@ -59,7 +59,7 @@ def made(make_dataset, drawing_network, tmp_path):
     model.compile(SGD(0.1))
     for average in model.averages:
       average.assign(average + 1.0)  # to be told from the weights
-    files = Workdir(str(tmp_path / "run"))
+    files = RunDir(str(tmp_path / "run"))
     checkpoints = Checkpoints(
       files.checkpoints, model, RunState(seed=0), keep=1
     )

@@ -8,11 +8,11 @@ import tensorflow as tf
 
 from nfnets_tf.errors import RunError
 from nfnets_tf.train.metrics_log import MetricsLog, read_records
-from nfnets_tf.train.workdir import Workdir
+from nfnets_tf.train.run_dir import RunDir
 
 
 def test_records_are_one_json_object_a_line(tmp_path):
-  files = Workdir(str(tmp_path))
+  files = RunDir(str(tmp_path))
   log = MetricsLog(files, step=0, end=90)
   log.write(10, {"loss": 1.5})
   log.write(20, {"loss": 1.25, "weights_sha256": "ab"})
@@ -26,7 +26,7 @@ def test_records_are_one_json_object_a_line(tmp_path):
 
 
 def test_going_on_forgets_what_no_checkpoint_covers(tmp_path):
-  files = Workdir(str(tmp_path))
+  files = RunDir(str(tmp_path))
   log = MetricsLog(files, step=0, end=90)
   for step in (10, 20, 30):
     log.write(step, {"loss": float(step)})
@@ -41,7 +41,7 @@ def test_going_on_forgets_what_no_checkpoint_covers(tmp_path):
 
 
 def test_numbers_reach_tensorboard(tmp_path):
-  files = Workdir(str(tmp_path))
+  files = RunDir(str(tmp_path))
   MetricsLog(files, step=0, end=90).write(10, {"loss": 1.5, "note": "text"})
   (path,) = glob.glob(f"{files.tensorboard}/*")
   found = {}
@@ -53,7 +53,7 @@ def test_numbers_reach_tensorboard(tmp_path):
 
 def test_the_closing_record_of_a_shorter_run_stays(tmp_path):
   """Of a run that goes on with a larger EPOCHS; its own is written anew."""
-  files = Workdir(str(tmp_path))
+  files = RunDir(str(tmp_path))
   log = MetricsLog(files, step=0, end=30)
   log.write(30, {"loss": 3.0})
   log.write(30, {"weights_sha256": "ab"})
@@ -65,7 +65,7 @@ def test_the_closing_record_of_a_shorter_run_stays(tmp_path):
 
 
 def test_going_back_takes_out_later_records_and_goes_on_writing(tmp_path):
-  files = Workdir(str(tmp_path))
+  files = RunDir(str(tmp_path))
   log = MetricsLog(files, step=0, end=90)
   for step in (10, 20, 30):
     log.write(step, {"loss": float(step)})
@@ -76,7 +76,7 @@ def test_going_back_takes_out_later_records_and_goes_on_writing(tmp_path):
 
 
 def test_a_process_that_may_not_write_touches_nothing(tmp_path):
-  files = Workdir(str(tmp_path / "run"))
+  files = RunDir(str(tmp_path / "run"))
   log = MetricsLog(files, step=0, end=90, writes=False)
   log.write(10, {"loss": 1.5})
   log.drop_later(0)
@@ -87,7 +87,7 @@ def test_a_process_that_may_not_write_touches_nothing(tmp_path):
 
 
 def test_a_full_disk_ends_in_a_sentence(tmp_path):
-  files = Workdir(str(tmp_path))
+  files = RunDir(str(tmp_path))
   log = MetricsLog(files, step=0, end=90)
   os.remove(files.metrics)
   os.symlink("/dev/full", files.metrics)
@@ -96,7 +96,7 @@ def test_a_full_disk_ends_in_a_sentence(tmp_path):
 
 
 def test_what_tensorboard_cannot_write_ends_in_a_sentence(tmp_path):
-  log = MetricsLog(Workdir(str(tmp_path)), step=0, end=90)
+  log = MetricsLog(RunDir(str(tmp_path)), step=0, end=90)
   limits = resource.getrlimit(resource.RLIMIT_FSIZE)
   # More than the record takes as text, less than it takes there.
   resource.setrlimit(resource.RLIMIT_FSIZE, (3_000, limits[1]))

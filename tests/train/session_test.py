@@ -12,8 +12,8 @@ from nfnets_tf.train import session as session_module
 from nfnets_tf.train.checkpoints import Checkpoints
 from nfnets_tf.train.preemption import EndOnNotice, Notice
 from nfnets_tf.train.pretrained import Start, save_deepmind
+from nfnets_tf.train.run_dir import RunDir
 from nfnets_tf.train.run_state import RunState
-from nfnets_tf.train.workdir import Workdir
 
 
 class Killed(Exception):
@@ -26,7 +26,7 @@ def run(open_session):
     session = open_session(job, directory)
     session.fit(None)
     session.finish()
-    return Workdir(str(directory)).read_result()
+    return RunDir(str(directory)).read_result()
 
   return whole
 

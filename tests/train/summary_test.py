@@ -1,5 +1,5 @@
+from nfnets_tf.train.run_dir import RunDir
 from nfnets_tf.train.summary import summarize
-from nfnets_tf.train.workdir import Workdir
 
 RESULT = {
   "variant": "nano",
@@ -20,7 +20,7 @@ def test_it_says_how_good_and_where_everything_lies():
     "ema_heldout_top5": 0.9975,
     "ema_weights_sha256": "cd" * 32,
   }
-  text = summarize({**RESULT, **averaged}, Workdir("runs/x"))
+  text = summarize({**RESULT, **averaged}, RunDir("runs/x"))
   for part in (
     "1,234 steps, finished",
     "97.50% raw, 98.75% averaged weights, of 360 images",
@@ -39,11 +39,11 @@ def test_it_says_how_good_and_where_everything_lies():
 
 
 def test_without_averages_it_does_not_speak_of_them():
-  assert "averaged" not in summarize(RESULT, Workdir("runs/x"))
+  assert "averaged" not in summarize(RESULT, RunDir("runs/x"))
 
 
 def test_a_report_is_named_if_there_is_one(tmp_path):
-  files = Workdir(str(tmp_path))
+  files = RunDir(str(tmp_path))
   assert "report" not in summarize(RESULT, files).replace(str(tmp_path), "")
   (tmp_path / "report").mkdir()
   assert files.report in summarize(RESULT, files)

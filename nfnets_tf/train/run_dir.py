@@ -1,0 +1,445 @@
+"""The work directory of a run: its files, and the lock that guards it.
+
+The lock uses what every file system behind `tf.io.gfile` provides: a file that
+was written is visible, whole, to whoever lists the directory afterwards (local
+disks, NFS, `gs://`, `ram://`). None of them all has an atomic create or an
+atomic rename without overwriting. So each process writes a lease file with a
+name of its own and *then* lists the directory; it holds the lock if no other
+live lease is there, and withdraws otherwise. Of two processes, the one that
+lists last has written before the other listed or sees the other's file: both
+may withdraw and retry, but both can never hold the lock. Once it is held, one
+lease file is there, which a heartbeat renews.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+import dataclasses
+import hashlib
+import json
+import logging
+import os
+import pathlib
+import random
+import socket
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterable, Iterator
+
+import tensorflow as tf
+
+from nfnets_tf.data.index import SplitIndex
+from nfnets_tf.errors import RunError, UserError
+from nfnets_tf.fileio import (
+  read_bytes,
+  read_json,
+  report_write_errors,
+  write_atomically,
+)
+
+LOGGER = logging.getLogger("nfnets_tf")
+
+LEASE_SECONDS = 60.0
+_LAYOUT_FORMAT = 2  # of the files of a work directory; see RunDir.check_layout
+_HEARTBEATS_PER_LEASE = 4
+_MAX_BACKOFF_SECONDS = 0.5
+_PREFIX, _SUFFIX = "lease-", ".json"
+_HELD: contextvars.ContextVar[frozenset[str]] = contextvars.ContextVar(
+  "run directories locked by this thread", default=frozenset()
+)
+
+
+class RunDir:
+  """Paths of one run's files, and reading and writing of the small ones.
+
+  Args:
+    root: directory of the run, local or gs://; created by the first write.
+  """
+
+  def __init__(self, root: str):
+    self.root = root
+    self.config = os.path.join(root, "config.gin")
+    self.data = os.path.join(root, "data.json")
+    self.metrics = os.path.join(root, "metrics.jsonl")
+    self.curves = os.path.join(root, "curves.png")
+    self.checkpoints = os.path.join(root, "checkpoints")
+    self.saved_models = os.path.join(root, "saved_model")
+    self.tensorboard = os.path.join(root, "tensorboard")
+    self.sample = os.path.join(root, "heldout_sample.npy")
+    self.report = os.path.join(root, "report")
+    self.rollbacks = os.path.join(root, "rollbacks.json")
+    self.not_finite = os.path.join(root, "not_finite.tsv")
+    self.result = os.path.join(root, "result.json")
+
+  def check_writable(self) -> None:
+    """Checks that a local directory exists or can be created, and is writable.
+
+    Raises:
+      UserError: if it is not.
+    """
+    if "://" in self.root:
+      return
+    path = os.path.abspath(self.root)
+    while not os.path.lexists(path):
+      path = os.path.dirname(path)
+    if not os.path.isdir(path) or not os.access(path, os.W_OK | os.X_OK):
+      state = "is not writable" if os.path.isdir(path) else "is not a directory"
+      raise UserError(
+        f"--workdir={self.root} is invalid because {path!r} {state}; give a"
+        " writable directory."
+      )
+
+  def check_layout(self) -> None:
+    """Checks that the run in this directory, if any, has today's layout.
+
+    Raises:
+      UserError: if an earlier release of this package began it.
+    """
+    self._read_data()
+
+  def write_config(self, text: str) -> None:
+    """Writes config.gin, and keeps a different earlier one as config.N.gin."""
+    with report_write_errors(self.root):
+      tf.io.gfile.makedirs(self.root)
+    if tf.io.gfile.exists(self.config):
+      if read_bytes(self.config).decode() == text:
+        return
+      number = 1
+      while tf.io.gfile.exists(older := f"{self.config[:-4]}.{number}.gin"):
+        number += 1
+      with report_write_errors(older):
+        tf.io.gfile.copy(self.config, older)
+    write_atomically(self.config, text)
+
+  def read_num_data_streams(self) -> int | None:
+    """Returns the number of data streams of the run, None before its start.
+
+    Raises:
+      UserError: if the directory has the layout of an earlier release.
+    """
+    return self._read_data().get("num_data_streams")
+
+  def record_data(self, *, num_data_streams: int, **splits: SplitIndex) -> None:
+    """Writes data.json at the start of a run, and checks it when it resumes.
+
+    Args:
+      num_data_streams: that the order of examples is made of; only recorded
+        at the start.
+      **splits: {split: its files and counts}.
+
+    Raises:
+      UserError: if the run began with other data, or with an earlier release.
+    """
+    data = {
+      split: {
+        "folder": os.path.dirname(index.files[0]),
+        "examples": index.num_examples,
+      }
+      for split, index in splits.items()
+    }
+    recorded = self._read_data()
+    if not recorded:
+      content = {"format": _LAYOUT_FORMAT, **data}
+      content["num_data_streams"] = num_data_streams
+      write_atomically(self.data, json.dumps(content, indent=1) + "\n")
+      return
+    for split in data:
+      if recorded.get(split) != data[split]:
+        raise UserError(
+          f"the {split!r} data have changed since the run in {self.root!r}"
+          f" started (then {recorded.get(split)}, now {data[split]}); restore"
+          " them, or start a new run in another --workdir."
+        )
+
+  def _read_data(self) -> dict:
+    if not tf.io.gfile.exists(self.data):
+      return {}
+    data = read_json(self.data)
+    if data.get("format") != _LAYOUT_FORMAT:
+      raise UserError(
+        f"the run in {self.root!r} has layout {data.get('format', 1)} of"
+        f" another release, expected layout {_LAYOUT_FORMAT}; start a new run"
+        " in another --workdir, or resume this one with that release."
+      )
+    return data
+
+  def read_result(self) -> dict | None:
+    """Returns the result of a finished run, None for an unfinished one."""
+    if not tf.io.gfile.exists(self.result):
+      return None
+    return read_json(self.result)
+
+  def write_result(self, result: dict) -> None:
+    """Writes result.json, which marks the run as finished."""
+    write_atomically(self.result, json.dumps(result, indent=1) + "\n")
+
+
+class RunLocked(UserError):
+  """Another process is running in the work directory."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Lease:
+  """The content of one lease file.
+
+  Attributes:
+    host: name of the machine.
+    process: its process id there.
+    machine: identity of the boot and process namespace in which that id is
+      valid, so that processes that share it can check on each other.
+    expires: seconds since the epoch, by the clock of the holder.
+  """
+
+  host: str
+  process: int
+  machine: str
+  expires: float
+
+  def is_local(self) -> bool:
+    """Returns whether the holder's process can be seen from this one."""
+    return self.machine == _MACHINE
+
+  def is_live(self, now: float) -> bool:
+    """Returns whether the lease still protects the work directory."""
+    if self.is_local() and not _is_alive(self.process):
+      return False
+    return now < self.expires
+
+
+class RunLock:
+  """The lock of a work directory: a lease file with a heartbeat.
+
+  `TrainJob.run` holds it on the chief around everything that reads or writes
+  the work directory:
+
+    lock = RunLock(context.workdir).hold() if workers.chief else nullcontext()
+    with lock:
+      ...
+
+  A sweep holds it around the job of a point; `hold` may be nested in one
+  thread. Nobody has to clean up after a killed process: its lease is void at
+  once on the same machine and expires elsewhere. A process that was suspended
+  for longer than its lease, and finds that another one took over, exits.
+
+  Args:
+    root: the work directory.
+    lease_seconds: after which a lease that was not renewed expires. The clocks
+      of all machines must agree to a small fraction of it.
+    clock: returns seconds since the epoch.
+    sleep: waits for some seconds.
+    on_lost: called when another process took over; exits by default.
+  """
+
+  def __init__(
+    self,
+    root: str,
+    *,
+    lease_seconds: float = LEASE_SECONDS,
+    clock: Callable[[], float] = time.time,
+    sleep: Callable[[float], None] = time.sleep,
+    on_lost: Callable[[str], None] | None = None,
+  ):
+    self._root, self._lease_seconds = root, lease_seconds
+    self._clock, self._sleep = clock, sleep
+    self._on_lost = on_lost or _exit_process
+    self._host, self._expires = socket.gethostname(), -float("inf")
+    token = uuid.uuid4().hex[:8]
+    name = f"{_PREFIX}{self._host}-{os.getpid()}-{token}{_SUFFIX}"
+    self._path = os.path.join(root, name)
+
+  def holder(self) -> Lease | None:
+    """Returns the live lease of another process or instance, if any."""
+    now = self._clock()  # before reading, or a renewal in between is missed
+    leases = self._other_leases().values()
+    return next((lease for lease in leases if lease.is_live(now)), None)
+
+  def acquire(self) -> None:
+    """Takes the lock.
+
+    A holder on this machine is known to be alive. One on another machine may
+    have been killed, so this waits until its lease is renewed or expires.
+
+    Raises:
+      RunLocked: if another process holds the lock.
+    """
+    self._wait_for_holder()
+    with report_write_errors(self._root):
+      tf.io.gfile.makedirs(self._root)
+    while True:
+      self._write()
+      now = self._clock()
+      others = self._other_leases()
+      if not any(lease.is_live(now) for lease in others.values()):
+        break
+      self.release()
+      # Of those that started at the same moment, one has to be first.
+      self._sleep(random.uniform(0, _MAX_BACKOFF_SECONDS))
+      self._wait_for_holder()
+    # Only now: an expired holder that wakes up renews its file, and whichever
+    # of the two lists last must see the other.
+    for path in others:
+      _remove(path)
+
+  def renew(self) -> None:
+    """Extends the lease; calls `on_lost` if another process took over."""
+    previous = self._expires
+    self._write()
+    # Before it had expired, nobody could take over. After, this one may be the
+    # second: it has written its file, so it lists last.
+    if self._clock() >= previous and self.holder() is not None:
+      self.release()
+      self._on_lost(self._root)
+
+  def release(self) -> None:
+    """Gives the lock back; harmless if it is not held."""
+    _remove(self._path)
+
+  @contextlib.contextmanager
+  def hold(self) -> Iterator[None]:
+    """Holds the lock for the duration of a `with`, renewed by a thread.
+
+    Raises:
+      RunLocked: if another process holds it.
+    """
+    root = self._root.rstrip("/")
+    if root in _HELD.get():
+      yield
+      return
+    self.acquire()
+    ended = threading.Event()
+    thread = threading.Thread(target=self._beat, args=(ended,), daemon=True)
+    thread.start()
+    held = _HELD.set(_HELD.get() | {root})
+    try:
+      yield
+    finally:
+      _HELD.reset(held)
+      ended.set()
+      thread.join()
+      self.release()
+
+  def _beat(self, ended: threading.Event) -> None:
+    while not ended.wait(self._lease_seconds / _HEARTBEATS_PER_LEASE):
+      # A lease outlives a few failed writes; the run itself reports those that
+      # matter.
+      with contextlib.suppress(RunError, tf.errors.OpError):
+        self.renew()
+
+  def _wait_for_holder(self) -> None:
+    first = holder = self.holder()
+    while holder is not None:
+      if holder.is_local() or holder != first:
+        raise RunLocked(
+          f"{self._root!r} is in use by process {holder.process} on host"
+          f" {holder.host!r}; wait for that process or stop it, or use another"
+          " --workdir."
+        )
+      self._sleep(self._lease_seconds / _HEARTBEATS_PER_LEASE / 4)
+      holder = self.holder()
+
+  def _write(self) -> None:
+    expires = self._clock() + self._lease_seconds
+    lease = Lease(self._host, os.getpid(), _MACHINE, expires)
+    write_atomically(self._path, json.dumps(dataclasses.asdict(lease)))
+    self._expires = expires
+
+  def _other_leases(self) -> dict[str, Lease]:
+    try:
+      names = tf.io.gfile.listdir(self._root)
+    except tf.errors.NotFoundError:
+      return {}
+    leases = {}
+    for name in sorted(names):
+      path = os.path.join(self._root, name)
+      if name.startswith(_PREFIX) and name.endswith(_SUFFIX):
+        # Its holder may release it between the listing and the reading.
+        with contextlib.suppress(tf.errors.NotFoundError):
+          if path != self._path:
+            leases[path] = _read_lease(path, self._lease_seconds)
+    return leases
+
+
+def _read_lease(path: str, lease_seconds: float) -> Lease:
+  try:
+    content = json.loads(read_bytes(path))
+    return Lease(
+      str(content["host"]),
+      int(content["process"]),
+      str(content["machine"]),
+      float(content["expires"]),
+    )
+  except (ValueError, TypeError, KeyError):
+    # Torn by a machine that broke down; it expires like any other.
+    written = tf.io.gfile.stat(path).mtime_nsec / 1e9
+    return Lease("unknown", 0, "", written + lease_seconds)
+
+
+def _machine() -> str:
+  parts = [socket.gethostname()]
+  with contextlib.suppress(OSError):  # without /proc, the host name must do
+    boot = pathlib.Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    parts += [boot, os.readlink("/proc/self/ns/pid")]
+  return " ".join(parts)
+
+
+_MACHINE = _machine()
+
+
+def _is_alive(process: int) -> bool:
+  try:
+    os.kill(process, 0)
+  except ProcessLookupError:
+    return False
+  except PermissionError:
+    pass  # it runs, as another user
+  return True
+
+
+def _remove(path: str) -> None:
+  with contextlib.suppress(tf.errors.OpError):  # else it expires
+    tf.io.gfile.remove(path)
+
+
+def _exit_process(root: str) -> None:
+  LOGGER.error(
+    "Lost the lock of %s: this process stalled for longer than its lease, and"
+    " another process took over; exiting.",
+    root,
+  )
+  sys.stderr.flush()
+  os._exit(1)
+
+
+def find_run_dir(path: str) -> str | None:
+  """Returns the work directory that a checkpoint belongs to.
+
+  Args:
+    path: a work directory, its checkpoints directory, or one checkpoint.
+
+  Returns:
+    The nearest directory with a config.gin, None if there is none.
+  """
+  folder = os.path.normpath(os.path.expanduser(path))
+  if "://" in path:
+    folder = path.rstrip("/")
+  for _ in range(3):
+    # A SavedModel holds a copy of config.gin.
+    is_run, is_export = (
+      tf.io.gfile.exists(os.path.join(folder, name))
+      for name in ("config.gin", "saved_model.pb")
+    )
+    if is_run and not is_export:
+      return folder
+    folder = os.path.dirname(folder) or "."
+  return None
+
+
+def weights_sha256(variables: Iterable[tf.Variable]) -> str:
+  """Returns the SHA-256, in hexadecimal digits, of the variables' bytes."""
+  digest = hashlib.sha256()
+  for variable in variables:
+    digest.update(variable.numpy().tobytes())
+  return digest.hexdigest()

@@ -1,0 +1,129 @@
+import dataclasses
+import hashlib
+import json
+import os
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from nfnets_tf.data.index import SplitIndex
+from nfnets_tf.errors import UserError
+from nfnets_tf.train.run_dir import RunDir, find_run_dir, weights_sha256
+
+
+def test_result_marks_run_as_finished(tmp_path):
+  files = RunDir(str(tmp_path))
+  assert files.read_result() is None
+  files.write_result({"step": 3})
+  assert files.read_result() == {"step": 3}
+
+
+def texts(folder):
+  return {path.name: path.read_text() for path in folder.iterdir()}
+
+
+def test_replaced_configurations_are_kept_in_order(tmp_path):
+  files = RunDir(str(tmp_path / "run"))
+  for text in ("A = 1\n", "A = 1\n", "A = 2\n", "A = 2\n", "A = 3\n"):
+    files.write_config(text)
+  assert texts(tmp_path / "run") == {
+    "config.gin": "A = 3\n",
+    "config.1.gin": "A = 1\n",
+    "config.2.gin": "A = 2\n",
+  }
+
+
+@pytest.mark.parametrize("below", ["", "/a/b"])
+def test_accepts_directory_that_can_be_written(tmp_path, below):
+  RunDir(f"{tmp_path}{below}").check_writable()
+  assert os.listdir(tmp_path) == []  # it only looks
+
+
+def test_refuses_directory_below_a_file(tmp_path):
+  (tmp_path / "file").touch(0o777)
+  for below in ("", "/a/b"):
+    files = RunDir(f"{tmp_path}/file{below}")
+    with pytest.raises(UserError, match="file' is not a directory; give a"):
+      files.check_writable()
+
+
+def test_refuses_read_only_directory(tmp_path, monkeypatch):
+  """Root may write anywhere, hence the fake `os.access`."""
+  locked = str(tmp_path)
+  monkeypatch.setattr(os, "access", lambda path, mode: path != locked)
+  for root in (locked, f"{locked}/a/b"):
+    with pytest.raises(UserError, match=f"{locked}' is not writable; give"):
+      RunDir(root).check_writable()
+  (tmp_path / "a").mkdir()
+  RunDir(f"{locked}/a/b").check_writable()
+
+
+def test_remote_directory_is_not_checked():
+  RunDir("gs://bucket/run").check_writable()
+
+
+def test_refuses_changed_data(tmp_path):
+  files = RunDir(str(tmp_path))
+  index = SplitIndex(("data/a", "data/b"), (3, 4), 2, ())
+  for _ in range(2):
+    files.record_data(num_data_streams=2, train=index, heldout=index)
+  for other in (
+    dataclasses.replace(index, counts=(3, 5)),
+    dataclasses.replace(index, files=("other/a", "other/b")),
+  ):
+    with pytest.raises(UserError, match="'heldout' data have changed .* 7"):
+      files.record_data(num_data_streams=2, train=index, heldout=other)
+
+
+def test_run_keeps_its_number_of_data_streams(tmp_path):
+  files = RunDir(str(tmp_path))
+  assert files.read_num_data_streams() is None
+  index = SplitIndex(("data/a",), (3,), 2, ())
+  files.record_data(num_data_streams=4, train=index)
+  files.record_data(num_data_streams=2, train=index)  # resumed by other hosts
+  assert files.read_num_data_streams() == 4
+
+
+def test_refuses_layout_of_earlier_release(tmp_path):
+  files = RunDir(str(tmp_path))
+  files.check_layout()  # a new directory
+  index = SplitIndex(("data/a",), (3,), 2, ())
+  split = {"folder": "data", "examples": 3}
+  (tmp_path / "data.json").write_text(json.dumps({"train": split, "parts": 2}))
+  for access in (
+    files.check_layout,
+    files.read_num_data_streams,
+    lambda: files.record_data(num_data_streams=2, train=index),
+  ):
+    with pytest.raises(UserError, match="layout 1 of another release"):
+      access()
+
+
+def test_digest_covers_bytes_in_variable_order():
+  a, b = np.float32([1, 2]), np.float32([[3]])
+  digest = weights_sha256([tf.Variable(a), tf.Variable(b)])
+  assert digest == hashlib.sha256(a.tobytes() + b.tobytes()).hexdigest()
+  assert digest != weights_sha256([tf.Variable(b), tf.Variable(a)])
+
+
+def test_finds_run_of_checkpoint_path(tmp_path, monkeypatch):
+  run = tmp_path / "run"
+  (run / "checkpoints").mkdir(parents=True)
+  (run / "config.gin").touch()
+  for path in ("run", "run/", "run/checkpoints", "run/checkpoints/ckpt-7"):
+    assert find_run_dir(f"{tmp_path}/{path}") == str(run)
+  for path in ("", "other", "other/checkpoints/ckpt-7", "run/a/b/c"):
+    assert find_run_dir(f"{tmp_path}/{path}") is None
+  # A SavedModel below it has a copy of its configuration.
+  (run / "saved_model" / "1").mkdir(parents=True)
+  for name in ("config.gin", "saved_model.pb"):
+    (run / "saved_model" / "1" / name).touch()
+  assert find_run_dir(f"{run}/saved_model/1") == str(run)
+  monkeypatch.chdir(run)
+  for path in (".", "checkpoints", "checkpoints/ckpt-7"):
+    assert find_run_dir(path) == "."
+  tf.io.gfile.makedirs("ram://bucket/run/checkpoints")
+  with tf.io.gfile.GFile("ram://bucket/run/config.gin", "w") as file:
+    file.write("A = 1")
+  assert find_run_dir("ram://bucket/run/checkpoints/") == "ram://bucket/run"
