@@ -161,7 +161,7 @@ def logged():
     with open(directory / "metrics.jsonl") as file:
       found = [json.loads(line) for line in file]
     for record in found:
-      for of_the_clock in ("images_per_second", "waiting_for_data"):
+      for of_the_clock in ("images_per_second", "input_wait_fraction"):
         record.pop(of_the_clock, None)
     return found
 

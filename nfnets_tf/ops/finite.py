@@ -1,4 +1,4 @@
-"""Whether numbers are numbers: guards against steps that went wrong."""
+"""Checks tensors for NaN and infinity."""
 
 from __future__ import annotations
 
@@ -8,10 +8,16 @@ import tensorflow as tf
 
 
 def all_finite(tensors: Iterable[tf.Tensor | tf.IndexedSlices]) -> tf.Tensor:
-  """Returns whether every element is finite, a scalar bool.
+  """Returns whether every element of all tensors is finite.
 
   Each tensor is summed, which reads it once and writes nothing; a sum that
   overflows counts as not finite.
+
+  Args:
+    tensors: of any shape and floating type.
+
+  Returns:
+    A scalar bool.
   """
   sums = [
     tf.cast(tf.reduce_sum(getattr(tensor, "values", tensor)), tf.float32)

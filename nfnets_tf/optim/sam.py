@@ -1,7 +1,7 @@
 """Sharpness-aware minimization (SAM): which perturbation, and how it is made.
 
 Foret et al. 2020 (arXiv 2010.01412); the forms that NFNets were trained with
-are in Brock et al. 2021, appendix A.4. `train.gradients` runs the two passes.
+are in Brock et al. 2021, appendix A.4. `train.train_step` runs the two passes.
 """
 
 from __future__ import annotations

@@ -226,7 +226,7 @@ def export_saved_model(
 
 
 def _check(model: keras.Model, class_names: Sequence[str]) -> None:
-  if not hasattr(model, "normalise"):
+  if not hasattr(model, "normalize"):
     raise UserError(
       f"a model of {type(model).__name__} was given to export; expected a"
       " Classifier, which says how images are normalised: put it into one."

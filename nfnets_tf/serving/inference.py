@@ -198,7 +198,7 @@ def network_of(
   folded = folding.fold(model.network)
   inference = FoldedInference(folded, dtype=dtype, target=target)
   return (
-    lambda images: inference(model.normalise(images)),
+    lambda images: inference(model.normalize(images)),
     {"folded": inference.parameters},
   )
 
@@ -214,4 +214,4 @@ def as_in_training(model: keras.Model) -> Callable[[tf.Tensor], tuple]:
   both = keras.Model(
     network.inputs, [network.get_layer("pool").output, *network.outputs]
   )
-  return lambda images: tuple(both(model.normalise(images), training=False))
+  return lambda images: tuple(both(model.normalize(images), training=False))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import tensorflow as tf
 
 from nfnets_tf.train.classifier import Classifier
-from nfnets_tf.train.shares import check_parts
+from nfnets_tf.train.train_step import check_micro_batches
 
 
 def compiled_classifier(job, strategy: tf.distribute.Strategy) -> Classifier:
@@ -21,7 +21,7 @@ def compiled_classifier(job, strategy: tf.distribute.Strategy) -> Classifier:
   with strategy.scope():
     classifier = job.classifier(network=job.network(), sam=job.sam)
     replicas = strategy.num_replicas_in_sync
-    check_parts(job.batch_size // replicas, classifier.micro_batches)
+    check_micro_batches(job.batch_size // replicas, classifier.micro_batches)
     classifier.compile(
       optimizer=job.optimizer(learning_rate=job.learning_rate),
       steps_per_execution=job.steps_per_execution,

@@ -13,7 +13,7 @@ from tensorflow import keras
 from nfnets_tf.train.metrics_log import MetricsLog
 from nfnets_tf.train.progress import Progress
 
-_OF_ALL_STEPS = ("left_out", "unused", "waiting_for_data")
+_OF_ALL_STEPS = ("skipped_steps", "invalid_examples", "input_wait_fraction")
 
 
 class LogTraining(keras.callbacks.Callback):
@@ -34,7 +34,7 @@ class LogTraining(keras.callbacks.Callback):
     step = current_step(self.model)
     record = {name: float(value) for name, value in logs.items()}
     # Of what did not happen there is no mean.
-    if record.get("left_out") == 1:
+    if record.get("skipped_steps") == 1:
       record = {k: v for k, v in record.items() if k in _OF_ALL_STEPS}
     if record.get("sam_active") == 0:
       del record["perturbed_loss"]

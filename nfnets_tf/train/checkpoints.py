@@ -67,7 +67,7 @@ class Checkpoints:
       "averages": classifier.named_averages(),
       "optimizer": _numbered(optimizer.variables),
       "run": {
-        "left_out_in_a_row": classifier.guard.in_a_row,
+        "consecutive_skips": classifier.guard.consecutive_skips,
         **state.variables(),
       },
     }

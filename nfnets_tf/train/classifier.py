@@ -1,4 +1,4 @@
-"""The training and evaluation steps around a network, as a Keras model."""
+"""A Keras model that trains and evaluates an image classifier."""
 
 from __future__ import annotations
 
@@ -10,17 +10,16 @@ from tensorflow import keras
 
 from nfnets_tf.errors import UserError
 from nfnets_tf.models import naming
-from nfnets_tf.models.nfnet import layers_by_stage
+from nfnets_tf.models.nfnet import layers_by_stage, variables_by_stage
 from nfnets_tf.ops import stateless_random
 from nfnets_tf.ops.losses import softmax_cross_entropy
 from nfnets_tf.optim import ema, param_groups
 from nfnets_tf.optim.sam import SAM
-from nfnets_tf.train.findings import find
-from nfnets_tf.train.gradients import Share
-from nfnets_tf.train.guard import Guard, counted
-from nfnets_tf.train.telemetry import Scores, Telemetry
+from nfnets_tf.train.metrics import Scores, Telemetry, compute_example_metrics
+from nfnets_tf.train.nonfinite import NonfiniteGuard
+from nfnets_tf.train.train_step import ReplicaBatch
 
-# Of ImageNet, in units of [0, 1]: what the published weights expect.
+# Of ImageNet, in units of [0, 1]; the published weights expect them.
 MEAN_RGB = (0.485, 0.456, 0.406)
 STDDEV_RGB = (0.229, 0.224, 0.225)
 
@@ -30,36 +29,38 @@ _deserialize = keras.saving.deserialize_keras_object
 
 @keras.saving.register_keras_serializable(package="nfnets_tf")
 class Classifier(keras.Model):
-  """Trains a network on images and labels; use as any Keras model.
+  """Trains a network on images and labels, as any Keras model.
 
     model = Classifier(NFNet("F0", num_classes=10))
     model.compile(optimizer=SGD(0.1))
     model.fit(dataset)             # batches (images, labels[, weights])
 
-  Images are uint8 or float in [0, 255], [batch, height, width, 3]; they are
-  normalised on the device. Labels are integers [batch] or distributions [batch,
-  classes]; with weights, an example of weight 0 counts nowhere. The loss is the
-  mean over the global batch. `evaluate` gives the plain cross-entropy, never
-  the smoothed one, so that runs can be compared; a step's loss and accuracies
-  are those at the weights themselves, with SAM as well. A step whose loss or
-  gradient is not finite changes no weight (`guard.Guard`).
+  Images are uint8 or float in [0, 255], [batch, height, width, 3], and are
+  normalized on the device. Labels are integers [batch], distributions [batch,
+  classes] or `ops.losses.MixedLabels`; an example of weight 0 is ignored. The
+  loss is the mean over the global batch. `evaluate` returns the plain
+  cross-entropy, not the smoothed one, so that runs can be compared. A step's
+  loss and accuracies are those at the weights themselves, with SAM as well. A
+  step whose loss or gradient is not finite changes no weight
+  (`nonfinite.NonfiniteGuard`).
 
   Args:
-    network: maps normalised images to logits.
-    label_smoothing: share of the target that is spread over all classes.
-    ema_decay: decay of the average of the weights; None keeps none.
-    mean_rgb, stddev_rgb: what images are normalised by, in units of [0, 1].
+    network: maps normalized images to logits [batch, classes].
+    label_smoothing: fraction of the target spread over all classes, in [0, 1).
+    ema_decay: decay of the moving average of the weights, in [0, 1); None
+      keeps no average.
+    mean_rgb, stddev_rgb: normalization of images, in units of [0, 1].
     seed: of dropout and stochastic depth.
-    sam: how the step's gradient is taken at perturbed weights; None is plain.
+    sam: perturbs the weights at which the gradient is taken; None does not.
     micro_batches: number of equal parts in which a replica computes its batch,
-      one after the other, for less memory; the update is the same.
-    layer_decay: the learning rate of each part of the network is this times
-      that of the next part towards the head.
-    frozen: parts of the network that do not learn, such as ["stem", "stage1"],
-      or "backbone", which is all but the classifier.
+      one after the other, to save memory; the update is the same.
+    layer_decay: learning rate of each stage of the network relative to the next
+      one towards the head, in (0, 1].
+    frozen: stages of the network that are not trained, such as ["stem",
+      "stage1"], or "backbone" for all but the classifier.
 
   Raises:
-    UserError: if `frozen` names what the network has not.
+    UserError: if `frozen` names a stage that the network does not have.
   """
 
   def __init__(
@@ -78,7 +79,8 @@ class Classifier(keras.Model):
     **kwargs,
   ):
     super().__init__(dtype="float32", **kwargs)  # the network casts
-    # What a step returns are metrics, put together already; Keras would sum.
+    # `train_step` returns metrics, which are reduced over replicas already;
+    # Keras would sum them once more.
     self.distribute_reduction_method = "first"
     self.network = network
     self.label_smoothing = label_smoothing
@@ -104,14 +106,18 @@ class Classifier(keras.Model):
 
   @property
   def _averaged(self) -> list[tf.Variable]:
-    # Frozen weights too, so that freezing changes no file.
+    # Frozen weights too: a checkpoint has the same tensors with and without.
     return [v for v in self.network.variables if v.trainable]
 
   def compile(self, optimizer, **kwargs):
-    """Configures training; the loss and the metrics are the class's own.
+    """Configures training; the loss and the metrics are built in.
 
-    The average of the weights starts anew as a copy, unless the optimizer has
+    The averages of the weights restart as copies, unless the optimizer has
     already made steps.
+
+    Args:
+      optimizer: a Keras optimizer.
+      **kwargs: of `keras.Model.compile`, such as steps_per_execution.
 
     Raises:
       UserError: if a loss or metrics are given.
@@ -119,116 +125,160 @@ class Classifier(keras.Model):
     for name in ("loss", "loss_weights", "metrics", "weighted_metrics"):
       if kwargs.pop(name, None) is not None:
         raise UserError(
-          f"Classifier.compile received {name}, but has a loss (softmax"
-          " cross-entropy) and metrics of its own; leave it out, and set"
-          " label_smoothing if need be."
+          f"Classifier.compile received {name}, but its loss (softmax"
+          " cross-entropy) and metrics are built in; remove the argument, or"
+          " set Classifier.label_smoothing."
         )
     super().compile(optimizer=optimizer, **kwargs)
     self._compile_options = kwargs
+    variables = self.network.trainable_variables
     with self.distribute_strategy.scope():
-      self.optimizer.build(self.network.trainable_variables)
-      self._telemetry = Telemetry(self.network, self.optimizer, self.sam)
-      self.guard = Guard(self.optimizer)
+      self.optimizer.build(variables)
+      self._telemetry = Telemetry(
+        variables,
+        self.optimizer,
+        self.sam,
+        stages=variables_by_stage(self.network),
+      )
+      self.guard = NonfiniteGuard(self.optimizer)
     if self._before_first_step():
       self.restart_averages()
 
   def restart_averages(self) -> None:
-    """Sets the averages to the weights as they are."""
+    """Sets the averages to the current weights."""
     ema.start(self.averages, self._averaged)
 
   def _before_first_step(self) -> bool:
     return self.optimizer is not None and not self.optimizer.iterations.numpy()
 
   def get_compile_config(self):
-    """Returns what `compile` was given, for `save`; None before it."""
+    """Returns the arguments of `compile`, for `save`; None before it."""
     if self._compile_options is None:
       return None
     return {"optimizer": _serialize(self.optimizer), **self._compile_options}
 
   def compile_from_config(self, config):
-    """Compiles as `get_compile_config` says, for `load_model`."""
+    """Compiles with the result of `get_compile_config`, for `load_model`."""
     self.compile(**{**config, "optimizer": _deserialize(config["optimizer"])})
 
   @property
   def metrics(self):
-    """Running means of the scores and of how training goes."""
+    """The Keras metrics of examples and, once compiled, of steps."""
     telemetry = self._telemetry.metrics if self._telemetry else []
     return [*self._scores.metrics, *telemetry]
 
   def call(self, images, training=False):
-    """Returns the logits of images in [0, 255]."""
-    return self.network(self.normalise(images), training=training)
+    """Returns logits [batch, classes] of images in [0, 255]."""
+    return self.network(self.normalize(images), training=training)
 
-  def normalise(self, images: tf.Tensor) -> tf.Tensor:
-    """Maps uint8 or float images in [0, 255] to the network's float32 input."""
+  def normalize(self, images: tf.Tensor) -> tf.Tensor:
+    """Maps images in [0, 255] to the network's input.
+
+    Args:
+      images: uint8 or float [batch, height, width, 3].
+
+    Returns:
+      float32, same shape.
+    """
     images = tf.cast(images, tf.float32)
     mean = 255.0 * tf.constant(self.mean_rgb, tf.float32)
     stddev = 255.0 * tf.constant(self.stddev_rgb, tf.float32)
     return (images - mean) / stddev
 
   def train_step(self, data):
-    """Makes one step on a replica's share of the global batch."""
+    """Makes one step on a replica's part of the global batch.
+
+    Args:
+      data: (images, labels) or (images, labels, weights); see the class.
+
+    Returns:
+      {name: mean since the metrics were reset, a float32 scalar}.
+    """
     tensors = keras.utils.unpack_x_y_sample_weight(data)
     variables = self.network.trainable_variables
     step = tf.identity(self.optimizer.iterations)
-    share = Share(
-      self._evaluate_for_training,
+    batch = ReplicaBatch(
+      self._compute_training_losses,
       variables,
       [tensor for tensor in tensors if tensor is not None],
       seed=stateless_random.step_seed(self.seed, step),
       replicas=self.distribute_strategy.num_replicas_in_sync,
       micro_batches=self.micro_batches,
     )
-    taken = share.taken(self.sam, step)
-    gradients, finite = self.guard.summed(taken, variables)
-    taken = counted(taken, finite)
-    self._telemetry.update(variables, gradients, taken, tensors[2], finite)
+    result = batch.gradient(self.sam, step)
+    passes = [p for p in (result.clean, result.perturbed) if p is not None]
+    gradients, finite = self.guard.reduce_gradients(
+      result.gradients, [p.losses for p in passes], variables
+    )
+    clean, *perturbed = (p.masked(finite) for p in passes)
+    self._telemetry.update(
+      variables,
+      gradients,
+      weights=tensors[2],
+      finite=finite,
+      perturbed=perturbed[0] if perturbed else None,
+      sam_active=result.sam_active,
+    )
+    # The guard has summed the gradients over replicas already.
     self.optimizer.apply_gradients(
       zip(gradients, variables), skip_gradients_aggregation=True
     )
     if self.averages:
       decay = tf.where(finite, ema.warmed_decay(step, self.ema_decay), 1.0)
       ema.update(self.averages, self._averaged, decay)
-    self._scores.update(taken.clean)
+    self._scores.update(clean)
     return {**self._scores.results(), **self._telemetry.results()}
 
-  def _evaluate_for_training(self, images, labels, weights=None):
-    """Maps some examples to (losses by weight, findings)."""
+  def _compute_training_losses(self, images, labels, weights=None):
+    """Returns (losses multiplied by weights [examples], `ExampleMetrics`)."""
     logits = self(images, training=True)
-    smoothing = self.label_smoothing
-    losses = softmax_cross_entropy(logits, labels, label_smoothing=smoothing)
-    found = find(logits, labels, losses, weights)
-    return losses * found.weights, found
+    losses = softmax_cross_entropy(
+      logits, labels, label_smoothing=self.label_smoothing
+    )
+    metrics = compute_example_metrics(logits, labels, losses, weights)
+    return losses * metrics.weights, metrics
 
   def test_step(self, data):
-    """Evaluates a replica's share of a batch: plain loss and accuracies."""
+    """Evaluates a replica's part of a batch: plain loss and accuracies.
+
+    Args:
+      data: (images, labels) or (images, labels, weights); see the class.
+
+    Returns:
+      {name: mean since the metrics were reset, a float32 scalar}.
+    """
     images, labels, weights = keras.utils.unpack_x_y_sample_weight(data)
     logits = self(images, training=False)
     losses = softmax_cross_entropy(logits, labels)
-    self._scores.update(find(logits, labels, losses, weights))
+    metrics = compute_example_metrics(logits, labels, losses, weights)
+    self._scores.update(metrics)
     return self._scores.results()
 
   def named_averages(self) -> dict[str, tf.Variable]:
-    """Returns {name of the weight: its average}."""
+    """Returns {name of a weight: its average, float32 of the same shape}."""
     named = naming.named_variables(self.network)
     names = {id(variable): name for name, variable in named.items()}
     return {names[id(v)]: a for v, a in zip(self._averaged, self.averages)}
 
   @contextlib.contextmanager
   def averaged(self) -> Iterator[None]:
-    """Puts the averaged weights in the network for the time of a `with`."""
+    """Swaps the averaged weights into the network within a `with` block.
+
+    Raises:
+      UserError: if the classifier keeps no averages.
+    """
     if not self.averages:
       raise UserError(
-        "the averaged weights were asked for, but ema_decay is None: give the"
-        " Classifier an ema_decay."
+        "Classifier.averaged() needs averaged weights, but ema_decay is None;"
+        " construct the Classifier with an ema_decay such as 0.9999."
       )
-    if self._before_first_step():  # weights may have been loaded since
+    if self._before_first_step():  # weights may have been loaded meanwhile
       self.restart_averages()
     with ema.exchanged(self.averages, self._averaged):
       yield
 
   def get_config(self):
-    """Returns the constructor's arguments; the network is serialized."""
+    """Returns the constructor's arguments, with the network serialized."""
     return {
       "name": self.name,
       "network": _serialize(self.network),
@@ -245,8 +295,8 @@ class Classifier(keras.Model):
 
   @classmethod
   def from_config(cls, config, custom_objects=None):
-    """Builds the classifier that `get_config` described."""
+    """Builds a classifier from the result of `get_config`."""
     for name in ("network", "sam"):
-      made = config[name] and _deserialize(config[name], custom_objects)
-      config = {**config, name: made}
+      value = config[name] and _deserialize(config[name], custom_objects)
+      config = {**config, name: value}
     return cls(**config)

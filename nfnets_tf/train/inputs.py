@@ -209,8 +209,8 @@ class DataWatch(keras.callbacks.Callback):
       self._tell(share)
     self._filling = False
     self._intervals += 1
-    self._unused += logs["unused"]
-    if logs["unused"]:
+    self._unused += logs["invalid_examples"]
+    if logs["invalid_examples"]:
       self._faults.collect()
     bad = self._unused / self._intervals
     if bad > self._max_bad_share:

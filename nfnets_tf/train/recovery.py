@@ -15,7 +15,7 @@ from tensorflow import keras
 
 from nfnets_tf.errors import require_int
 from nfnets_tf.fileio import write_atomically
-from nfnets_tf.train.guard import Guard
+from nfnets_tf.train.nonfinite import NonfiniteGuard
 
 
 class NotFinite(Exception):
@@ -121,10 +121,10 @@ class EndOnNotFinite(keras.callbacks.Callback):
     in_a_row: see `Recovery`.
   """
 
-  def __init__(self, guard: Guard, in_a_row: int):
+  def __init__(self, guard: NonfiniteGuard, in_a_row: int):
     super().__init__()
     self._guard, self._in_a_row = guard, in_a_row
 
   def on_train_batch_end(self, batch, logs=None):
-    if int(self._guard.in_a_row.numpy()) >= self._in_a_row:
+    if int(self._guard.consecutive_skips.numpy()) >= self._in_a_row:
       raise NotFinite

@@ -7,8 +7,8 @@ import logging
 from nfnets_tf.errors import Diverged
 from nfnets_tf.fileio import write_atomically
 from nfnets_tf.train.checkpoints import Checkpoints
-from nfnets_tf.train.guard import Guard
 from nfnets_tf.train.inputs import Inputs
+from nfnets_tf.train.nonfinite import NonfiniteGuard
 from nfnets_tf.train.recovery import Recovery, Rollback, Rollbacks
 from nfnets_tf.train.run_dir import RunDir
 from nfnets_tf.train.run_state import RunState
@@ -37,7 +37,7 @@ class ReturnPath:
     recovery: Recovery,
     files: RunDir,
     checkpoints: Checkpoints,
-    guard: Guard,
+    guard: NonfiniteGuard,
     state: RunState,
     inputs: Inputs,
     workers: Workers,
@@ -72,12 +72,14 @@ class ReturnPath:
     """
     at = self._checkpoints.step
     end = at + self._offset()
-    first = end - int(self._guard.in_a_row.numpy())
+    first = end - int(self._guard.consecutive_skips.numpy())
     if len(self._rollbacks.all) >= self._recovery.rollbacks:
       raise self._gave_up(at, first, end)
     self._checkpoints.wait()
     self._workers.meet()  # what the chief was writing is there for all
-    step = self._checkpoints.restore(lambda: not self._guard.in_a_row.numpy())
+    step = self._checkpoints.restore(
+      lambda: not self._guard.consecutive_skips.numpy()
+    )
     self._workers.check_same(step, self._files.root)
     self._rollbacks.add(Rollback(at, step, end - step, (first, end)))
     LOGGER.warning(

@@ -13,8 +13,8 @@ from nfnets_tf.ops import stateless_random
 from nfnets_tf.optim.sam import SAM
 from nfnets_tf.optim.sgd import SGD
 from nfnets_tf.train.classifier import Classifier
-from nfnets_tf.train.findings import find
-from nfnets_tf.train.gradients import Share
+from nfnets_tf.train.metrics import compute_example_metrics
+from nfnets_tf.train.train_step import ReplicaBatch
 
 STEPS, BATCH = 3, 8
 R = np.random.default_rng(0)
@@ -178,21 +178,18 @@ def test_replicas_draw_differently_and_the_same_from_run_to_run(known):
 
   @tf.function
   def step(size):
-    drawn = []
-
-    def evaluate(images, labels):
-      drawn.append(network(images, training=True))
-      losses = tf.reduce_sum(drawn[0], axis=1)
-      return losses, find(drawn[0], labels, losses)
+    def compute_losses(images, labels):
+      logits = network(images, training=True)
+      losses = tf.reduce_sum(logits, axis=1)
+      return losses, compute_example_metrics(logits, labels, losses)
 
     def replica():
       data = [tf.ones([8, 4]), tf.zeros([8], tf.int32)]
       data = data if known else [tensor[:size] for tensor in data]
       seed = stateless_random.step_seed(0, tf.constant(3))
       options = dict(seed=seed, replicas=2, micro_batches=1)
-      share = Share(evaluate, [], data, **options)
-      share._one_pass(0, share._examples)
-      return drawn.pop()
+      batch = ReplicaBatch(compute_losses, [], data, **options)
+      return batch.gradient(None, tf.constant(3)).clean.losses
 
     return strategy.run(replica)
 
@@ -233,11 +230,17 @@ def test_what_one_replica_finds_not_finite_changes_no_replica(
 
   _, before = step(good)
   history, after = step(bad)
-  assert history["left_out"] == [1.0] and model.guard.in_a_row.numpy() == 1
+  assert (
+    history["skipped_steps"] == [1.0]
+    and model.guard.consecutive_skips.numpy() == 1
+  )
   assert model.optimizer.iterations.numpy() == 2
   for a, b in zip(before, after):
     np.testing.assert_array_equal(a, b)
   history, moved = step(good)
-  assert history["left_out"] == [0.0] and model.guard.in_a_row.numpy() == 0
+  assert (
+    history["skipped_steps"] == [0.0]
+    and model.guard.consecutive_skips.numpy() == 0
+  )
   assert any(np.any(a != b) for a, b in zip(after, moved))
   assert np.isfinite([value[0] for value in history.values()]).all()

@@ -24,7 +24,7 @@ ONNX = importlib.util.find_spec("tf2onnx") is not None
 def exported(trained):
   model = trained("nano")
   inference = FoldedInference(fold(model.network), target="accelerator")
-  return model, inference, lambda x: inference(model.normalise(x))
+  return model, inference, lambda x: inference(model.normalize(x))
 
 
 @pytest.fixture(scope="module")

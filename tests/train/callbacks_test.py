@@ -54,14 +54,18 @@ def test_of_what_did_not_happen_there_is_no_mean():
   log, progress = Spy(), Spy()
   callback = LogTraining(log, progress, lambda step: 0.5)
   callback.set_model(model_at(4))
-  of_all = {"left_out": 1.0, "unused": 0.25, "waiting_for_data": 0.1}
+  of_all = {
+    "skipped_steps": 1.0,
+    "invalid_examples": 0.25,
+    "input_wait_fraction": 0.1,
+  }
   callback.on_epoch_end(0, {"loss": 0.0, "grad_norm": 0.0, **of_all})
   ((_, step, loss),) = progress.calls
   assert step == 4 and math.isnan(loss)
   speed = {"learning_rate": 0.5, "images_per_second": 320.0}
   assert log.calls == [(4, {**of_all, **speed})]
 
-  some = {"left_out": 0.75, "loss": 1.5, "sam_active": 0.0}
+  some = {"skipped_steps": 0.75, "loss": 1.5, "sam_active": 0.0}
   callback.on_epoch_end(0, {**some, "perturbed_loss": 0.0})
   assert progress.calls[1] == ("update", 4, 1.5)
   assert log.calls[1] == (4, {**some, **speed})

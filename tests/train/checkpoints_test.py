@@ -52,7 +52,7 @@ def state_of(model):
     *model.averages,
     *model.optimizer.variables,
     *(v for metric in model.metrics for v in metric.variables),
-    model.guard.in_a_row,
+    model.guard.consecutive_skips,
   ]
 
 

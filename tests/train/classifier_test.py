@@ -204,7 +204,7 @@ def test_averaged_evaluates_the_averages_and_gives_the_weights_back():
     inside = model(images).numpy()
   reference = NFNet("femto", 4)
   reference.set_weights(averages)
-  np.testing.assert_array_equal(inside, reference(model.normalise(images)))
+  np.testing.assert_array_equal(inside, reference(model.normalize(images)))
   assert np.abs(inside - model(images)).max() > 1e-6
   for old, new in zip(weights, model.network.get_weights()):
     np.testing.assert_array_equal(old, new)
@@ -247,7 +247,7 @@ def test_uint8_and_float_images_are_the_same_to_it():
   model = compiled()
   images, _ = batch()
   np.testing.assert_array_equal(model(images), model(images.astype(np.float32)))
-  white = model.normalise(tf.fill([1, 1, 1, 3], 255.0)).numpy().ravel()
+  white = model.normalize(tf.fill([1, 1, 1, 3], 255.0)).numpy().ravel()
   np.testing.assert_allclose(
     white, [(1 - 0.485) / 0.229, (1 - 0.456) / 0.224, (1 - 0.406) / 0.225], 1e-5
   )
@@ -257,7 +257,7 @@ def test_bfloat16_keeps_float32_weights_and_float32_input_normalisation():
   keras.mixed_precision.set_global_policy("mixed_bfloat16")
   model = compiled()
   images, labels = batch()
-  assert model.normalise(images).dtype == tf.float32
+  assert model.normalize(images).dtype == tf.float32
   first = model.train_on_batch(images, labels, return_dict=True)["loss"]
   for _ in range(10):
     last = model.train_on_batch(

@@ -53,9 +53,9 @@ def run(waiting, unused, max_bad_share=0.01, costs=dict, fits=(0,)):
       watch.on_train_begin()
     watch.on_epoch_begin(0)
     clock.now += 10
-    records.append({"unused": share})
+    records.append({"invalid_examples": share})
     watch.on_epoch_end(0, records[-1])
-  return [record["waiting_for_data"] for record in records]
+  return [record["input_wait_fraction"] for record in records]
 
 
 def test_the_share_of_an_interval_is_logged():
@@ -132,8 +132,8 @@ def test_batches_of_a_strategy(job):
   assert counted == 13
   watch = inputs.watch()
   watch.on_epoch_begin(0)
-  watch.on_epoch_end(0, logs := {"unused": 0.0})
-  assert 0.0 <= logs["waiting_for_data"] <= 1.0
+  watch.on_epoch_end(0, logs := {"invalid_examples": 0.0})
+  assert 0.0 <= logs["input_wait_fraction"] <= 1.0
 
 
 class Hosts:

@@ -68,9 +68,11 @@ def test_returns_to_steps_that_are_lost_are_forgotten(tmp_path):
 
 
 def test_it_ends_when_there_are_enough_in_a_row():
-  guard = types.SimpleNamespace(in_a_row=tf.Variable(2, dtype=tf.int64))
+  guard = types.SimpleNamespace(
+    consecutive_skips=tf.Variable(2, dtype=tf.int64)
+  )
   callback = EndOnNotFinite(guard, 3)
   callback.on_train_batch_end(0)
-  guard.in_a_row.assign(3)
+  guard.consecutive_skips.assign(3)
   with pytest.raises(NotFinite):
     callback.on_train_batch_end(0)

@@ -75,8 +75,10 @@ def test_a_few_steps_are_left_out_and_nothing_else_happens(
   job.train_split.spoiled = (5, 6)
   run(job, tmp_path)
   assert not (tmp_path / "rollbacks.json").exists()
-  left_out = [r["left_out"] for r in logged(tmp_path) if "left_out" in r]
-  assert left_out == [0, 0.5, 0, 0]
+  skipped = [
+    r["skipped_steps"] for r in logged(tmp_path) if "skipped_steps" in r
+  ]
+  assert skipped == [0, 0.5, 0, 0]
 
 
 def test_more_in_a_row_go_back_and_on_behind_them(
@@ -91,7 +93,7 @@ def test_more_in_a_row_go_back_and_on_behind_them(
     ]
   assert "3 steps in a row up to step 8 were not finite" in caplog.text
   training = [r for r in logged(tmp_path / "whole") if "top1" in r]
-  assert [r["left_out"] for r in training] == [0] * 4
+  assert [r["skipped_steps"] for r in training] == [0] * 4
   # As if the order of examples had had no such batches, and the one before.
   job.train_split.spoiled = ()
   plain = Split.training_batches

@@ -1,0 +1,237 @@
+"""Metrics of training: per example, and averaged over an interval.
+
+The averages are Keras metrics, which add up over replicas on the devices, so
+that nothing reaches the host between two intervals.
+
+A new metric of a step takes three files: here (made in `Telemetry.__init__`,
+updated in `Telemetry.update`), the list of metrics in docs/reliability.md, and
+tests/train/metrics_test.py. metrics.jsonl, TensorBoard and checkpoints pick up
+every member of `Telemetry.metrics`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import tensorflow as tf
+from tensorflow import keras
+
+from nfnets_tf.ops.losses import MixedLabels
+from nfnets_tf.optim.adaptive_clipping import max_gradient_norm, unitwise_norm
+from nfnets_tf.optim.param_groups import group_of
+from nfnets_tf.optim.sam import SAM
+
+
+class ExampleMetrics(NamedTuple):
+  """Metrics of each example of a forward pass, float32 [examples] each.
+
+  Attributes:
+    losses: cross-entropy in nats, not multiplied by `weights`.
+    top1: 1 if the label's class has the largest logit, else 0.
+    top5: 1 if it is among the five largest, else 0.
+    weights: of the examples, >= 0; an example of weight 0 is ignored.
+  """
+
+  losses: tf.Tensor
+  top1: tf.Tensor
+  top5: tf.Tensor
+  weights: tf.Tensor
+
+  def pack(self) -> tf.Tensor:
+    """Returns the metrics as one tensor [examples, NUM_EXAMPLE_METRICS]."""
+    return tf.stack(self, axis=1)
+
+  @classmethod
+  def unpack(cls, packed: tf.Tensor) -> ExampleMetrics:
+    """Returns the metrics that `pack` gave [examples, NUM_EXAMPLE_METRICS]."""
+    return cls(*tf.unstack(packed, NUM_EXAMPLE_METRICS, axis=1))
+
+  def masked(self, keep: tf.Tensor) -> ExampleMetrics:
+    """Returns the same, or losses and weights of 0 unless `keep` (a scalar)."""
+    # Not by the weights alone: 0 * NaN is NaN.
+    return self._replace(
+      losses=tf.where(keep, self.losses, 0.0),
+      weights=tf.where(keep, self.weights, 0.0),
+    )
+
+
+NUM_EXAMPLE_METRICS = len(ExampleMetrics._fields)
+
+
+def compute_example_metrics(
+  logits: tf.Tensor,
+  labels: tf.Tensor | MixedLabels,
+  losses: tf.Tensor,
+  weights: tf.Tensor | None = None,
+) -> ExampleMetrics:
+  """Compares logits with labels.
+
+  Args:
+    logits: float [examples, classes].
+    labels: integers [examples], `MixedLabels`, or distributions [examples,
+      classes]; top-1 and top-5 are those of the most likely class.
+    losses: float [examples].
+    weights: float [examples]; None is 1 for each.
+  """
+  if isinstance(labels, MixedLabels):
+    labels = labels.main()
+  elif labels.shape.rank == 2:
+    labels = tf.argmax(labels, axis=-1)
+  hits = (tf.math.in_top_k(labels, logits, k) for k in (1, 5))
+  weights = tf.ones_like(losses) if weights is None else weights
+  columns = (losses, *hits, weights)
+  return ExampleMetrics(*(tf.cast(column, tf.float32) for column in columns))
+
+
+class Scores:
+  """Mean loss, top-1 and top-5 over the examples of an interval.
+
+  Attributes:
+    metrics: the Keras metrics.
+  """
+
+  def __init__(self):
+    self._loss, self._top1, self._top5 = self.metrics = [
+      keras.metrics.Mean(name=name) for name in ("loss", "top1", "top5")
+    ]
+
+  def update(self, examples: ExampleMetrics) -> None:
+    """Adds examples, float32 [examples] each, by their weights."""
+    self._loss.update_state(examples.losses, examples.weights)
+    self._top1.update_state(examples.top1, examples.weights)
+    self._top5.update_state(examples.top5, examples.weights)
+
+  def results(self) -> dict[str, tf.Tensor]:
+    """Returns {name: mean, a float32 scalar}."""
+    return {metric.name: metric.result() for metric in self.metrics}
+
+
+class Telemetry:
+  """Mean per-step quantities: gradient norm, clipping, SAM, skipped steps.
+
+  Means over an interval, named
+
+    gradient_norm       of the whole gradient, before clipping
+    clipped             share of all units that AGC clips, in [0, 1]
+    clipped_STAGE       the same within one stage of the network
+    invalid_examples    share of the examples that had weight 0
+    skipped_steps       share of the steps that were not finite
+    sam_active          share of the steps that SAM perturbed
+    perturbed_loss      at SAM's perturbed weights, in nats
+
+  Skipped steps enter `skipped_steps` and `invalid_examples` only.
+
+  Args:
+    variables: the trainable weights.
+    optimizer: its `clipping` and `clipping_eps`, if it has them, say which
+      units are clipped.
+    sam: of the training step, or None.
+    stages: {name of a stage: its variables}.
+
+  Attributes:
+    metrics: the Keras metrics.
+  """
+
+  def __init__(
+    self,
+    variables: Sequence[tf.Variable],
+    optimizer: keras.optimizers.Optimizer,
+    sam: SAM | None = None,
+    *,
+    stages: Mapping[str, Sequence[tf.Variable]] | None = None,
+  ):
+    self._clipping = getattr(optimizer, "clipping", None)
+    self._eps = getattr(optimizer, "clipping_eps", None)
+    stage_of = {
+      id(variable): stage
+      for stage, members in (stages or {}).items()
+      for variable in members
+    }
+    self._stages = [stage_of.get(id(variable)) for variable in variables]
+    self._gradient_norm = keras.metrics.Mean(name="gradient_norm")
+    self._invalid_examples = keras.metrics.Mean(name="invalid_examples")
+    self._skipped_steps = keras.metrics.Mean(name="skipped_steps")
+    self.metrics = [
+      self._gradient_norm,
+      self._invalid_examples,
+      self._skipped_steps,
+    ]
+    self._clipped = {}  # by stage; None is the whole network
+    if self._clipping is not None:
+      for stage in (None, *dict.fromkeys(filter(None, self._stages))):
+        name = "clipped" if stage is None else f"clipped_{stage}"
+        self._clipped[stage] = keras.metrics.Mean(name=name)
+      self.metrics += self._clipped.values()
+    self._perturbed_loss = self._sam_active = None
+    if sam is not None:
+      self._perturbed_loss = keras.metrics.Mean(name="perturbed_loss")
+      self._sam_active = keras.metrics.Mean(name="sam_active")
+      self.metrics += [self._perturbed_loss, self._sam_active]
+
+  def update(
+    self,
+    variables: Sequence[tf.Variable],
+    gradients: Sequence[tf.Tensor],
+    *,
+    weights: tf.Tensor | None = None,
+    finite: tf.Tensor | bool = True,
+    perturbed: ExampleMetrics | None = None,
+    sam_active: tf.Tensor | None = None,
+  ) -> None:
+    """Adds a step; called in a replica context.
+
+    Args:
+      variables: the trainable weights before their update.
+      gradients: parallel to `variables`, summed over replicas, not clipped.
+      weights: of this replica's examples, float [examples]; None is 1 for each.
+      finite: whether the step counts, a scalar bool.
+      perturbed: with SAM, of this replica's examples at the perturbed weights.
+      sam_active: with SAM, 1.0 if the step was perturbed, else 0.0 (a scalar).
+    """
+    # The metrics sum over replicas. So that a step weighs 1 on any number of
+    # them, which may change within an interval, each adds its share.
+    step_weight = 1.0 / tf.distribute.get_strategy().num_replicas_in_sync
+    counted = step_weight * tf.cast(finite, tf.float32)
+    skipped = 1.0 - tf.cast(finite, tf.float32)
+    self._skipped_steps.update_state(skipped, step_weight)
+    norms = [unitwise_norm(gradient) for gradient in gradients]
+    # A NaN of weight 0 would still make the mean NaN.
+    norm = tf.where(finite, tf.linalg.global_norm(norms), 0.0)
+    self._gradient_norm.update_state(norm, counted)
+    invalid = 0.0 if weights is None else tf.equal(weights, 0.0)
+    self._invalid_examples.update_state(invalid)
+    if self._clipping is not None:
+      self._count_clipped(variables, norms, counted)
+    if self._perturbed_loss is not None:
+      self._perturbed_loss.update_state(perturbed.losses, perturbed.weights)
+      self._sam_active.update_state(sam_active, counted)
+
+  def _count_clipped(self, variables, norms, weight) -> None:
+    clipped = {stage: [] for stage in self._clipped}
+    units = dict.fromkeys(self._clipped, 0)
+    for variable, norm, stage in zip(variables, norms, self._stages):
+      if not group_of(variable).clipped:
+        continue
+      threshold = max_gradient_norm(
+        variable, clipping=self._clipping, eps=self._eps
+      )
+      count = tf.math.count_nonzero(norm > threshold, dtype=tf.float32)
+      for key in {None, stage}:
+        clipped[key].append(count)
+        units[key] += norm.shape.num_elements()
+    for stage, metric in self._clipped.items():
+      if units[stage]:
+        fraction = tf.add_n(clipped[stage]) / units[stage]
+        metric.update_state(fraction, weight)
+
+  def results(self) -> dict[str, tf.Tensor]:
+    """Returns {name: mean, a float32 scalar}.
+
+    perturbed_loss is NaN if no step of the interval was perturbed.
+    """
+    means = {metric.name: metric.result() for metric in self.metrics}
+    if self._perturbed_loss is not None:
+      loss, active = means["perturbed_loss"], means["sam_active"]
+      means["perturbed_loss"] = tf.where(active > 0, loss, float("nan"))
+    return means
