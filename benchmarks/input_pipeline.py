@@ -32,7 +32,7 @@ from official.vision.ops import augment
 from benchmarks import jpegs
 from benchmarks.timing import median_ratio, seconds_side_by_side
 from nfnets_tf.data import preprocess, randaugment, tuning
-from nfnets_tf.data.index import read_index
+from nfnets_tf.data.dataset_info import read_split_info
 from nfnets_tf.data.loading import load_batches
 from nfnets_tf.data.order import ShardOrder
 from nfnets_tf.data.views import Views
@@ -116,7 +116,7 @@ def _measure(encoded, folder) -> dict[str, float]:
 
 def _reading(folder):
   """Returns functions that read all shards, their number, what comes before."""
-  index = read_index(folder, "train")
+  index = read_split_info(folder, "train")
   buffer = index.num_examples // 4
   order = ShardOrder(index.files, index.counts, seed=0, shuffle_buffer=buffer)
   examples = order.examples(0).batch(_WINDOW).with_options(tuning.options())
@@ -143,7 +143,7 @@ def _reading(folder):
 def _batching(folder):
   """Returns functions that make batches of shards, and of how many images."""
   operations = [preprocess.InceptionCrop(image_size=_SIZE), preprocess.Flip()]
-  index = read_index(folder, "train")
+  index = read_split_info(folder, "train")
   views = Views(operations, (), (), num_classes=1)
   buffer = index.num_examples // 4
   order = ShardOrder(index.files, index.counts, seed=0, shuffle_buffer=buffer)

@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Sequence
 
-from nfnets_tf.data import records
+from nfnets_tf.data import dataset_info, tfrecords
 
 _PARTS = 4
 
@@ -41,13 +41,13 @@ def write_shards(folder: str, encoded: Sequence[bytes], shards: int) -> None:
   entries = []
   for shard in range(shards):
     examples = (
-      (0, records.Record(image, 0, "", "", "jpeg").serialize())
+      (0, tfrecords.Record(image, 0, "", "", "jpeg").serialize())
       for image in encoded[shard % _PARTS :: _PARTS]
     )
-    name = records.shard_name("train", shard, shards)
-    entries.append(records.write_shard(os.path.join(folder, name), examples))
-  split = records.describe_split(entries, 1)
-  records.write_index(
+    name = tfrecords.shard_name("train", shard, shards)
+    entries.append(tfrecords.write_shard(os.path.join(folder, name), examples))
+  split = dataset_info.describe_split(entries, 1)
+  dataset_info.write_index(
     folder, {"format": 2, "class_names": ["x"], "splits": {"train": split}}
   )
 

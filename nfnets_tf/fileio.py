@@ -1,4 +1,4 @@
-"""Files as they are: replaced whole, their hash, JSON and records' places."""
+"""Files: atomic writes, JSON, hashes, and write errors as one sentence."""
 
 from __future__ import annotations
 
@@ -43,17 +43,6 @@ def read_json(path: str) -> dict:
       " write the data set again."
     )
   return found
-
-
-def record_spans(path: str) -> Iterator[tuple[int, int]]:
-  """Yields (offset, length) of every record of a TFRecord file."""
-  with tf.io.gfile.GFile(path, "rb") as stream:
-    size, offset = stream.size(), 0
-    while offset < size:
-      stream.seek(offset)
-      length = int.from_bytes(stream.read(8), "little")
-      yield offset + 12, length
-      offset += length + 16  # length, its sum, the record, its sum
 
 
 @contextlib.contextmanager

@@ -11,7 +11,6 @@ from nfnets_tf.fileio import (
   file_sha256,
   read_bytes,
   read_json,
-  record_spans,
   report_write_errors,
   write_atomically,
 )
@@ -30,16 +29,6 @@ def test_json_objects_alone_are_read(tmp_path):
     (tmp_path / "a").write_text(text)
     with pytest.raises(UserError, match=f"a' .*{message}.*restore it"):
       read_json(str(tmp_path / "a"))
-
-
-def test_where_the_records_of_a_file_lie(tmp_path):
-  path, parts = str(tmp_path / "a"), [b"one", b"", b"three" * 100]
-  with tf.io.TFRecordWriter(path) as writer:
-    for part in parts:
-      writer.write(part)
-  content = (tmp_path / "a").read_bytes()
-  spans = list(record_spans(path))
-  assert [content[begin : begin + size] for begin, size in spans] == parts
 
 
 def test_a_replaced_file_is_whole_and_leaves_nothing_beside_it(tmp_path):

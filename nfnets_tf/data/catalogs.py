@@ -14,13 +14,12 @@ from typing import Any, Protocol
 
 import tensorflow as tf
 
-from nfnets_tf.data.index import read_index
+from nfnets_tf.data.dataset_info import read_split_info
 from nfnets_tf.data.listing import describe_file, digest, list_folder
-from nfnets_tf.data.records import Record
 from nfnets_tf.data.sources import Digits, read_image
 from nfnets_tf.data.tables import read_table
+from nfnets_tf.data.tfrecords import Record, record_spans
 from nfnets_tf.errors import UserError
-from nfnets_tf.fileio import record_spans
 
 
 class Catalog(Protocol):
@@ -118,7 +117,7 @@ class TfdsCatalog(_Light):
       ) from error
     self.rule = f"TFDS {info.full_name}"
     self._indexes = {
-      split: read_index(self.directory, split) for split in info.splits
+      split: read_split_info(self.directory, split) for split in info.splits
     }
     self.class_names = next(iter(self._indexes.values())).class_names
     self.splits = {

@@ -12,9 +12,8 @@ from google.protobuf.message import DecodeError
 
 from nfnets_tf.data.dimensions import MAX_PIXELS, pixel_count
 from nfnets_tf.data.loading import PADDING
-from nfnets_tf.data.order import UNREADABLE
 from nfnets_tf.data.preprocess import decode
-from nfnets_tf.data.records import Fields
+from nfnets_tf.data.tfrecords import UNREADABLE, Fields
 from nfnets_tf.errors import plain_message
 
 LOGGER = logging.getLogger("nfnets_tf")

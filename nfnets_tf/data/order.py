@@ -15,11 +15,9 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
+from nfnets_tf.data.tfrecords import read_segment
 from nfnets_tf.errors import UserError
 
-# Followed by a shard's path, it stands for a record that cannot be read there:
-# no parser takes it for a `tf.train.Example`.
-UNREADABLE = b"not readable in "
 _FILES_AT_ONCE = 16
 _RECORDS_AT_ONCE = 8  # from one file before the next one's turn
 
@@ -166,7 +164,7 @@ class ShardOrder:
     records = tf.data.Dataset.from_tensor_slices(
       (paths, pieces.begin, pieces.size)
     ).interleave(
-      read_piece,
+      read_segment,
       cycle_length=files,
       block_length=_RECORDS_AT_ONCE,
       num_parallel_calls=files if files > 1 else None,
@@ -197,25 +195,7 @@ def read_part(
   pieces = tf.data.Dataset.from_tensor_slices(
     (paths, first[wanted], sizes[wanted])
   )
-  return pieces.flat_map(read_piece)
-
-
-def read_piece(path, begin, size) -> tf.data.Dataset:
-  """Reads `size` records of a shard from number `begin` on.
-
-  What cannot be read is `UNREADABLE` and the path: one for each record, so that
-  all others keep their places.
-
-  Raises:
-    tf.errors.OpError: if the shard cannot be opened or is empty.
-  """
-  # `ignore_errors` would try for ever to open what cannot be opened.
-  first = tf.data.FixedLengthRecordDataset(path, 1).take(1).get_single_element()
-  with tf.control_dependencies([first]):
-    path = tf.identity(path)
-  records = tf.data.TFRecordDataset(path).skip(begin).take(size)
-  missing = tf.data.Dataset.from_tensors(UNREADABLE + path).repeat()
-  return records.ignore_errors().concatenate(missing).take(size)
+  return pieces.flat_map(read_segment)
 
 
 def _shuffled(records: tf.data.Dataset, window: int, seed) -> tf.data.Dataset:

@@ -12,9 +12,13 @@ from collections.abc import Sequence
 import tensorflow as tf
 
 from nfnets_tf.data import preprocess, tuning
+from nfnets_tf.data.dataset_info import (
+  SplitInfo,
+  evaluation_steps,
+  read_split_info,
+)
 from nfnets_tf.data.dimensions import MAX_PIXELS
 from nfnets_tf.data.faults import Examiner, Faults
-from nfnets_tf.data.index import SplitIndex, evaluation_steps, read_index
 from nfnets_tf.data.loading import (
   PADDING,
   load_batches,
@@ -22,8 +26,8 @@ from nfnets_tf.data.loading import (
 )
 from nfnets_tf.data.mixing import Mixer
 from nfnets_tf.data.order import ShardOrder, read_part
-from nfnets_tf.data.records import Fields
 from nfnets_tf.data.service import Service
+from nfnets_tf.data.tfrecords import Fields
 from nfnets_tf.data.views import Views
 from nfnets_tf.errors import UserError
 
@@ -96,13 +100,13 @@ class Split:
     examine = Examiner(fields or Fields(), num_classes, max_pixels)
     self.faults = Faults(split, examine, self._views.sources)
 
-  def index(self) -> SplitIndex:
+  def index(self) -> SplitInfo:
     """Reads what the split holds and checks it against `num_classes`.
 
     Raises:
-      UserError: if the shards cannot be used; see `index.read_index`.
+      UserError: if the shards cannot be used; see `read_split_info`.
     """
-    index = read_index(self.directory, self.split, self.fields)
+    index = read_split_info(self.directory, self.split, self.fields)
     self.faults.examine.fields = index.fields
     named = bool(index.class_names)
     if index.num_classes > self.num_classes or (
@@ -122,7 +126,7 @@ class Split:
 
   def training_batches(
     self,
-    index: SplitIndex,
+    index: SplitInfo,
     *,
     host_batch: int,
     replicas: int,
@@ -182,7 +186,7 @@ class Split:
     return batches.with_options(tuning.options())
 
   def training_examples(
-    self, index: SplitIndex, *, host_batch: int, start_step: int, **order
+    self, index: SplitInfo, *, host_batch: int, start_step: int, **order
   ) -> tf.data.Dataset:
     """Returns (position, serialized example) from a step on, for ever.
 
@@ -197,7 +201,7 @@ class Split:
 
   def evaluation_batches(
     self,
-    index: SplitIndex,
+    index: SplitInfo,
     *,
     host_batch: int,
     replicas: int,

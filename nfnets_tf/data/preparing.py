@@ -21,11 +21,7 @@ from nfnets_tf.data.catalogs import Catalog
 from nfnets_tf.data.duplicates import NearDuplicates, difference_hash
 from nfnets_tf.data.faults import Examiner
 from nfnets_tf.data.preprocess import decode
-from nfnets_tf.data.records import (
-  Fields,
-  shard_name,
-  write_shard,
-)
+from nfnets_tf.data.tfrecords import Fields, shard_name, write_shard
 from nfnets_tf.errors import UserError, plain_message
 from nfnets_tf.fileio import read_json
 

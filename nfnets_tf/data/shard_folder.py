@@ -11,13 +11,13 @@ from collections.abc import Mapping, Sequence
 import tensorflow as tf
 
 from nfnets_tf.data.catalogs import Catalog
-from nfnets_tf.data.preparing import ShardTask, read_sidecar
-from nfnets_tf.data.records import (
+from nfnets_tf.data.dataset_info import (
   INDEX,
   UNFINISHED,
   describe_split,
   write_index,
 )
+from nfnets_tf.data.preparing import ShardTask, read_sidecar
 from nfnets_tf.errors import UserError
 from nfnets_tf.fileio import file_sha256, read_json
 
@@ -76,7 +76,7 @@ class ShardFolder:
         " DATA_DIR to a folder that can be made and written to."
       ) from error
 
-  def read_index(self) -> dict | None:
+  def read_split_info(self) -> dict | None:
     """Returns the index, None if not all shards are written yet."""
     path = os.path.join(self.path, INDEX)
     if not tf.io.gfile.exists(path):
@@ -124,7 +124,7 @@ class ShardFolder:
       for split, tasks in self._tasks.items()
     }
     shards = [shard for some in written.values() for shard in some]
-    if None in shards and self.read_index() is not None:
+    if None in shards and self.read_split_info() is not None:
       return  # another process has concluded it and tidied up
     faults = sum(
       (collections.Counter(shard["faults"]) for shard in shards),

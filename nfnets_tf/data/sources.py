@@ -7,9 +7,10 @@ from collections.abc import Sequence
 import numpy as np
 import tensorflow as tf
 
+from nfnets_tf.data.dataset_info import INDEX, write_dataset
 from nfnets_tf.data.listing import FORMATS, Listing, list_folder
 from nfnets_tf.data.preprocess import decode
-from nfnets_tf.data.records import INDEX, Record, write_dataset
+from nfnets_tf.data.tfrecords import Record
 from nfnets_tf.errors import UserError
 
 _HELD_OUT_SHARE = 5  # one digit in five is held out

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import tensorflow as tf
 
 from nfnets_tf.data import tuning
-from nfnets_tf.data.index import SplitIndex
+from nfnets_tf.data.dataset_info import SplitInfo
 from nfnets_tf.data.order import ShardOrder
 from nfnets_tf.data.pipeline import Split
 from nfnets_tf.data.preprocess import compose
@@ -18,7 +18,7 @@ _SAMPLE = 64
 
 
 def stage_costs(
-  split: Split, index: SplitIndex, *, seconds: float = 0.5
+  split: Split, index: SplitInfo, *, seconds: float = 0.5
 ) -> dict[str, float]:
   """Measures reading and every operation, on all cores.
 

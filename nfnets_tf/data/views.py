@@ -13,7 +13,7 @@ import tensorflow as tf
 from nfnets_tf.data.dimensions import MAX_PIXELS, pixel_count
 from nfnets_tf.data.mixing import Mixer
 from nfnets_tf.data.preprocess import Operation, compose
-from nfnets_tf.data.records import Fields
+from nfnets_tf.data.tfrecords import Fields, parse_image_and_label
 from nfnets_tf.ops.losses import MixedLabels
 
 
@@ -107,21 +107,10 @@ class Views:
     return image, MixedLabels(label, other, share)
 
   def _load(self, serialized, fields, seed):
-    kinds = {fields.image: tf.string, fields.label: tf.int64}
-    if fields.raw:
-      kinds.update({fields.height: tf.int64, fields.width: tf.int64})
-    parsed = tf.io.parse_single_example(
-      serialized,
-      {name: tf.io.FixedLenFeature([], kind) for name, kind in kinds.items()},
-    )
-    label = parsed[fields.label] - fields.first_label
+    image, label = parse_image_and_label(serialized, fields)
     within = (label >= 0) & (label < self._num_classes)
     tf.debugging.Assert(within, ["label out of range", label])
-    image = parsed[fields.image]
-    if fields.raw:
-      shape = [parsed[fields.height], parsed[fields.width], 3]
-      image = tf.reshape(tf.io.decode_raw(image, tf.uint8), shape)
-    else:
+    if not fields.raw:
       pixels = pixel_count(image)
       tf.debugging.Assert(
         pixels <= self._max_pixels, ["image too large", pixels]

@@ -10,9 +10,9 @@ from collections.abc import Sequence
 
 from nfnets_tf.data import preparing
 from nfnets_tf.data.catalogs import Catalog
+from nfnets_tf.data.dataset_info import INDEX
 from nfnets_tf.data.duplicates import NearDuplicates
 from nfnets_tf.data.listing import digest
-from nfnets_tf.data.records import INDEX
 from nfnets_tf.data.shard_folder import ShardFolder
 from nfnets_tf.errors import require_fraction, require_int
 from nfnets_tf.jobs.job import RunContext
@@ -108,9 +108,9 @@ class BuildShardsJob:
     self._folder.take()
     files.write_config(context.config_text)
     context.on_start()
-    if (index := self._folder.read_index()) is None:
+    if (index := self._folder.read_split_info()) is None:
       self._write()
-      index = self._folder.read_index()
+      index = self._folder.read_split_info()
     elif lost := self._folder.lost(index):
       LOGGER.info(
         "%d shards are missing or cut off; they are written again.", len(lost)
@@ -129,7 +129,7 @@ class BuildShardsJob:
     if len(left) < len(tasks):
       LOGGER.info("%d shards are there already.", len(tasks) - len(left))
     self._make(left)
-    if self._folder.read_index() is None:
+    if self._folder.read_split_info() is None:
       self._folder.conclude(self.catalog, max_bad_share=self.max_bad_share)
 
   def _make(self, tasks) -> None:
@@ -146,7 +146,7 @@ class BuildShardsJob:
         )
     except Exception:
       # It tidies up when it is done, and our own parts with it.
-      index = self._folder.read_index()
+      index = self._folder.read_split_info()
       if index is None or self._folder.lost(index):
         raise
       LOGGER.info("Another process has written the same shards meanwhile.")

@@ -13,10 +13,10 @@ from collections.abc import Sequence
 import tensorflow as tf
 
 from nfnets_tf.data import checking, tuning
+from nfnets_tf.data.dataset_info import SplitInfo, read_split_info
 from nfnets_tf.data.dimensions import MAX_PIXELS
 from nfnets_tf.data.faults import Examiner, Fault
-from nfnets_tf.data.index import SplitIndex, read_index
-from nfnets_tf.data.records import Fields
+from nfnets_tf.data.tfrecords import Fields
 from nfnets_tf.errors import UserError, require_fraction
 from nfnets_tf.fileio import write_atomically
 from nfnets_tf.jobs.job import RunContext
@@ -71,7 +71,7 @@ class CheckShardsJob:
     """
     files = RunDir(context.workdir)
     indexes = [
-      read_index(self.directory, split, self.fields, check_sizes=False)
+      read_split_info(self.directory, split, self.fields, check_sizes=False)
       for split in self.splits
     ]
     files.write_config(context.config_text)
@@ -83,7 +83,7 @@ class CheckShardsJob:
     write_atomically(path, _to_csv(findings))
     return self._judge(findings, path)
 
-  def _check(self, index: SplitIndex, seen) -> list[checking.ShardFindings]:
+  def _check(self, index: SplitInfo, seen) -> list[checking.ShardFindings]:
     named = bool(index.class_names)
     classes = self.num_classes or (index.num_classes if named else None)
     checker = checking.Checker(
@@ -91,7 +91,7 @@ class CheckShardsJob:
     )
     findings = []
     with concurrent.futures.ThreadPoolExecutor(tuning.parallel_calls()) as pool:
-      sums = index.sums or [None] * len(index.files)
+      sums = index.checksums or [None] * len(index.files)
       for found in pool.map(checker, index.files, index.counts, sums):
         # In order, so that of two images always the same one is the second.
         checking.mark_duplicates(found, seen)

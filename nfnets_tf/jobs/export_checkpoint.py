@@ -8,7 +8,7 @@ from collections.abc import Callable
 import tensorflow as tf
 from tensorflow import keras
 
-from nfnets_tf.data.index import SplitIndex
+from nfnets_tf.data.dataset_info import SplitInfo
 from nfnets_tf.errors import UserError, require_int
 from nfnets_tf.jobs.job import RunContext
 from nfnets_tf.jobs.train import TrainJob
@@ -98,7 +98,7 @@ class ExportJob:
       )
     return table([("weights", self.start.path), ("SavedModel", path)])
 
-  def _known(self, heldout: SplitIndex, configuration: str) -> dict:
+  def _known(self, heldout: SplitInfo, configuration: str) -> dict:
     """Returns what the exporter is told: of the run, only what is of it."""
     path = os.path.expanduser(self.start.path)
     folder = find_run_dir(path)

@@ -12,7 +12,7 @@ from collections.abc import Callable
 import tensorflow as tf
 from tensorflow import keras
 
-from nfnets_tf.data.index import SplitIndex
+from nfnets_tf.data.dataset_info import SplitInfo
 from nfnets_tf.data.pipeline import Split
 from nfnets_tf.errors import UserError, require_int
 from nfnets_tf.jobs.job import RunContext
@@ -227,7 +227,7 @@ class TrainJob:
         f" {replicas}."
       )
 
-  def _read_indexes(self) -> tuple[SplitIndex, SplitIndex]:
+  def _read_indexes(self) -> tuple[SplitInfo, SplitInfo]:
     train, heldout = self.train_split.index(), self.heldout_split.index()
     if train.num_examples != self.num_examples:
       raise UserError(

@@ -8,7 +8,7 @@ from contextlib import nullcontext
 import numpy as np
 import tensorflow as tf
 
-from nfnets_tf.data.index import SplitIndex
+from nfnets_tf.data.dataset_info import SplitInfo
 from nfnets_tf.fileio import read_bytes
 from nfnets_tf.train.checkpoint_files import path_of
 from nfnets_tf.train.checkpoints import Checkpoints
@@ -28,7 +28,7 @@ def deliver(
   job,
   files: RunDir,
   classifier: Classifier,
-  heldout: SplitIndex,
+  heldout: SplitInfo,
   checkpoints: Checkpoints,
   log: MetricsLog,
   record: dict,

@@ -9,9 +9,10 @@ import time
 import tensorflow as tf
 from tensorflow import keras
 
-from nfnets_tf.data.index import SplitIndex
+from nfnets_tf.data.dataset_info import SplitInfo
 from nfnets_tf.data.loading import side_by_side
 from nfnets_tf.data.stages import stage_costs
+from nfnets_tf.data.tfrecords import parse_filenames
 from nfnets_tf.data.waiting import Waiting
 from nfnets_tf.errors import UserError, require_fraction
 
@@ -41,8 +42,8 @@ class Inputs:
     self,
     job,
     strategy: tf.distribute.Strategy,
-    train: SplitIndex,
-    heldout: SplitIndex,
+    train: SplitInfo,
+    heldout: SplitInfo,
     *,
     parts: int | None,
   ):
@@ -75,7 +76,6 @@ class Inputs:
   def names(self, first: int, end: int) -> list[tuple[int, str]]:
     """Returns (number of the batch, name) of all examples of some batches."""
     split, fields = self._job.train_split, self._train.fields
-    kind = {fields.name: tf.io.FixedLenFeature([], tf.string, "")}
     found = []
     for number in range(first, end):
       for part in range(self.parts):
@@ -83,11 +83,10 @@ class Inputs:
         examples = split.training_examples(
           self._train, start_step=number, **options
         )
-        for _, example in examples.take(
-          split.examples_a_step(options["host_batch"])
-        ):
-          name = tf.io.parse_single_example(example, kind)[fields.name].numpy()
-          found.append((number, name.decode(errors="replace")))
+        count = split.examples_a_step(options["host_batch"])
+        for batch in examples.take(count).map(lambda _, x: x).batch(count):
+          names = parse_filenames(batch, fields).numpy()
+          found += [(number, x.decode(errors="replace")) for x in names]
     return found
 
   def _check_batch(self, pieces: int) -> None:

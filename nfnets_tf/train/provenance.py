@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from nfnets_tf.data.index import SplitIndex
+from nfnets_tf.data.dataset_info import SplitInfo
 
 
-def class_names(job, heldout: SplitIndex) -> list[str]:
+def class_names(job, heldout: SplitInfo) -> list[str]:
   """Returns a name for each class, its number where the data have none.
 
   Args:
@@ -16,7 +16,7 @@ def class_names(job, heldout: SplitIndex) -> list[str]:
 
 
 def known_of(
-  job, heldout: SplitIndex, metrics: dict, configuration: str | None
+  job, heldout: SplitInfo, metrics: dict, configuration: str | None
 ) -> dict:
   """Returns what an exporter is told of a run.
 

@@ -10,8 +10,8 @@ import pandas as pd
 import tensorflow as tf
 from tensorflow import keras
 
-from nfnets_tf.data.index import (
-  SplitIndex,
+from nfnets_tf.data.dataset_info import (
+  SplitInfo,
   evaluation_steps,
   read_filenames,
 )
@@ -39,7 +39,7 @@ class ClassificationReport:
     self,
     model: keras.Model,
     split: Split,
-    index: SplitIndex,
+    index: SplitInfo,
     directory: str,
     *,
     class_names: Sequence[str],

@@ -31,7 +31,7 @@ from collections.abc import Callable, Iterable, Iterator
 
 import tensorflow as tf
 
-from nfnets_tf.data.index import SplitIndex
+from nfnets_tf.data.dataset_info import SplitInfo
 from nfnets_tf.errors import RunError, UserError
 from nfnets_tf.fileio import (
   read_bytes,
@@ -122,7 +122,7 @@ class RunDir:
     """
     return self._read_data().get("num_data_streams")
 
-  def record_data(self, *, num_data_streams: int, **splits: SplitIndex) -> None:
+  def record_data(self, *, num_data_streams: int, **splits: SplitInfo) -> None:
     """Writes data.json at the start of a run, and checks it when it resumes.
 
     Args:

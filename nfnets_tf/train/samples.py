@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 
-from nfnets_tf.data.index import SplitIndex
+from nfnets_tf.data.dataset_info import SplitInfo
 from nfnets_tf.data.pipeline import Split
 
 _BATCH = 64
 
 
 def heldout_sample(
-  split: Split, index: SplitIndex, count: int
+  split: Split, index: SplitInfo, count: int
 ) -> tuple[np.ndarray, np.ndarray]:
   """Returns the first images of a split, preprocessed, and their labels.
 

@@ -9,7 +9,7 @@ from typing import TextIO
 import tensorflow as tf
 from tensorflow import keras
 
-from nfnets_tf.data.index import SplitIndex, evaluation_steps
+from nfnets_tf.data.dataset_info import SplitInfo, evaluation_steps
 from nfnets_tf.errors import Preempted, RunError, UserError
 from nfnets_tf.train.assembly import compiled_classifier
 from nfnets_tf.train.callbacks import Every, LogTraining, NoteInterval
@@ -55,8 +55,8 @@ class Session:
     job,
     files: RunDir,
     strategy: tf.distribute.Strategy,
-    train: SplitIndex,
-    heldout: SplitIndex,
+    train: SplitInfo,
+    heldout: SplitInfo,
     *,
     parts: int | None,
   ):

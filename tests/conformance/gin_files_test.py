@@ -7,7 +7,8 @@ import pytest
 
 import gin
 from nfnets_tf.config import Configuration
-from nfnets_tf.data.records import Record, write_dataset
+from nfnets_tf.data.dataset_info import write_dataset
+from nfnets_tf.data.tfrecords import Record
 from tests.support.datasets import store_with_tfds
 
 ROOT = pathlib.Path(__file__).parents[2]

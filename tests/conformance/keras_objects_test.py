@@ -10,17 +10,17 @@ from tensorflow import keras
 from nfnets_tf.data import (
   catalogs,
   checking,
+  dataset_info,
   duplicates,
   erasing,
   faults,
-  index,
   listing,
   mixing,
   order,
   preprocess,
-  records,
   service,
   sources,
+  tfrecords,
 )
 from nfnets_tf.models import layers, variants
 from nfnets_tf.models.nfnet import NFBlock, NFNet
@@ -78,16 +78,16 @@ OTHERS = {
 }
 PLAIN = {
   "Variant": lambda: variants.variant("F7+"),
-  "Record": lambda: records.Record(b"x", 1, "a", "b", "png"),
-  "Fields": lambda: records.Fields(first_label=1),
-  "SplitIndex": lambda: index.SplitIndex(("a",), (1,), 2, ()),
+  "Record": lambda: tfrecords.Record(b"x", 1, "a", "b", "png"),
+  "Fields": lambda: tfrecords.Fields(first_label=1),
+  "SplitInfo": lambda: dataset_info.SplitInfo(("a",), (1,), 2, ()),
   "MixUp": lambda: mixing.MixUp(alpha=0.2),
   "CutMix": lambda: mixing.CutMix(),
   "RandomErasing": lambda: erasing.RandomErasing(probability=0.5),
   "Service": lambda: service.Service(addresses=["a:1"]),
   "NearDuplicates": lambda: duplicates.NearDuplicates([1, 2], 3),
   "Fault": lambda: faults.Fault("cause"),
-  "Examiner": lambda: faults.Examiner(records.Fields(), 3),
+  "Examiner": lambda: faults.Examiner(tfrecords.Fields(), 3),
   "ShardFindings": lambda: checking.ShardFindings("x"),
   "DigitsCatalog": lambda: catalogs.DigitsCatalog(image_size=8),
   "InceptionCrop": lambda: preprocess.InceptionCrop(image_size=8),

@@ -10,7 +10,7 @@ import pytest
 import tensorflow as tf
 
 from nfnets_tf.config import Configuration
-from nfnets_tf.data import records
+from nfnets_tf.data import dataset_info
 from nfnets_tf.errors import UserError
 from nfnets_tf.jobs.job import RunContext
 from nfnets_tf.train.checkpoint_files import steps_in
@@ -49,7 +49,7 @@ def run(made, workdir):
 def test_a_run_writes_goes_on_and_is_served_there(make_dataset, tmp_path):
   data, workdir = f"ram://{tmp_path.name}/data", f"ram://{tmp_path.name}/run"
   copy(make_dataset(), data)
-  assert records.INDEX in tf.io.gfile.listdir(data)
+  assert dataset_info.INDEX in tf.io.gfile.listdir(data)
   summary = run(configuration(data, 1.3), workdir)  # 8 steps
   assert f"{workdir}/saved_model/1" in summary and "8 steps" in summary
   again = run(configuration(data, 2.6), workdir)  # a longer budget goes on

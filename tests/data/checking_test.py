@@ -5,7 +5,7 @@ import tensorflow as tf
 
 from nfnets_tf.data import checking
 from nfnets_tf.data.faults import Examiner
-from nfnets_tf.data.records import Fields, Record
+from nfnets_tf.data.tfrecords import Fields, Record
 from nfnets_tf.fileio import file_sha256
 
 

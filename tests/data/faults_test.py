@@ -5,8 +5,7 @@ import tensorflow as tf
 
 from nfnets_tf.data.faults import Examiner, Fault, Faults
 from nfnets_tf.data.loading import PADDING
-from nfnets_tf.data.order import UNREADABLE
-from nfnets_tf.data.records import Fields, Record
+from nfnets_tf.data.tfrecords import UNREADABLE, Fields, Record
 from tests.support.datasets import SMALL_IMAGE as IMAGE
 from tests.support.datasets import serialized_example as example
 

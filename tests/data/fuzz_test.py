@@ -10,7 +10,7 @@ from PIL import Image
 
 from nfnets_tf.data import pipeline, preprocess
 from nfnets_tf.data.faults import Examiner
-from nfnets_tf.data.records import Fields, Record, write_shard
+from nfnets_tf.data.tfrecords import Fields, Record, write_shard
 
 COUNT, SHARDS, BATCH = 10_000, 4, 100
 CLASSES = 1000
@@ -138,7 +138,7 @@ def split_of(directory):
 def index_of(directory):
   files = tf.io.gfile.glob(f"{directory}/train-*")
   counts = (COUNT // SHARDS,) * SHARDS
-  return pipeline.SplitIndex(tuple(sorted(files)), counts, CLASSES, ())
+  return pipeline.SplitInfo(tuple(sorted(files)), counts, CLASSES, ())
 
 
 def test_damaged_records_lose_only_themselves(shards):

@@ -5,18 +5,17 @@ import pytest
 import tensorflow as tf
 
 from nfnets_tf.data import order as order_module
-from nfnets_tf.data.index import read_index
+from nfnets_tf.data.dataset_info import read_split_info
 from nfnets_tf.data.order import (
-  UNREADABLE,
   ShardOrder,
   read_part,
-  read_piece,
 )
+from nfnets_tf.data.tfrecords import read_segment
 from nfnets_tf.errors import UserError
 
 
 def make(directory, **options):
-  index = read_index(directory, "train")
+  index = read_split_info(directory, "train")
   options = {"seed": 1, "shuffle_buffer": 25, **options}
   return ShardOrder(index.files, index.counts, **options)
 
@@ -119,9 +118,9 @@ def records_read(monkeypatch):
       with tf.control_dependencies([number.assign_add(1)]):
         return tf.identity(record)
 
-    return read_piece(*piece).map(count)
+    return read_segment(*piece).map(count)
 
-  monkeypatch.setattr(order_module, "read_piece", counted)
+  monkeypatch.setattr(order_module, "read_segment", counted)
   return number
 
 
@@ -175,37 +174,20 @@ def test_a_group_is_permuted_differently_in_another_epoch(make_dataset):
 
 @pytest.mark.parametrize("begin, size", [(0, 50), (7, 20), (45, 10), (60, 5)])
 def test_a_part_of_a_row_of_shards(make_dataset, begin, size):
-  index = read_index(make_dataset(train=50), "train")
+  index = read_split_info(make_dataset(train=50), "train")
   records = list(tf.data.TFRecordDataset(list(index.files)).as_numpy_iterator())
   part = read_part(index.files, index.counts, begin, size)
   assert list(part.as_numpy_iterator()) == records[begin : begin + size]
 
 
 def test_shards_outside_of_a_part_are_not_opened(make_dataset):
-  index = read_index(make_dataset(train=50), "train")
+  index = read_split_info(make_dataset(train=50), "train")
   expected = list(read_part(index.files, index.counts, 0, 9))
   files = (*index.files[:1], *["nowhere"] * 4)
   assert len(list(read_part(files, index.counts, 0, 9))) == len(expected) == 9
   # An empty shard has no first record.
   counts = (*index.counts[:1], 0, 0, 0, 0)
   assert len(list(read_part(files, counts, 0, 50))) == 10
-
-
-def test_what_cannot_be_read_keeps_its_place(make_dataset):
-  path = read_index(make_dataset(train=50), "train").files[0]
-  records = list(tf.data.TFRecordDataset(path).as_numpy_iterator())
-  os.truncate(path, os.path.getsize(path) // 2)
-  found = list(read_piece(path, 1, 9).as_numpy_iterator())
-  assert found == records[1:5] + [UNREADABLE + path.encode()] * 5
-
-
-def test_a_shard_damaged_at_its_beginning_loses_its_records_alone(make_dataset):
-  path = read_index(make_dataset(train=50), "train").files[0]
-  with open(path, "r+b") as file:
-    file.seek(20)
-    file.write(b"damage")
-  found = list(read_piece(path, 0, 10).as_numpy_iterator())
-  assert found == [UNREADABLE + path.encode()] * 10
 
 
 def test_a_lost_shard_is_an_error_and_no_endless_wait(make_dataset):

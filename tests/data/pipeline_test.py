@@ -5,8 +5,7 @@ import pytest
 import tensorflow as tf
 
 from nfnets_tf.data import mixing, preprocess
-from nfnets_tf.data.index import evaluation_steps
-from nfnets_tf.data.records import INDEX
+from nfnets_tf.data.dataset_info import INDEX, evaluation_steps
 from nfnets_tf.errors import UserError
 from tests.support.datasets import make_split as make
 from tests.support.datasets import store_with_tfds

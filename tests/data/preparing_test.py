@@ -8,7 +8,7 @@ import tensorflow as tf
 
 from nfnets_tf.data import preparing
 from nfnets_tf.data.duplicates import NearDuplicates, difference_hash
-from nfnets_tf.data.records import Record
+from nfnets_tf.data.tfrecords import Record
 from nfnets_tf.errors import UserError
 from nfnets_tf.fileio import file_sha256
 from tests.support.datasets import SmoothImages as Pictures

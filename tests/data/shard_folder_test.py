@@ -28,14 +28,14 @@ def test_it_is_taken_once(tmp_path):
   folder, _, _ = make(tmp_path / "a")
   folder.take()
   folder.take()
-  assert folder.read_index() is None
+  assert folder.read_split_info() is None
   with pytest.raises(UserError, match="other images or settings .preparing"):
     make(tmp_path / "a", "another key")[0].take()
 
 
 def test_the_index_ends_it_and_tidying_leaves_shards_alone(tmp_path):
   folder, tasks = finish(tmp_path / "a")
-  assert folder.read_index()["splits"]["train"]["examples"] == 9
+  assert folder.read_split_info()["splits"]["train"]["examples"] == 9
   folder.clean()
   names = sorted(path.name for path in (tmp_path / "a").iterdir())
   assert names == [
@@ -50,7 +50,7 @@ def test_the_index_ends_it_and_tidying_leaves_shards_alone(tmp_path):
 
 def test_lost_shards_are_found_and_other_bytes_are_refused(tmp_path):
   folder, tasks = finish(tmp_path / "a")
-  index = folder.read_index()
+  index = folder.read_split_info()
   assert folder.lost(index) == []
   task = tasks["train"][1]
   with open(task.path, "ab") as file:
@@ -64,7 +64,7 @@ def test_lost_shards_are_found_and_other_bytes_are_refused(tmp_path):
 
 def test_what_another_process_has_concluded_is_left_as_it_is(tmp_path):
   folder, _ = finish(tmp_path / "a")
-  index = folder.read_index()
+  index = folder.read_split_info()
   folder.clean()
   folder.conclude(Pictures(10), max_bad_share=0)
-  assert folder.read_index() == index
+  assert folder.read_split_info() == index

@@ -5,18 +5,18 @@ import pytest
 import tensorflow as tf
 from sklearn import datasets
 
-from nfnets_tf.data import records, sources
-from nfnets_tf.data.index import read_filenames, read_index
+from nfnets_tf.data import dataset_info, sources
+from nfnets_tf.data.dataset_info import read_filenames, read_split_info
 from nfnets_tf.data.listing import list_folder
-from nfnets_tf.data.records import Fields
 from nfnets_tf.data.sources import Digits, Folder, shards_of
+from nfnets_tf.data.tfrecords import Fields
 from nfnets_tf.errors import UserError
 
 
 def read(directory, split):
   """Returns {file name: (label, 8x8 means of the image)}."""
   found = {}
-  for path in read_index(directory, split).files:
+  for path in read_split_info(directory, split).files:
     for serialized in tf.data.TFRecordDataset(path):
       example = tf.train.Example.FromString(serialized.numpy())
       feature = example.features.feature
@@ -49,7 +49,7 @@ def test_the_split_is_fixed(tmp_path):
   for folder in ("a", "b"):
     directory = str(tmp_path / folder)
     Digits(directory=directory, image_size=8)()
-    index = read_index(directory, "heldout")
+    index = read_split_info(directory, "heldout")
     names.append([tf.io.gfile.GFile(f, "rb").read() for f in index.files])
   assert names[0] == names[1]
 
@@ -81,7 +81,7 @@ def test_a_folder_becomes_shards_once(folder, tmp_path):
   assert source() is False
   found = {}
   for split, count in (("train", 8), ("heldout", 4)):
-    index = read_index(directory, split)
+    index = read_split_info(directory, split)
     assert index.num_examples == count
     assert index.class_names == ("cat", "dog")
     for name in read_filenames(index):
@@ -117,7 +117,7 @@ def test_shards_are_called_after_what_is_in_the_folder(folder, tmp_path):
 
 
 @pytest.mark.parametrize(
-  "module, name", [(sources, "_check_images"), (records, "_write_split")]
+  "module, name", [(sources, "_check_images"), (dataset_info, "_write_split")]
 )
 def test_of_two_that_write_the_same_shards_one_does(
   folder, tmp_path, monkeypatch, module, name

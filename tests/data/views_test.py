@@ -3,7 +3,7 @@ import pytest
 import tensorflow as tf
 
 from nfnets_tf.data import preprocess
-from nfnets_tf.data.records import Fields, Record
+from nfnets_tf.data.tfrecords import Fields, Record
 from nfnets_tf.data.views import Views
 from tests.support.datasets import SMALL_IMAGE as IMAGE
 from tests.support.datasets import serialized_example as example

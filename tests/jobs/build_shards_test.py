@@ -4,7 +4,7 @@ import os
 import pytest
 
 from nfnets_tf.data import preparing
-from nfnets_tf.data.index import read_index
+from nfnets_tf.data.dataset_info import read_split_info
 from nfnets_tf.errors import UserError
 from nfnets_tf.jobs.build_shards import BuildShardsJob
 from nfnets_tf.jobs.job import RunContext
@@ -52,7 +52,7 @@ def test_shards_an_index_and_nothing_else(tmp_path):
     "index.json",
     *(f"train-{i:05d}-of-00005.tfrecord" for i in range(5)),
   ]
-  found = read_index(str(tmp_path / "shards"), "train")
+  found = read_split_info(str(tmp_path / "shards"), "train")
   assert found.num_examples == 20 and found.class_names == ("a", "b", "c")
   with open(tmp_path / "shards" / "index.json") as file:
     index = json.load(file)
@@ -72,7 +72,7 @@ def test_finished_shards_are_not_written_again(tmp_path, monkeypatch):
     preparing.write_task(task, Pictures(), None)
   before = os.stat(job._tasks["train"][0].path).st_mtime_ns
   with pytest.raises(UserError, match="are not all written; start the job"):
-    read_index(str(parts), "train")
+    read_split_info(str(parts), "train")
   with open(f"{job._tasks['train'][3].path}.partial-1", "wb"):
     pass  # of a writer that was killed
   run(make(parts), tmp_path / "w2")

@@ -4,8 +4,8 @@ import os
 
 import pytest
 
-from nfnets_tf.data.index import read_index
-from nfnets_tf.data.records import Record, write_shard
+from nfnets_tf.data.dataset_info import read_split_info
+from nfnets_tf.data.tfrecords import Record, write_shard
 from nfnets_tf.errors import UserError
 from nfnets_tf.jobs.check_shards import CheckShardsJob
 from nfnets_tf.jobs.job import RunContext
@@ -69,7 +69,7 @@ def test_tiny_images_and_duplicates_are_told_but_usable(make_dataset, tmp_path):
 
 def test_a_cut_shard_makes_the_set_unusable(make_dataset, tmp_path):
   directory = make_dataset()
-  shard = read_index(directory, "train").files[1]
+  shard = read_split_info(directory, "train").files[1]
   os.truncate(shard, os.path.getsize(shard) - 5)
   with pytest.raises(UserError, match="1 shard cut off or corrupt; restore"):
     run(make(directory), tmp_path / "work")
@@ -80,7 +80,7 @@ def test_a_cut_shard_makes_the_set_unusable(make_dataset, tmp_path):
 
 def test_the_bound_on_bad_records(make_dataset, tmp_path):
   directory = make_dataset()
-  found = read_index(directory, "train")
+  found = read_split_info(directory, "train")
   records = [Record(b"no image", 0, "", f"{i}", "") for i in range(10)]
   write_shard(found.files[0], [(0, r.serialize()) for r in records])
   changed = "1 shard changed since it was written.* restore the shards"
@@ -95,7 +95,7 @@ def test_the_bound_on_bad_records(make_dataset, tmp_path):
 
 def test_labels_are_held_against_the_index(make_dataset, tmp_path):
   directory = make_dataset()
-  shard = read_index(directory, "train").files[0]
+  shard = read_split_info(directory, "train").files[0]
   record = Record(b"", 4, "", "a", "")
   write_shard(shard, [(4, record.serialize())] * 10)
   forget_sums(directory)

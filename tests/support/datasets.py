@@ -9,7 +9,8 @@ import numpy as np
 import tensorflow as tf
 
 from nfnets_tf.data import pipeline, preparing, preprocess
-from nfnets_tf.data.records import INDEX, Record, write_dataset
+from nfnets_tf.data.dataset_info import INDEX, write_dataset
+from nfnets_tf.data.tfrecords import Record
 
 SMALL_IMAGE = np.arange(48, dtype=np.uint8).reshape(4, 4, 3)
 

@@ -79,7 +79,7 @@ def test_more_bad_records_than_the_bound_end_the_run():
   run(Seconds(0, 0), [0.0, 0.02])  # 1 % in all
   with pytest.raises(UserError, match="1.50% of the images .* 3 of a kind"):
     run(Seconds(0, 0), [0.01, 0.02])
-  with pytest.raises(UserError, match="max_bad_share = 2 cannot be used"):
+  with pytest.raises(UserError, match="max_bad_share = 2 is invalid"):
     run(Seconds(), [], max_bad_share=2)
 
 

@@ -5,7 +5,7 @@ import tensorflow as tf
 
 from nfnets_tf.config import Configuration
 from nfnets_tf.data import pipeline, preprocess
-from nfnets_tf.data.index import SplitIndex
+from nfnets_tf.data.dataset_info import SplitInfo
 from nfnets_tf.models.nfnet import NFNet
 from nfnets_tf.optim.sam import SAM
 from nfnets_tf.optim.schedules import WarmupCosine
@@ -103,7 +103,7 @@ def test_what_is_said_when_training_begins(sam, lines):
     sam=sam,
     train_split=types.SimpleNamespace(directory="gs://bucket/jft"),
   )
-  train = SplitIndex(("a", "b", "c"), (1_000, 1_000, 500), 3, ())
+  train = SplitInfo(("a", "b", "c"), (1_000, 1_000, 500), 3, ())
   strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
   first, *others = plan.announcement(job, strategy, train)
   assert first == (

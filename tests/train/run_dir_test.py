@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from nfnets_tf.data.index import SplitIndex
+from nfnets_tf.data.dataset_info import SplitInfo
 from nfnets_tf.errors import UserError
 from nfnets_tf.train.run_dir import RunDir, find_run_dir, weights_sha256
 
@@ -65,7 +65,7 @@ def test_remote_directory_is_not_checked():
 
 def test_refuses_changed_data(tmp_path):
   files = RunDir(str(tmp_path))
-  index = SplitIndex(("data/a", "data/b"), (3, 4), 2, ())
+  index = SplitInfo(("data/a", "data/b"), (3, 4), 2, ())
   for _ in range(2):
     files.record_data(num_data_streams=2, train=index, heldout=index)
   for other in (
@@ -79,7 +79,7 @@ def test_refuses_changed_data(tmp_path):
 def test_run_keeps_its_number_of_data_streams(tmp_path):
   files = RunDir(str(tmp_path))
   assert files.read_num_data_streams() is None
-  index = SplitIndex(("data/a",), (3,), 2, ())
+  index = SplitInfo(("data/a",), (3,), 2, ())
   files.record_data(num_data_streams=4, train=index)
   files.record_data(num_data_streams=2, train=index)  # resumed by other hosts
   assert files.read_num_data_streams() == 4
@@ -88,7 +88,7 @@ def test_run_keeps_its_number_of_data_streams(tmp_path):
 def test_refuses_layout_of_earlier_release(tmp_path):
   files = RunDir(str(tmp_path))
   files.check_layout()  # a new directory
-  index = SplitIndex(("data/a",), (3,), 2, ())
+  index = SplitInfo(("data/a",), (3,), 2, ())
   split = {"folder": "data", "examples": 3}
   (tmp_path / "data.json").write_text(json.dumps({"train": split, "parts": 2}))
   for access in (
