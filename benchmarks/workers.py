@@ -1,10 +1,10 @@
-"""What two processes on one machine make of a batch that one process computes.
+"""Throughput of two processes on one machine against one process.
 
   python -m benchmarks.workers
 
-One process with all cores, and two workers with half of them each, train the
-same network on the same global batch under `strategy.auto`, in turn. A step has
-everything: AGC, momentum, decay, averages, and all that is logged.
+One process with all cores and two workers with half of them each train the same
+network on the same global batch under `distribution.auto`, in turn. The steps
+are complete: AGC, momentum, decay, averages and all metrics.
 """
 
 import json
@@ -101,17 +101,17 @@ def _serve() -> None:
 
   from nfnets_tf.models.nfnet import NFNet
   from nfnets_tf.optim.sgd import SGD
-  from nfnets_tf.train import strategy
+  from nfnets_tf.train import distribution
   from nfnets_tf.train.classifier import Classifier
 
-  chosen = strategy.auto()
-  with chosen.scope():
+  strategy = distribution.auto()
+  with strategy.scope():
     model = Classifier(NFNet(_VARIANT.value, 10))
     model.compile(SGD(0.1))
-  batch = _BATCH_SIZE.value // chosen.num_replicas_in_sync
+  batch = _BATCH_SIZE.value // strategy.num_replicas_in_sync
   images = np.zeros([batch, *[_IMAGE_SIZE.value] * 2, 3], np.uint8)
   data = tf.data.Dataset.from_tensors((images, np.zeros([batch], np.int32)))
-  batches = chosen.distribute_datasets_from_function(
+  batches = strategy.distribute_datasets_from_function(
     lambda context: data.repeat()
   )
   for _ in sys.stdin:

@@ -16,9 +16,9 @@ import tensorflow as tf
 from tensorflow import keras
 
 from nfnets_tf.config import Configuration
+from nfnets_tf.train.distribution import one_device
 from nfnets_tf.train.run_dir import RunDir
 from nfnets_tf.train.session import Session
-from nfnets_tf.train.strategy import one_device
 from tests.support import launcher, tiny
 from tests.support.datasets import write_small_dataset
 

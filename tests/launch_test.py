@@ -264,8 +264,8 @@ def test_shards_are_made_checked_and_trained_on(tmp_path):
 def test_on_another_host_of_a_tpu_slice_there_is_nothing_to_do(tmp_path):
   done = launch(
     *SMOKE,
-    "--gin_param=STRATEGY = @strategy.tpu",
-    "--gin_param=strategy.tpu.address = 'slice'",
+    "--gin_param=STRATEGY = @distribution.tpu",
+    "--gin_param=distribution.tpu.address = 'slice'",
     f"--workdir={tmp_path / 'run'}",
     environment={**ENVIRONMENT, "TPU_WORKER_ID": "1"},
   )

@@ -133,7 +133,7 @@ def test_slurm_starts_a_worker_on_each_node(world):
   hosts = [f"node{i}:23456" for i in (7, 8, 9)]
   assert [call["config"] for call in done.python] == configs(*hosts)
   for found in map(statements, done.python):
-    assert found["STRATEGY"] == "@strategy.multi_worker"
+    assert found["STRATEGY"] == "@distribution.multi_worker"
     assert found["DATA_DIR"] == "'gs://my shards'"
   assert "--kill-on-bad-exit=0" in done.srun[0]["args"]
   head = SLURM.read_text().split("set -euo")[0]  # where sbatch looks
@@ -173,7 +173,7 @@ def test_kubernetes_pods_are_the_workers(world):
     (call,) = done.python
     assert call["pid"] == int(done.stdout)  # so that SIGTERM reaches it
     assert call["config"] == want
-  assert statements(call)["STRATEGY"] == "@strategy.multi_worker"
+  assert statements(call)["STRATEGY"] == "@distribution.multi_worker"
   claims = [v["name"] for v in pod["volumes"] if "persistentVolumeClaim" in v]
   mounts = {m["name"]: m["mountPath"] for m in CONTAINER["volumeMounts"]}
   assert call["args"][-1].startswith(f"--workdir={mounts[claims[0]]}/")
@@ -211,8 +211,8 @@ def test_all_hosts_of_a_tpu_pod_get_the_same_command(world):
     assert [call["env"][name] for name in names] == ["tpu_name", "0", worker]
   found, other = map(statements, done.python)
   assert found == other
-  assert found["STRATEGY"] == "@strategy.tpu"
-  assert found["strategy.tpu.address"] == "'tpu_name'"
+  assert found["STRATEGY"] == "@distribution.tpu"
+  assert found["distribution.tpu.address"] == "'tpu_name'"
   assert found["DATA_DIR"] == "'gs://my shards'"
 
 
@@ -243,7 +243,7 @@ def test_the_page_starts_two_workers_and_names_what_exists(world):
   calls = sorted(world("-euc", block).python, key=lambda c: str(c["config"]))
   want = configs("localhost:29500", "localhost:29501")
   assert [call["config"] for call in calls] == want
-  assert statements(calls[0])["STRATEGY"] == "@strategy.auto"
+  assert statements(calls[0])["STRATEGY"] == "@distribution.auto"
   names = re.findall(r"`((?:launch|tests)/[\w./]+)`", PAGE)
   names += [f"docs/{page}" for page in re.findall(r"\]\((\w+\.md)\)", PAGE)]
   files = {ROOT / name for name in names}

@@ -87,8 +87,8 @@ train() {
   }
   local run=( # to be edited
     --gin_file=gin/f0_jft.gin
-    --gin_param="STRATEGY = @strategy.tpu"
-    --gin_param="strategy.tpu.address = '$TPU_NAME'"
+    --gin_param="STRATEGY = @distribution.tpu"
+    --gin_param="distribution.tpu.address = '$TPU_NAME'"
     --gin_param="DATA_DIR = '$DATA_DIR'"
     --gin_param="NUM_CLASSES = 1_000"
     --gin_param="NUM_EXAMPLES = 1_281_167"

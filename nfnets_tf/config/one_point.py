@@ -20,7 +20,7 @@ from nfnets_tf.jobs.job import RunContext
 from nfnets_tf.scaling.board import DONE, Board
 from nfnets_tf.scaling.points import Point
 from nfnets_tf.scaling.sweep import fail
-from nfnets_tf.train.cluster import read_cluster
+from nfnets_tf.train.distribution import read_cluster
 from nfnets_tf.train.run_dir import RunDir
 
 

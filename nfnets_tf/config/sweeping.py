@@ -21,7 +21,7 @@ from nfnets_tf.models import cost
 from nfnets_tf.scaling import sweep_plan
 from nfnets_tf.scaling.board import FAILED
 from nfnets_tf.scaling.points import Point, select_cells
-from nfnets_tf.train.cluster import read_cluster
+from nfnets_tf.train.distribution import read_cluster
 
 _NUMBERS = re.compile(r"\d+(/\d+)?")
 

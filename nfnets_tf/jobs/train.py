@@ -20,13 +20,12 @@ from nfnets_tf.optim.sam import SAM
 from nfnets_tf.train import plan
 from nfnets_tf.train.breakdown import explained
 from nfnets_tf.train.checkpoint_files import newest_in
+from nfnets_tf.train.distribution import Workers, describe
 from nfnets_tf.train.pretrained import Start
 from nfnets_tf.train.recovery import Recovery
 from nfnets_tf.train.run_dir import RunDir
 from nfnets_tf.train.session import Session
-from nfnets_tf.train.strategy import describe
 from nfnets_tf.train.summary import summarize
-from nfnets_tf.train.workers import Workers
 
 LOGGER = logging.getLogger("nfnets_tf")
 

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 import tensorflow as tf
 
 from nfnets_tf.errors import RunError, UserError, plain_message
+from nfnets_tf.train.distribution import Workers
 from nfnets_tf.train.memory import describe_memory
-from nfnets_tf.train.workers import Workers
 
 # What TensorFlow raises when a peer is gone depends on who was waiting for it.
 _OF_PEERS = (

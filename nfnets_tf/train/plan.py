@@ -9,8 +9,8 @@ from tensorflow import keras
 
 from nfnets_tf.models import cost
 from nfnets_tf.optim.sam import SAM
+from nfnets_tf.train.distribution import describe
 from nfnets_tf.train.memory import describe_memory, estimate_memory
-from nfnets_tf.train.strategy import describe
 
 _BARS = "▁▂▃▄▅▆▇█"
 _CURVE_WIDTH = 48

@@ -11,7 +11,7 @@ import tensorflow as tf
 from tensorflow import keras
 
 from nfnets_tf.errors import Preempted
-from nfnets_tf.train.workers import Workers
+from nfnets_tf.train.distribution import Workers
 
 
 class Notice:

@@ -7,12 +7,12 @@ import logging
 from nfnets_tf.errors import Diverged
 from nfnets_tf.fileio import write_atomically
 from nfnets_tf.train.checkpoints import Checkpoints
+from nfnets_tf.train.distribution import Workers
 from nfnets_tf.train.inputs import Inputs
 from nfnets_tf.train.nonfinite import NonfiniteGuard
 from nfnets_tf.train.recovery import Recovery, Rollback, Rollbacks
 from nfnets_tf.train.run_dir import RunDir
 from nfnets_tf.train.run_state import RunState
-from nfnets_tf.train.workers import Workers
 
 LOGGER = logging.getLogger("nfnets_tf")
 

@@ -16,6 +16,7 @@ from nfnets_tf.train.callbacks import Every, LogTraining, NoteInterval
 from nfnets_tf.train.checkpoint_files import steps_in
 from nfnets_tf.train.checkpoints import Checkpoints
 from nfnets_tf.train.delivery import deliver
+from nfnets_tf.train.distribution import Workers
 from nfnets_tf.train.evaluation import (
   Evaluation,
   deciding_loss,
@@ -30,7 +31,6 @@ from nfnets_tf.train.recovery import EndOnNotFinite, NotFinite
 from nfnets_tf.train.return_path import ReturnPath
 from nfnets_tf.train.run_dir import RunDir
 from nfnets_tf.train.run_state import RunState
-from nfnets_tf.train.workers import Workers
 
 LOGGER = logging.getLogger("nfnets_tf")
 

@@ -54,7 +54,7 @@ def test_misspelled_parameter_in_a_file_is_located(tmp_path):
   [
     ("nfnet.NFNett.num_classes = 3", "nfnet.NFNet"),
     ("nfnett.NFNet.num_classes = 3", "nfnet.NFNet"),
-    ("STRATEGY = @strategy.on_device", "strategy.one_device"),
+    ("STRATEGY = @distribution.on_device", "distribution.one_device"),
   ],
 )
 def test_misspelled_name(binding, meant):
@@ -110,7 +110,7 @@ def test_a_file_without_a_job(tmp_path):
 
 def test_a_file_that_forgets_gins_imports(tmp_path):
   path = tmp_path / "mine.gin"
-  path.write_text("strategy.tpu.address = 'x'\n")
+  path.write_text("distribution.tpu.address = 'x'\n")
   assert "dynamic_registration" in refused(files=[str(path)])
 
 

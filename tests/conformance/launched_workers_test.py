@@ -18,7 +18,7 @@ SMOKE = [
   "--gin_param=train.TrainJob.evaluate_every = 40",
   "--gin_param=train.TrainJob.steps_per_execution = 1",
 ]
-AUTO = "--gin_param=STRATEGY = @strategy.auto"
+AUTO = "--gin_param=STRATEGY = @distribution.auto"
 
 
 @pytest.fixture

@@ -7,8 +7,8 @@ import pytest
 import tensorflow as tf
 
 from nfnets_tf.errors import Preempted
+from nfnets_tf.train.distribution import Workers
 from nfnets_tf.train.preemption import EndOnNotice, GoOnInInterval, Notice
-from nfnets_tf.train.workers import Workers
 
 
 def alone():
