@@ -1,8 +1,14 @@
-"""What ends a run in one sentence, and who raises it."""
+"""Errors that end a run with one sentence, and how TensorFlow's become them."""
 
+from __future__ import annotations
+
+import contextlib
 import re
+from collections.abc import Callable, Iterator
 
-# TensorFlow says where in its graph something happened around what happened.
+import tensorflow as tf
+
+# TensorFlow wraps the cause in lines about nodes of its graph.
 _NODE = re.compile(r"\{\{.*?\}\}|\[Op:\w+\].*")
 _WHERE = re.compile(
   r"Graph execution error|Detected at node|File \"|^\^|^\S+\($"
@@ -10,46 +16,61 @@ _WHERE = re.compile(
 _REASON = re.compile(
   r"Collective ops is aborted by.*|\S*[:;] ?No such file.*|OOM when [^;]*"
 )
+# When a worker is lost, the class depends on which operation waited for it.
+_PEER_ERRORS = (
+  tf.errors.UnavailableError,
+  tf.errors.AbortedError,
+  tf.errors.CancelledError,
+  tf.errors.DeadlineExceededError,
+  tf.errors.FailedPreconditionError,
+  tf.errors.InternalError,
+)
+_PEER = re.compile(
+  "[Cc]ollective|worker|task:|heartbeat|peer|[Ss]ocket|onnection"
+)
+_FILE_ERRORS = (tf.errors.NotFoundError, tf.errors.PermissionDeniedError)
+# TensorFlow has one class for a full disk and for a device's full memory.
+_DISK = re.compile("No space left|[Qq]uota")
 
 
 class UserError(ValueError):
-  """Something the user gave cannot be used.
+  """Invalid input of the user.
 
   The message is one sentence that says what was received, what was expected
-  and how to mend it; the launcher prints it without a traceback and ends with
-  exit code 2.
+  and what to do; the launcher prints it without a traceback and exits with
+  code 2.
   """
 
 
 class Diverged(UserError):
-  """Training has left the finite numbers, and going back did not help."""
+  """Losses or gradients stayed non-finite after all rollbacks."""
 
 
 class RunError(Exception):
-  """Something around a run has failed, such as a disk or another machine.
+  """A failure outside the run, such as a disk or another machine.
 
-  The message is one sentence that says what, and how to mend it; the launcher
-  prints it and ends with exit code 1, and the same command goes on.
+  The message is one sentence that says what failed and what to do; the launcher
+  prints it and exits with code 1, and the same command resumes the run.
   """
 
 
 class NothingToDo(Exception):
-  """Another process does what this one was started for; exit code 0."""
+  """Another process does the work of this one; exit code 0."""
 
 
 class Preempted(Exception):
-  """The process was asked to end before its work was done; all is saved."""
+  """The process received SIGTERM before its work was done; all is saved."""
 
 
 def plain_message(error: Exception) -> str:
-  """Returns the line of an error's many that says what happened."""
+  """Returns the one line of an error's message that states the cause."""
   text = getattr(error, "message", None) or getattr(error, "strerror", None)
   lines = [_NODE.sub("", x).strip() for x in (text or str(error)).splitlines()]
   for line in lines:
     if match := _REASON.search(line):
       return match[0]
-  told = [line for line in lines if line and not _WHERE.match(line)]
-  return told[0] if told else type(error).__name__
+  causes = (line for line in lines if line and not _WHERE.match(line))
+  return next(causes, type(error).__name__)
 
 
 def require(condition: bool, name: str, value: object, expected: str) -> None:
@@ -75,3 +96,52 @@ def require_int(name: str, value: int, minimum: int) -> None:
   """Raises a UserError unless a parameter is an integer >= `minimum`."""
   valid = isinstance(value, int) and value >= minimum
   require(valid, name, value, f"an integer >= {minimum}")
+
+
+@contextlib.contextmanager
+def translate_tf_errors(
+  *,
+  worker: int,
+  num_workers: int,
+  describe_memory: Callable[[], str],
+) -> Iterator[None]:
+  """Translates TensorFlow's errors of memory, files and workers.
+
+  Args:
+    worker: index of this process.
+    num_workers: number of processes that train together.
+    describe_memory: returns an estimate of the memory that a device needs.
+
+  Raises:
+    UserError: if a device runs out of memory.
+    RunError: if a file cannot be read or written, or another worker is lost.
+  """
+  try:
+    yield
+  except tf.errors.ResourceExhaustedError as error:
+    if _DISK.search(error.message):
+      raise RunError(
+        f"cannot write a file ({plain_message(error)}); free some space and"
+        " rerun the same command to resume from the last checkpoint."
+      ) from error
+    raise UserError(
+      f"a device ran out of memory ({plain_message(error)}):"
+      f" {describe_memory()}; bind classifier.Classifier.micro_batches to 2 or"
+      " more, which gives the same update, POLICY to 'mixed_bfloat16' or"
+      " BATCH_SIZE to less, or use more devices."
+    ) from error
+  except _FILE_ERRORS as error:
+    if "OpKernel" in error.message:
+      raise  # an operation that a device does not implement, not a file
+    raise RunError(
+      f"cannot read a file ({plain_message(error)}); restore it and rerun the"
+      " same command to resume from the last checkpoint."
+    ) from error
+  except _PEER_ERRORS as error:
+    if num_workers == 1 or not _PEER.search(error.message):
+      raise
+    raise RunError(
+      f"worker {worker} of {num_workers} lost another worker"
+      f" ({plain_message(error)}); rerun the same command on all of them to"
+      " resume from the last checkpoint."
+    ) from error

@@ -18,7 +18,6 @@ from tensorflow import keras
 from nfnets_tf.config import Configuration
 from nfnets_tf.train.distribution import one_device
 from nfnets_tf.train.run_dir import RunDir
-from nfnets_tf.train.session import Session
 from tests.support import launcher, tiny
 from tests.support.datasets import write_small_dataset
 
@@ -128,16 +127,16 @@ def sharp_job(make_dataset):
   ]
   params = [
     f"DATA_DIR = {make_dataset()!r}",
-    "train.TrainJob.prepare = None",
+    "run_config.DataConfig.prepare = None",
     "NUM_CLASSES = 4",
     "NUM_EXAMPLES = 50",
     "BATCH_SIZE = 8",
     "EPOCHS = 2.08",
-    "train.TrainJob.checkpoint_every = 8",
+    "run_config.Schedule.checkpoint_every = 8",
     "sam.SAM.every = 3",
   ]
   job = Configuration(files, params).build_job()
-  assert job.total_steps == 13
+  assert job.schedule.total_steps == 13
   return job
 
 
@@ -146,9 +145,7 @@ def open_session():
   """Returns a function that opens a job's session in a folder."""
 
   def make(job, directory, strategy=None):
-    indexes = job.train_split.index(), job.heldout_split.index()
-    files = RunDir(str(directory))
-    return Session(job, files, strategy or one_device(), *indexes, parts=None)
+    return job.open_session(RunDir(str(directory)), strategy or one_device())
 
   return make
 

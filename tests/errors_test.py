@@ -1,11 +1,19 @@
+"""Messages of errors; TensorFlow's are real ones where they can be raised."""
+
+import os
+
 import pytest
 import tensorflow as tf
+from tensorflow import keras
 
+from nfnets_tf.data import pipeline, preprocess
 from nfnets_tf.errors import (
+  RunError,
   UserError,
   plain_message,
   require_fraction,
   require_int,
+  translate_tf_errors,
 )
 
 
@@ -54,3 +62,173 @@ def test_messages_say_nothing_of_nodes():
 )
 def test_of_many_lines_the_one_that_says_what_happened(error, message):
   assert plain_message(error) == message
+
+
+# As Keras gives it, with the peers' part from two real workers.
+OF_KERAS = """Graph execution error:
+
+Detected at node CollectiveReduceV2 defined at (most recent call last):
+  File "launch/train.py", line 131, in <module>
+
+  File "nfnets_tf/train/classifier.py", line 67, in train_step
+
+%s
+\t [[{{node CollectiveReduceV2}}]] [Op:__inference_train_function_123]"""
+ABORTED = "Collective ops is aborted by: Connection reset by peer"
+
+
+def translated(worker=0, num_workers=1):
+  return translate_tf_errors(
+    worker=worker, num_workers=num_workers, describe_memory=lambda: "8 GB"
+  )
+
+
+def sentence(action, expected, **options):
+  """Returns the sentence of type `expected` that an action ends in."""
+  with pytest.raises(expected) as error:
+    with translated(**options):
+      action()
+  assert isinstance(error.value.__cause__, tf.errors.OpError)
+  (line,) = str(error.value).splitlines()
+  return line
+
+
+def fitted(batches, *layers):
+  """Trains, as a run does: errors come out of a graph's function."""
+  model = keras.Sequential([*layers, keras.layers.Dense(1)])
+  model.compile("sgd", "mse")
+  return lambda: model.fit(batches, verbose=0)
+
+
+def batches_of(records):
+  return records.map(lambda _: (tf.zeros([3]), tf.zeros([1]))).batch(2)
+
+
+class Greedy(keras.layers.Layer):
+  """Asks for 40 TB an example."""
+
+  def call(self, inputs):
+    shape = tf.stack([tf.shape(inputs)[0] * 10**6, 10**7])
+    return inputs + tf.reduce_sum(tf.random.uniform(shape))
+
+
+def test_out_of_memory_reports_estimate_and_bindings():
+  train = fitted(batches_of(tf.data.Dataset.range(2)), Greedy())
+  line = sentence(train, UserError)
+  assert "out of memory (OOM when allocating tensor with shape[" in line
+  assert "): 8 GB; bind classifier.Classifier.micro_batches" in line
+
+
+def test_full_disk_is_distinguished_from_device_memory():
+  def write():
+    with tf.io.gfile.GFile("/dev/full", "w") as file:
+      file.write("x")
+
+  line = sentence(write, RunError)
+  assert "/dev/full" in line and "No space left" in line
+
+
+def test_missing_shard_is_named(make_dataset):
+  split = pipeline.Split(
+    directory=make_dataset(),
+    split="train",
+    num_classes=4,
+    operations=[preprocess.Resize(image_size=8)],
+  )
+  index = split.index()
+  os.remove(index.files[3])
+  batches = split.training_batches(
+    index, host_batch=8, replicas=1, start_step=0, shuffle_buffer=4, seed=0
+  )
+  line = sentence(lambda: list(batches.take(20)), RunError)
+  assert index.files[3] in line and "No such file" in line
+  assert "restore it and rerun the same command" in line
+
+
+def test_file_missing_during_a_step_is_named(tmp_path):
+  path = str(tmp_path / "train-00003.tfrecord")
+  line = sentence(fitted(batches_of(tf.data.TFRecordDataset(path))), RunError)
+  assert path in line and "No such file" in line
+
+
+def test_file_without_permission_is_named():
+  def read():
+    text = "gs://bucket/x; Permission denied"
+    raise tf.errors.PermissionDeniedError(None, None, text)
+
+  assert "(gs://bucket/x; Permission denied)" in sentence(read, RunError)
+
+
+def test_missing_op_kernel_is_not_a_missing_file():
+  with pytest.raises(tf.errors.NotFoundError, match="No OpKernel"):
+    with translated():
+      raise tf.errors.NotFoundError(None, None, "No OpKernel was registered")
+
+
+def lost(kind, message):
+  def run():
+    raise kind(None, None, message)
+
+  return run
+
+
+@pytest.mark.parametrize(
+  "text", [ABORTED, OF_KERAS % ABORTED], ids=["short", "long"]
+)
+@pytest.mark.parametrize(
+  "kind",
+  [
+    tf.errors.UnavailableError,
+    tf.errors.AbortedError,
+    tf.errors.CancelledError,
+    tf.errors.DeadlineExceededError,
+    tf.errors.FailedPreconditionError,
+    tf.errors.InternalError,
+  ],
+)
+def test_lost_worker_is_reported(kind, text):
+  line = sentence(lost(kind, text), RunError, worker=1, num_workers=2)
+  assert line.startswith(
+    f"worker 1 of 2 lost another worker ({ABORTED}); rerun"
+  )
+
+
+def test_single_process_does_not_report_lost_workers():
+  error = tf.errors.UnavailableError(None, None, OF_KERAS % ABORTED)
+  with pytest.raises(tf.errors.UnavailableError) as same:
+    with translated():
+      raise error
+  assert same.value is error
+
+
+@pytest.mark.parametrize(
+  "message, reason",
+  [
+    ("", "NotFoundError"),
+    ("{{function_node x}} what it was [Op:X]\nmore", "what it was);"),
+    ("\n\n  {{node y}}\n the first that says anything", "the first that says"),
+    (OF_KERAS % "/data/a; No such file or directory", "/data/a; No such file"),
+    (OF_KERAS % "NewRandomAccessFile failed to Create/Open: /a", "NewRandom"),
+    (OF_KERAS % "Error executing an HTTP request: 404", "Error executing an"),
+  ],
+  ids=["none", "first", "third", "file", "open", "other"],
+)
+def test_file_errors_state_the_cause(message, reason):
+  line = sentence(lost(tf.errors.NotFoundError, message), RunError)
+  assert f"cannot read a file ({reason}" in line
+
+
+@pytest.mark.parametrize(
+  "error",
+  [
+    UserError("one"),
+    RunError("two"),
+    KeyboardInterrupt(),
+    tf.errors.InvalidArgumentError(None, None, "three"),
+  ],
+)
+def test_other_errors_pass_through(error):
+  with pytest.raises(type(error)) as same:
+    with translated():
+      raise error
+  assert same.value is error and error.__cause__ is None

@@ -152,10 +152,10 @@ class SweepRun:
     alone = self._configuration.at(point.bindings)
     job = alone.build_job()
     # The largest takes seconds to build, and few points differ in it.
-    part = alone.part("train.TrainJob.network")
+    part = alone.part("run_config.ModelConfig.network")
     network = next((n for p, n in self._networks if p == part), None)
     if network is None:
-      network = cost.abstractly(job.network)
+      network = cost.abstractly(job.model.network)
       self._networks.append((part, network))
     return job.figures(network)
 

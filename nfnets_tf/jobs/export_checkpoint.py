@@ -50,10 +50,9 @@ class ExportJob:
 
   def plan(self) -> str:
     """Returns what would be exported."""
-    job = self.training
-    size = job.heldout_split.image_shape()[0]
-    lines, _ = describe_network(job.network, size)
-    split = job.heldout_split
+    split = self.training.data.heldout_split
+    size = split.image_shape()[0]
+    lines, _ = describe_network(self.training.model.network, size)
     compared = f"{self.images:,} images of {split.directory}, {split.split}"
     return table(
       [*lines, ("weights", self.start.path), ("compared on", compared)]
@@ -70,24 +69,30 @@ class ExportJob:
     Raises:
       UserError: if the weights or the held-out data cannot be used.
     """
-    job, files = self.training, RunDir(context.workdir)
+    run, files = self.training, RunDir(context.workdir)
+    split = run.data.heldout_split
     files.check_writable()
     self.start.check()
-    if job.prepare is not None:
-      job.prepare()
-    heldout = job.heldout_split.index()
+    if run.data.prepare is not None:
+      run.data.prepare()
+    heldout = split.index()
     # On this machine's processor and as exactly as it can, whatever the run was
     # trained on: what is compared is the export, not the precision.
     keras.mixed_precision.set_global_policy("float32")
     with tf.device("CPU"):
-      classifier = compiled_classifier(job, tf.distribute.get_strategy())
+      classifier = compiled_classifier(
+        run.model,
+        run.optimization,
+        tf.distribute.get_strategy(),
+        batch_size=run.data.batch_size,
+      )
       self.start(classifier)
-      images, labels = heldout_sample(job.heldout_split, heldout, self.images)
+      images, labels = heldout_sample(split, heldout, self.images)
       if not len(images):
         raise UserError(
           f"none of the first {self.images:,} images of the"
-          f" {job.heldout_split.split!r} split in"
-          f" {job.heldout_split.directory!r} can be used, and what is exported"
+          f" {split.split!r} split in {split.directory!r} can be used, and what"
+          " is exported"
           " is compared on them; bind DATA_DIR to whole shards."
         )
       path = self.export(
@@ -107,7 +112,7 @@ class ExportJob:
     metrics = {name: x for name, x in result.items() if name.startswith(kept)}
     if result.get("step") != _step_of(path):
       metrics = {}
-    known = known_of(self.training, heldout, metrics, configuration)
+    known = known_of(self.training.data, heldout, metrics, configuration)
     if folder is None:  # who knows what these weights have seen
       for name in ("trained on", "training examples"):
         del known["about"]["data"][name]

@@ -1,8 +1,4 @@
-"""A training run: builds nothing itself, connects everything.
-
-`TrainJob` receives factories and data from the configuration and has no
-defaults: what is not bound is an error before anything is built.
-"""
+"""The training job: builds a run from its configuration and runs it."""
 
 from __future__ import annotations
 
@@ -13,16 +9,24 @@ import tensorflow as tf
 from tensorflow import keras
 
 from nfnets_tf.data.dataset_info import SplitInfo
-from nfnets_tf.data.pipeline import Split
-from nfnets_tf.errors import UserError, require_int
+from nfnets_tf.errors import UserError, translate_tf_errors
 from nfnets_tf.jobs.job import RunContext
-from nfnets_tf.optim.sam import SAM
+from nfnets_tf.models import cost
 from nfnets_tf.train import plan
-from nfnets_tf.train.breakdown import explained
+from nfnets_tf.train.assembly import compiled_classifier
 from nfnets_tf.train.checkpoint_files import newest_in
+from nfnets_tf.train.delivery import deliver
 from nfnets_tf.train.distribution import Workers, describe
-from nfnets_tf.train.pretrained import Start
+from nfnets_tf.train.inputs import Inputs
+from nfnets_tf.train.memory import describe_memory, estimate_memory
 from nfnets_tf.train.recovery import Recovery
+from nfnets_tf.train.run_config import (
+  DataConfig,
+  DeviceConfig,
+  ModelConfig,
+  OptimizationConfig,
+  Schedule,
+)
 from nfnets_tf.train.run_dir import RunDir
 from nfnets_tf.train.session import Session
 from nfnets_tf.train.summary import summarize
@@ -34,147 +38,57 @@ class TrainJob:
   """The job that trains, evaluates and exports one network.
 
   Args:
-    variant: name of the network's size, for the reports.
-    network: makes the network, once, under the strategy.
-    classifier: makes the training step around `network=` with `sam=`.
-    sam: a `SAM`, or None for plain gradients.
-    optimizer: makes the optimizer from `learning_rate=`.
-    strategy: makes the `tf.distribute.Strategy`.
+    model: the network and its initial weights.
+    optimization: the optimizer, its learning rate, and SAM.
+    data: the splits and how they are read.
+    schedule: the length of the run and its intervals.
+    devices: where it runs.
+    recovery: when the run rolls back after steps that are not finite.
     export: writes a SavedModel; a `serving.export.Exporter`, or None for no
       SavedModel, as in a sweep.
-    compute: predicts core-hours; a `scaling.compute.TpuV4`.
-    prepare: called before reading, to write shards that are not there yet; or
-      None.
-    start: gives the network its first weights; a `pretrained.Start`.
-    report: called at the end, a `report.ClassificationReport`, or None.
-    train_split: what is trained on.
-    heldout_split: what is evaluated on.
-    learning_rate: the schedule.
-    num_classes: of the network and the labels.
-    num_examples: of the training split, an epoch.
-    batch_size: examples a step, over all replicas.
-    total_steps: of the run.
-    policy: Keras' precision policy, "float32" or "mixed_bfloat16".
+    report: writes a `report.ClassificationReport` at the end, or None.
     seed: of initial weights and data order.
-    shuffle_buffer: examples of each part of the order that are held in memory
-      for shuffling.
-    max_bad_share: of the images read, from 0 to 1; more bad ones end the run.
-    steps_per_execution: steps between returns to Python.
-    log_every: steps, a multiple of `steps_per_execution`.
-    evaluate_every: steps, a multiple of `log_every`.
-    checkpoint_every: steps, a multiple of `log_every`.
-    checkpoints_to_keep: number of the newest checkpoints that stay, beside the
-      best one.
-    recovery: what happens when steps are not finite; a `recovery.Recovery`.
-    parts: that the order of examples is made of, for as many hosts or any
-      number that divides it; None is the number that a run begins with.
   """
 
   def __init__(
     self,
     *,
-    variant: str,
-    network: Callable[[], keras.Model],
-    classifier: Callable[..., keras.Model],
-    sam: SAM | None,
-    optimizer: Callable[..., keras.optimizers.Optimizer],
-    strategy: Callable[[], tf.distribute.Strategy],
-    export: Callable[..., str] | None,
-    compute,
-    prepare: Callable[[], bool] | None,
-    start: Start,
-    report: Callable[..., dict] | None,
-    train_split: Split,
-    heldout_split: Split,
-    learning_rate: keras.optimizers.schedules.LearningRateSchedule,
-    num_classes: int,
-    num_examples: int,
-    batch_size: int,
-    total_steps: int,
-    policy: str,
-    seed: int,
-    shuffle_buffer: int,
-    max_bad_share: float,
-    steps_per_execution: int,
-    log_every: int,
-    evaluate_every: int,
-    checkpoint_every: int,
-    checkpoints_to_keep: int,
+    model: ModelConfig,
+    optimization: OptimizationConfig,
+    data: DataConfig,
+    schedule: Schedule,
+    devices: DeviceConfig,
     recovery: Recovery,
-    parts: int | None,
+    export: Callable[..., str] | None,
+    report: Callable[..., object] | None,
+    seed: int,
   ):
-    self.variant = variant
-    self.network = network
-    self.classifier = classifier
-    self.sam = sam
-    self.optimizer = optimizer
-    self.strategy = strategy
-    self.export = export
-    self.compute = compute
-    self.prepare = prepare
-    self.start = start
-    self.report = report
-    self.train_split = train_split
-    self.heldout_split = heldout_split
-    self.learning_rate = learning_rate
-    self.num_classes = num_classes
-    self.num_examples = num_examples
-    self.batch_size = batch_size
-    self.total_steps = total_steps
-    self.policy = policy
+    self.model, self.optimization = model, optimization
+    self.data, self.schedule, self.devices = data, schedule, devices
+    self.recovery, self.export, self.report = recovery, export, report
     self.seed = seed
-    self.shuffle_buffer = shuffle_buffer
-    self.max_bad_share = max_bad_share
-    self.steps_per_execution = steps_per_execution
-    self.log_every = log_every
-    self.evaluate_every = evaluate_every
-    self.checkpoint_every = checkpoint_every
-    self.checkpoints_to_keep = checkpoints_to_keep
-    self.recovery, self.parts = recovery, parts
-    self._check_numbers()
-    self._check_intervals()
-
-  def _check_numbers(self) -> None:
-    for name in (
-      "num_classes",
-      "num_examples",
-      "batch_size",
-      "total_steps",
-      "shuffle_buffer",
-      "steps_per_execution",
-      "log_every",
-      "evaluate_every",
-      "checkpoint_every",
-      "checkpoints_to_keep",
-    ):
-      require_int(f"train.TrainJob.{name}", getattr(self, name), 1)
-    if self.parts is not None:
-      require_int("train.TrainJob.parts", self.parts, 1)
-
-  def _check_intervals(self) -> None:
-    for unit, name in (
-      ("steps_per_execution", "log_every"),
-      ("log_every", "evaluate_every"),
-      ("log_every", "checkpoint_every"),
-    ):
-      whole, part = getattr(self, name), getattr(self, unit)
-      if part < 1 or whole % part:
-        raise UserError(
-          f"train.TrainJob.{name} = {whole} is not a multiple of"
-          f" train.TrainJob.{unit} = {part}; bind one of them to a number that"
-          " fits."
-        )
 
   def plan(self) -> str:
-    """Returns what would run; allocates no weights and reads no data."""
-    return plan.table(plan.describe_run(self))
+    """Returns what would run; makes no weights and reads no data."""
+    return plan.table(
+      plan.describe_run(
+        self.model, self.optimization, self.data, self.schedule, self.devices
+      )
+    )
 
   def figures(self, network: keras.Model | None = None) -> dict[str, float]:
-    """Returns what it would cost, in numbers; see `plan.figures`."""
-    return plan.figures(self, network)
+    """Returns the cost of the run in numbers; see `plan.figures`."""
+    return plan.figures(
+      self.model,
+      self.optimization,
+      self.data,
+      self.schedule,
+      self.devices,
+      network=network,
+    )
 
   def run(self, context: RunContext) -> str:
-    """Trains, evaluates and exports; goes on where an earlier call stopped.
+    """Trains, evaluates and exports, or resumes where an earlier call stopped.
 
     Args:
       context: its work directory keeps the configuration as config.gin.
@@ -188,51 +102,147 @@ class TrainJob:
     """
     files = RunDir(context.workdir)
     result = files.read_result()
-    if result is not None and result["step"] >= self.total_steps:
-      LOGGER.info("This run is done already; nothing is trained again.")
+    if result is not None and result["step"] >= self.schedule.total_steps:
+      LOGGER.info("This run has finished already; nothing is trained again.")
       return summarize(result, files)
     files.check_writable()
-    strategy = self.strategy()
+    strategy = self.devices.strategy()
     workers = Workers(strategy)
-    with explained(self, strategy):
-      self._check_batch(strategy)
-      if newest_in(files.checkpoints) is None:
-        self.start.check()
-      self._prepare(workers)
-      train, heldout = self._read_indexes()
-      parts = files.read_num_data_streams() or self.parts
-      session = Session(self, files, strategy, train, heldout, parts=parts)
-      if workers.chief:
-        # Not before: what was refused must not bind the folder.
-        parts = session.inputs.parts
-        files.record_data(num_data_streams=parts, train=train, heldout=heldout)
-        files.write_config(context.config_text)
-        context.on_start()
-      session.fit(context.terminal)
-      session.finish()
+    with translate_tf_errors(
+      worker=workers.index,
+      num_workers=workers.count,
+      describe_memory=lambda: self._describe_memory(strategy),
+    ):
+      self._train(context, files, strategy, workers)
     return summarize(files.read_result(), files)
 
+  def open_session(
+    self, files: RunDir, strategy: tf.distribute.Strategy
+  ) -> Session:
+    """Builds the run under a strategy and restores its last checkpoint.
+
+    Args:
+      files: of the run; nothing is written.
+      strategy: the devices.
+
+    Raises:
+      UserError: if data or checkpoints do not fit the configuration.
+    """
+    train, heldout = self._read_indexes()
+    keras.utils.set_random_seed(self.seed)
+    keras.mixed_precision.set_global_policy(self.devices.policy)
+    classifier = compiled_classifier(
+      self.model,
+      self.optimization,
+      strategy,
+      batch_size=self.data.batch_size,
+      steps_per_execution=self.schedule.steps_per_execution,
+    )
+    streams = files.read_num_data_streams() or self.data.num_data_streams
+    inputs = Inputs(
+      self.data,
+      strategy,
+      train,
+      heldout,
+      seed=self.seed,
+      num_data_streams=streams,
+    )
+    return Session(
+      classifier,
+      inputs,
+      files,
+      Workers(strategy),
+      schedule=self.schedule,
+      learning_rate=self.optimization.learning_rate,
+      recovery=self.recovery,
+      init_weights=self.model.init_weights,
+      seed=self.seed,
+    )
+
+  def _train(
+    self,
+    context: RunContext,
+    files: RunDir,
+    strategy: tf.distribute.Strategy,
+    workers: Workers,
+  ) -> None:
+    self._check_batch(strategy)
+    if newest_in(files.checkpoints) is None:
+      self.model.init_weights.check()
+    self._prepare(workers)
+    session = self.open_session(files, strategy)
+    inputs = session.inputs
+    if workers.chief:
+      # Not before: a configuration that was refused must not bind the folder.
+      files.record_data(
+        num_data_streams=inputs.num_data_streams,
+        train=inputs.train_index,
+        heldout=inputs.heldout_index,
+      )
+      files.write_config(context.config_text)
+      context.on_start()
+    self._announce(strategy, inputs.train_index)
+    session.fit(context.terminal)
+    record = session.evaluate()
+    if workers.chief:
+      deliver(
+        files,
+        session.classifier,
+        inputs.heldout_index,
+        session.checkpoints,
+        session.log,
+        record,
+        variant=self.model.variant,
+        data=self.data,
+        export=self.export,
+        report=self.report,
+      )
+    workers.meet()
+
+  def _announce(self, strategy: tf.distribute.Strategy, train: SplitInfo):
+    for line in plan.announcement(
+      self.model,
+      self.optimization,
+      self.data,
+      self.schedule.total_steps,
+      strategy,
+      train,
+    ):
+      LOGGER.info(line)
+
+  def _describe_memory(self, strategy: tf.distribute.Strategy) -> str:
+    memory = estimate_memory(
+      cost.abstractly(self.model.network),
+      image_size=self.data.train_split.image_shape()[0],
+      sam=self.optimization.sam,
+      policy=self.devices.policy,
+    )
+    replicas = strategy.num_replicas_in_sync
+    return describe_memory(memory, self.data.batch_size // replicas)
+
   def _prepare(self, workers: Workers) -> None:
-    if self.prepare is not None and workers.chief and self.prepare():
-      LOGGER.info("Wrote the shards in %s.", self.train_split.directory)
+    prepare = self.data.prepare
+    if prepare is not None and workers.chief and prepare():
+      LOGGER.info("Wrote the shards in %s.", self.data.train_split.directory)
     workers.meet()
 
   def _check_batch(self, strategy: tf.distribute.Strategy) -> None:
-    replicas = strategy.num_replicas_in_sync
-    if self.batch_size % replicas:
+    replicas, batch_size = strategy.num_replicas_in_sync, self.data.batch_size
+    if batch_size % replicas:
       raise UserError(
-        f"BATCH_SIZE = {self.batch_size} does not divide among the {replicas}"
+        f"BATCH_SIZE = {batch_size} does not divide among the {replicas}"
         f" replicas of {describe(strategy)}; bind BATCH_SIZE to a multiple of"
         f" {replicas}."
       )
 
   def _read_indexes(self) -> tuple[SplitInfo, SplitInfo]:
-    train, heldout = self.train_split.index(), self.heldout_split.index()
-    if train.num_examples != self.num_examples:
+    split, num_examples = self.data.train_split, self.data.num_examples
+    train, heldout = split.index(), self.data.heldout_split.index()
+    if train.num_examples != num_examples:
       raise UserError(
-        f"the {self.train_split.split!r} split in"
-        f" {self.train_split.directory!r} has {train.num_examples:,} examples,"
-        f" but NUM_EXAMPLES = {self.num_examples:,}; bind NUM_EXAMPLES to"
-        f" {train.num_examples} or DATA_DIR to other data."
+        f"the {split.split!r} split in {split.directory!r} has"
+        f" {train.num_examples:,} examples, but NUM_EXAMPLES ="
+        f" {num_examples:,}; bind NUM_EXAMPLES to {train.num_examples} or"
+        " DATA_DIR to other data."
       )
     return train, heldout

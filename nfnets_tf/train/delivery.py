@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from contextlib import nullcontext
 
 import numpy as np
@@ -16,6 +17,7 @@ from nfnets_tf.train.classifier import Classifier
 from nfnets_tf.train.curves import draw_curves
 from nfnets_tf.train.metrics_log import MetricsLog, read_records
 from nfnets_tf.train.provenance import class_names, known_of
+from nfnets_tf.train.run_config import DataConfig
 from nfnets_tf.train.run_dir import RunDir, weights_sha256
 from nfnets_tf.train.samples import heldout_sample
 
@@ -25,53 +27,61 @@ _SAMPLE_SIZE, _COMPARED = 8, 64
 
 
 def deliver(
-  job,
   files: RunDir,
   classifier: Classifier,
   heldout: SplitInfo,
   checkpoints: Checkpoints,
   log: MetricsLog,
   record: dict,
+  *,
+  variant: str,
+  data: DataConfig,
+  export: Callable[..., str] | None,
+  report: Callable[..., object] | None,
 ) -> None:
   """Exports, reports, draws, and marks the run as done.
 
   What is reported on are the averages of the weights, where there are any.
 
   Args:
-    job: the `train.TrainJob`.
     files: where everything is written.
     classifier: trained; its state is left as it is.
     heldout: index of the held-out split.
     checkpoints: the last of which is written.
     log: takes the closing record.
     record: the last evaluation.
+    variant: name of the network's size.
+    data: the run's data.
+    export: writes a SavedModel, or None.
+    report: writes a classification report, or None.
   """
-  _tell_faults(job)
+  _tell_faults(data)
   network = classifier.network
   record["weights_sha256"] = weights_sha256(network.trainable_variables)
   if classifier.averages:
     record["ema_weights_sha256"] = weights_sha256(classifier.averages)
-  _report(job, files, classifier, heldout)
-  sample = heldout_sample(job.heldout_split, heldout, _COMPARED)
+  if report is not None:
+    _report(report, data, files, classifier, heldout)
+  sample = heldout_sample(data.heldout_split, heldout, _COMPARED)
   _save_sample(files, sample[0][:_SAMPLE_SIZE])
   saved_model = None
-  if job.export is not None:
-    saved_model = job.export(
+  if export is not None:
+    saved_model = export(
       classifier,
       files.saved_models,
       sample=sample if len(sample[0]) else None,
-      **known_of(job, heldout, record, _configuration(files)),
+      **known_of(data, heldout, record, _configuration(files)),
     )
   log.write(checkpoints.step, record)
   draw_curves(
     read_records(files.metrics),
     files.curves,
-    title=f"NFNet {job.variant}, {checkpoints.step:,} steps",
+    title=f"NFNet {variant}, {checkpoints.step:,} steps",
   )
   best = checkpoints.best
   files.write_result(
     {
-      "variant": job.variant,
+      "variant": variant,
       "step": checkpoints.step,
       "heldout_examples": heldout.num_examples,
       "checkpoint": checkpoints.latest,
@@ -83,26 +93,24 @@ def deliver(
   )
 
 
-def _tell_faults(job) -> None:
-  for split in (job.train_split, job.heldout_split):
+def _tell_faults(data) -> None:
+  for split in (data.train_split, data.heldout_split):
     if split.faults.collect():
       LOGGER.warning(
         "Left out of the %r split, by cause: %s.", split.split, split.faults
       )
 
 
-def _report(job, files, classifier, heldout) -> None:
-  if job.report is None:
-    return
+def _report(report, data, files, classifier, heldout) -> None:
   averaged = bool(classifier.averages)
   with classifier.averaged() if averaged else nullcontext():
-    job.report(
+    report(
       classifier,
-      job.heldout_split,
+      data.heldout_split,
       heldout,
       files.report,
-      class_names=class_names(job, heldout),
-      batch_size=job.batch_size,
+      class_names=class_names(heldout, data.num_classes),
+      batch_size=data.batch_size,
     )
 
 

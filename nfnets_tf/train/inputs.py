@@ -9,12 +9,13 @@ import time
 import tensorflow as tf
 from tensorflow import keras
 
-from nfnets_tf.data.dataset_info import SplitInfo
+from nfnets_tf.data.dataset_info import SplitInfo, evaluation_steps
 from nfnets_tf.data.loading import side_by_side
 from nfnets_tf.data.stages import stage_costs
 from nfnets_tf.data.tfrecords import parse_filenames
 from nfnets_tf.data.waiting import Waiting
-from nfnets_tf.errors import UserError, require_fraction
+from nfnets_tf.errors import UserError
+from nfnets_tf.train.run_config import DataConfig
 
 LOGGER = logging.getLogger("nfnets_tf")
 
@@ -24,32 +25,40 @@ _SLOW_SHARE = 0.05
 class Inputs:
   """The training and held-out batches of one process.
 
-  Training's order of examples is made of equal parts, and each host reads some
-  of them, so that a run goes on in the same order with fewer or more hosts.
+  Training's order of examples is made of equal streams, and each host reads
+  some of them, so that a run resumes in the same order on fewer or more hosts.
 
   Args:
-    job: the `train.TrainJob` that says what is read.
+    data: what is read.
     strategy: for whose replicas.
-    train: index of the training split.
-    heldout: index of the held-out split.
-    parts: of the order, a multiple of the number of hosts; None is that number.
+    train_index: of the training split.
+    heldout_index: of the held-out split.
+    seed: of the order.
+    num_data_streams: a multiple of the number of hosts; None is that number.
 
   Attributes:
-    parts: as given, or as it turned out in `training`.
+    train_index: of the training split.
+    heldout_index: of the held-out split.
+    num_data_streams: as given, or as it turned out in `training`.
+    heldout_steps: number of batches of `heldout`.
+    batch_size: over all replicas.
   """
 
   def __init__(
     self,
-    job,
+    data: DataConfig,
     strategy: tf.distribute.Strategy,
-    train: SplitInfo,
-    heldout: SplitInfo,
+    train_index: SplitInfo,
+    heldout_index: SplitInfo,
     *,
-    parts: int | None,
+    seed: int,
+    num_data_streams: int | None,
   ):
-    self._job, self._strategy = job, strategy
-    self._train, self._heldout = train, heldout
-    self.parts = parts
+    self._data, self._strategy, self._seed = data, strategy, seed
+    self.train_index, self.heldout_index = train_index, heldout_index
+    self.num_data_streams = num_data_streams
+    self.batch_size = data.batch_size
+    self.heldout_steps = evaluation_steps(heldout_index, data.batch_size)
     self._waiting = Waiting()
 
   def training(self, start: int):
@@ -58,30 +67,35 @@ class Inputs:
     def make(context):
       hosts = context.num_input_pipelines
       replicas = context.num_replicas_in_sync // hosts
-      self.parts = self.parts or hosts
-      own = parts_of(context.input_pipeline_id, hosts, self.parts)
-      pieces = replicas // math.gcd(replicas, len(own))
-      joined = pieces * len(own) // replicas
+      self.num_data_streams = self.num_data_streams or hosts
+      numbers = streams_of_host(
+        context.input_pipeline_id, hosts, self.num_data_streams
+      )
+      pieces = replicas // math.gcd(replicas, len(numbers))
+      joined = pieces * len(numbers) // replicas
       self._check_batch(pieces)
-      parts = [
-        self._job.train_split.training_batches(
-          self._train, start_step=start, replicas=pieces, **self._of_part(part)
+      streams = [
+        self._data.train_split.training_batches(
+          self.train_index,
+          start_step=start,
+          replicas=pieces,
+          **self._stream_options(number),
         )
-        for part in own
+        for number in numbers
       ]
-      return self._waiting.timed(_in_turn(parts, pieces, joined))
+      return self._waiting.timed(_interleave(streams, pieces, joined))
 
     return self._strategy.distribute_datasets_from_function(make)
 
   def names(self, first: int, end: int) -> list[tuple[int, str]]:
     """Returns (number of the batch, name) of all examples of some batches."""
-    split, fields = self._job.train_split, self._train.fields
+    split, fields = self._data.train_split, self.train_index.fields
     found = []
     for number in range(first, end):
-      for part in range(self.parts):
-        options = self._of_part(part)
+      for stream in range(self.num_data_streams):
+        options = self._stream_options(stream)
         examples = split.training_examples(
-          self._train, start_step=number, **options
+          self.train_index, start_step=number, **options
         )
         count = split.examples_a_step(options["host_batch"])
         for batch in examples.take(count).map(lambda _, x: x).batch(count):
@@ -90,23 +104,22 @@ class Inputs:
     return found
 
   def _check_batch(self, pieces: int) -> None:
-    size, whole = self._job.batch_size, self.parts * pieces
+    size, whole = self._data.batch_size, self.num_data_streams * pieces
     if size % whole:
       raise UserError(
-        f"BATCH_SIZE = {size} does not divide among {self.parts} parts of the"
-        f" order of examples, {pieces} batches each; bind BATCH_SIZE to a"
-        f" multiple of {whole}, or train.TrainJob.parts to fewer."
+        f"BATCH_SIZE = {size} does not divide among {self.num_data_streams}"
+        f" data streams, {pieces} batches each; bind BATCH_SIZE to a multiple"
+        f" of {whole}, or run_config.DataConfig.num_data_streams to fewer."
       )
 
-  def _of_part(self, part: int) -> dict:
-    """Returns how a part of the order is read, as if by a host of its own."""
-    job = self._job
+  def _stream_options(self, stream: int) -> dict:
+    """Returns how a stream is read: as if by a host of its own."""
     return {
-      "host_batch": job.batch_size // self.parts,
-      "shuffle_buffer": job.shuffle_buffer,
-      "seed": job.seed,
-      "host": part,
-      "num_hosts": self.parts,
+      "host_batch": self._data.batch_size // self.num_data_streams,
+      "shuffle_buffer": self._data.shuffle_buffer,
+      "seed": self._seed,
+      "host": stream,
+      "num_hosts": self.num_data_streams,
     }
 
   def heldout(self):
@@ -114,9 +127,9 @@ class Inputs:
 
     def make(context):
       hosts = context.num_input_pipelines
-      return self._job.heldout_split.evaluation_batches(
-        self._heldout,
-        host_batch=self._job.batch_size // hosts,
+      return self._data.heldout_split.evaluation_batches(
+        self.heldout_index,
+        host_batch=self._data.batch_size // hosts,
         replicas=context.num_replicas_in_sync // hosts,
         host=context.input_pipeline_id,
         num_hosts=hosts,
@@ -126,39 +139,41 @@ class Inputs:
 
   def watch(self) -> DataWatch:
     """Returns the callback that looks after training's batches."""
-    job = self._job
+    split = self._data.train_split
     return DataWatch(
       self._waiting,
-      costs=lambda: stage_costs(job.train_split, self._train),
-      faults=job.train_split.faults,
-      max_bad_share=job.max_bad_share,
+      costs=lambda: stage_costs(split, self.train_index),
+      faults=split.faults,
+      max_invalid_fraction=self._data.max_invalid_fraction,
     )
 
 
-def parts_of(host: int, hosts: int, parts: int) -> range:
-  """Returns the parts of the order that a host reads.
+def streams_of_host(host: int, hosts: int, num_data_streams: int) -> range:
+  """Returns the numbers of the data streams that a host reads.
 
   Raises:
     UserError: if hosts cannot share them equally.
   """
-  if parts % hosts:
+  if num_data_streams % hosts:
     raise UserError(
-      f"this run's order of examples is made of {parts} parts, which {hosts}"
-      " hosts cannot share equally; use a number of hosts that divides it, or"
-      " bind train.TrainJob.parts to a multiple of it in another --workdir."
+      f"this run's order of examples has {num_data_streams} data streams, which"
+      f" {hosts} hosts cannot share equally; use a number of hosts that divides"
+      " it, or bind run_config.DataConfig.num_data_streams to a multiple of it"
+      " in another --workdir."
     )
-  each = parts // hosts
+  each = num_data_streams // hosts
   return range(host * each, (host + 1) * each)
 
 
-def _in_turn(
-  parts: list[tf.data.Dataset], pieces: int, joined: int
+def _interleave(
+  streams: list[tf.data.Dataset], pieces: int, joined: int
 ) -> tf.data.Dataset:
-  """Takes `pieces` batches of each part in turn, and joins some to one."""
-  if len(parts) == 1:
-    return parts[0]
-  turns = tf.data.Dataset.range(len(parts) * pieces).map(lambda i: i // pieces)
-  batches = tf.data.Dataset.choose_from_datasets(parts, turns.repeat())
+  """Takes `pieces` batches of each stream in turn, joining `joined` to one."""
+  if len(streams) == 1:
+    return streams[0]
+  turns = tf.data.Dataset.range(len(streams) * pieces)
+  turns = turns.map(lambda i: i // pieces).repeat()
+  batches = tf.data.Dataset.choose_from_datasets(streams, turns)
   if joined > 1:
     batches = batches.batch(joined, drop_remainder=True).map(side_by_side)
   return batches
@@ -174,20 +189,25 @@ class DataWatch(keras.callbacks.Callback):
     waiting: times the batches.
     costs: measures {stage: seconds an image}.
     faults: counts the records that could not be used.
-    max_bad_share: of all that this process has read, in [0, 1].
+    max_invalid_fraction: of all that this process has read, in [0, 1].
     clock: returns seconds.
 
   Raises:
-    UserError: if the share is none, or, in training, if it is exceeded.
+    UserError: in training, if the fraction is exceeded.
   """
 
   def __init__(
-    self, waiting, *, costs, faults, max_bad_share: float, clock=time.monotonic
+    self,
+    waiting,
+    *,
+    costs,
+    faults,
+    max_invalid_fraction: float,
+    clock=time.monotonic,
   ):
     super().__init__()
-    require_fraction("train.TrainJob.max_bad_share", max_bad_share)
     self._waiting, self._costs, self._faults = waiting, costs, faults
-    self._max_bad_share = max_bad_share
+    self._max_invalid_fraction = max_invalid_fraction
     self._clock, self._begin = clock, 0.0
     self._intervals, self._unused = 0, 0.0
     self._filling, self._told = True, False
@@ -212,12 +232,13 @@ class DataWatch(keras.callbacks.Callback):
     if logs["invalid_examples"]:
       self._faults.collect()
     bad = self._unused / self._intervals
-    if bad > self._max_bad_share:
+    if bad > self._max_invalid_fraction:
       raise UserError(
         f"{bad:.2%} of the images that were read could not be used, more than"
-        f" train.TrainJob.max_bad_share = {self._max_bad_share:.2%} (with what"
-        f" was read ahead: {self._faults}); repair the shards"
-        " (gin/check_shards.gin lists what is wrong) or bind a larger share."
+        " run_config.DataConfig.max_invalid_fraction ="
+        f" {self._max_invalid_fraction:.2%} (including what was prefetched:"
+        f" {self._faults}); repair the shards (gin/check_shards.gin lists the"
+        " causes) or bind a larger fraction."
       )
 
   def _tell(self, share: float) -> None:

@@ -7,6 +7,7 @@ from typing import NamedTuple
 from tensorflow import keras
 
 from nfnets_tf.models import cost
+from nfnets_tf.optim.sam import SAM
 
 _FLOAT32 = 4
 # An F0 at 224 px in bfloat16, compiled for a TPU v4 without running it, takes
@@ -28,43 +29,41 @@ class Memory(NamedTuple):
   an_image: int
 
 
-def estimate_memory(job, network: keras.Model | None = None) -> Memory:
-  """Estimates the memory of a step; makes no weights.
+def estimate_memory(
+  network: keras.Model, *, image_size: int, sam: SAM | None, policy: str
+) -> Memory:
+  """Estimates the memory of a training step; makes no weights.
 
   Args:
-    job: the `train.TrainJob`.
-    network: its network, if there is one already.
+    network: may be one without weights, of `cost.abstractly`.
+    image_size: height and width of training's images, in pixels.
+    sam: of the training step, or None.
+    policy: Keras' precision policy.
   """
-  network = network or cost.abstractly(job.network)
-  size = job.train_split.image_shape()[0]
   parameters = sum(cost.count_parameters(network))
   # Whether there are averages only the classifier knows, which is not built.
-  copies = 4 if job.sam is None else 6
-  bytes_each = 2 if "16" in job.policy else _FLOAT32
-  activations = cost.count_activations(network, size) * bytes_each
+  copies = 4 if sam is None else 6
+  bytes_each = 2 if "16" in policy else _FLOAT32
+  activations = cost.count_activations(network, image_size) * bytes_each
   return Memory(
     copies * _FLOAT32 * parameters, round(_OVER_CONVOLUTIONS * activations)
   )
 
 
-def describe_memory(
-  job, replicas: int | None = None, *, network: keras.Model | None = None
-) -> str:
-  """Returns the estimate in words.
+def describe_memory(memory: Memory, replica_batch: int | None = None) -> str:
+  """Returns an estimate in words.
 
   Args:
-    job: the `train.TrainJob`.
-    replicas: that share the batch; None if it is not known.
-    network: its network, if there is one already.
+    memory: the estimate.
+    replica_batch: images of one device; None if it is not known.
   """
-  fixed, an_image = estimate_memory(job, network)
+  fixed, an_image = memory
   text = f"about {_size(fixed)} a device and {_size(an_image)} an image at a"
   text += f" time, compiled (on a CPU up to {_NOT_COMPILED} times as much an"
   text += " image)"
-  if replicas is not None:
-    share = job.batch_size // replicas
-    text += f", {_size(fixed + share * an_image)} for the {share} images of"
-    text += " each"
+  if replica_batch is not None:
+    total = _size(fixed + replica_batch * an_image)
+    text += f", {total} for the {replica_batch} images of each"
   return text
 
 

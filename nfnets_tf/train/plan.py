@@ -7,10 +7,18 @@ from collections.abc import Callable
 import tensorflow as tf
 from tensorflow import keras
 
+from nfnets_tf.data.dataset_info import SplitInfo
 from nfnets_tf.models import cost
 from nfnets_tf.optim.sam import SAM
 from nfnets_tf.train.distribution import describe
 from nfnets_tf.train.memory import describe_memory, estimate_memory
+from nfnets_tf.train.run_config import (
+  DataConfig,
+  DeviceConfig,
+  ModelConfig,
+  OptimizationConfig,
+  Schedule,
+)
 
 _BARS = "▁▂▃▄▅▆▇█"
 _CURVE_WIDTH = 48
@@ -130,84 +138,116 @@ def describe_compute(
   return lines
 
 
-def announcement(job, strategy: tf.distribute.Strategy, train) -> list[str]:
-  """Returns what is said when training begins.
+def announcement(
+  model: ModelConfig,
+  optimization: OptimizationConfig,
+  data: DataConfig,
+  total_steps: int,
+  strategy: tf.distribute.Strategy,
+  train: SplitInfo,
+) -> list[str]:
+  """Returns the lines that are logged when training begins.
 
   Args:
-    job: the `train.TrainJob`.
+    model: the variant.
+    optimization: how gradients are taken.
+    data: batch size and location.
+    total_steps: of the run.
     strategy: the devices.
     train: index of the training split.
   """
   first = (
-    f"Training NFNet {job.variant} on {describe(strategy)}:"
-    f" {job.total_steps:,} steps of {job.batch_size:,} images,"
+    f"Training NFNet {model.variant} on {describe(strategy)}:"
+    f" {total_steps:,} steps of {data.batch_size:,} images,"
     f" {train.num_examples:,} images an epoch from {len(train.files)} shards in"
-    f" {job.train_split.directory}."
+    f" {data.train_split.directory}."
   )
-  lines = describe_gradient(job.sam)
+  lines = describe_gradient(optimization.sam)
   return [first, *(f"Gradients by {line}." for _, line in lines)]
 
 
-def describe_run(job) -> list[tuple[str, str]]:
-  """Returns all lines about a run; no weights are made and no data read.
-
-  Args:
-    job: the `train.TrainJob`.
-  """
-  images = job.total_steps * job.batch_size
-  epochs = images / job.num_examples
-  size = job.train_split.image_shape()[0]
-  calls = f"{job.steps_per_execution} steps a call"
-  network = cost.abstractly(job.network)
+def describe_run(
+  model: ModelConfig,
+  optimization: OptimizationConfig,
+  data: DataConfig,
+  schedule: Schedule,
+  devices: DeviceConfig,
+) -> list[tuple[str, str]]:
+  """Returns all lines about a run; makes no weights and reads no data."""
+  images = schedule.total_steps * data.batch_size
+  epochs = images / data.num_examples
+  size = data.train_split.image_shape()[0]
+  calls = f"{schedule.steps_per_execution} steps a call"
+  network = cost.abstractly(model.network)
   lines, macs = describe_network(lambda: network, size)
+  rate, sam = optimization.learning_rate, optimization.sam
+  memory = estimate_memory(
+    network, image_size=size, sam=sam, policy=devices.policy
+  )
   return [
     *lines,
-    ("start", job.start.describe()),
+    ("start", model.init_weights.describe()),
     *describe_length(
-      job.num_examples,
-      job.batch_size,
-      job.total_steps,
-      job.train_split.multiplicity,
+      data.num_examples,
+      data.batch_size,
+      schedule.total_steps,
+      data.train_split.multiplicity,
     ),
-    *describe_learning_rate(job.learning_rate, job.total_steps),
-    ("strategy", f"{job.strategy.__name__}, {job.policy}, {calls}"),
-    *describe_reading(job.train_split, job.num_examples, job.batch_size),
-    ("memory", describe_memory(job, network=network)),
-    *describe_gradient(job.sam),
+    *describe_learning_rate(rate, schedule.total_steps),
+    ("strategy", f"{devices.strategy.__name__}, {devices.policy}, {calls}"),
+    *describe_reading(data.train_split, data.num_examples, data.batch_size),
+    ("memory", describe_memory(memory)),
+    *describe_gradient(sam),
     *describe_compute(
-      job.compute, job.variant, macs, images, round(epochs, 4), job.sam
+      devices.compute, model.variant, macs, images, round(epochs, 4), sam
     ),
   ]
 
 
-def figures(job, network: keras.Model | None = None) -> dict[str, float]:
-  """Returns what a run would cost, in numbers.
+def figures(
+  model: ModelConfig,
+  optimization: OptimizationConfig,
+  data: DataConfig,
+  schedule: Schedule,
+  devices: DeviceConfig,
+  *,
+  network: keras.Model | None = None,
+) -> dict[str, float]:
+  """Returns the cost of a run, in numbers.
 
   Args:
-    job: the `train.TrainJob`.
-    network: its network, if there is one already.
+    model: the variant and the network.
+    optimization: SAM's passes.
+    data: batch size, examples and image size.
+    schedule: steps.
+    devices: the model of compute and the precision.
+    network: the network, if it has been built.
 
   Returns:
     parameters; macs of an image's forward pass; images, steps and epochs;
     flops of all; tpu_v4_core_hours at utilisation; and the bytes of memory that
     a device needs for weights, and for each image that is computed at a time.
   """
-  network = network or cost.abstractly(job.network)
-  images = job.total_steps * job.batch_size
-  macs = cost.count_macs(network, job.train_split.image_shape()[0])
-  passes = 1.0 if job.sam is None else job.sam.passes
-  memory = estimate_memory(job, network)
+  network = network or cost.abstractly(model.network)
+  images = schedule.total_steps * data.batch_size
+  size = data.train_split.image_shape()[0]
+  macs = cost.count_macs(network, size)
+  sam, compute = optimization.sam, devices.compute
+  passes = 1.0 if sam is None else sam.passes
+  memory = estimate_memory(
+    network, image_size=size, sam=sam, policy=devices.policy
+  )
   return {
     "parameters": sum(cost.count_parameters(network)),
     "macs": macs,
     "images": images,
-    "steps": job.total_steps,
-    "epochs": images / job.num_examples,
-    "flops": job.compute.flops(macs, passes * images),
-    "tpu_v4_core_hours": job.compute.core_hours(
-      macs, passes * images, job.variant
+    "steps": schedule.total_steps,
+    "epochs": images / data.num_examples,
+    "flops": compute.flops(macs, passes * images),
+    "tpu_v4_core_hours": compute.core_hours(
+      macs, passes * images, model.variant
     ),
-    "utilisation": job.compute.utilisation_of(job.variant),
+    "utilisation": compute.utilisation_of(model.variant),
     "memory_bytes": memory.fixed,
     "memory_bytes_an_image": memory.an_image,
   }

@@ -41,7 +41,8 @@ def test_misspelled_parameter_in_a_file_is_located(tmp_path):
   path = tmp_path / "mine.gin"
   path.write_text(
     "from __gin__ import dynamic_registration\n"
-    f"from nfnets_tf.jobs import train\ninclude '{RUN}'\n\ntrain.TrainJob:\n"
+    f"from nfnets_tf.train import run_config\ninclude '{RUN}'\n\n"
+    "run_config.Schedule:\n"
     "  log_evry = 10\n"
   )
   message = refused(files=[str(path)])
@@ -118,11 +119,11 @@ def test_a_file_that_forgets_gins_imports(tmp_path):
   "binding, words",
   [
     ("EPOCHS = 'abc'", "steps_for_epochs rejected its arguments"),
-    ("BATCH_SIZE = 0", "BATCH_SIZE = 0"),
+    ("BATCH_SIZE = 0", "batch_size = 0"),
     ("schedules.WarmupCosine.warmup_steps = 5000", "lower warmup_steps"),
-    ("train.TrainJob.log_every = 7", "not a multiple of"),
-    ("train.TrainJob.checkpoints_to_keep = 0", "integer >= 1"),
-    ("train.TrainJob.shuffle_buffer = 2.5", "integer >= 1"),
+    ("run_config.Schedule.log_every = 7", "a multiple of"),
+    ("run_config.Schedule.checkpoints_to_keep = 0", "integer >= 1"),
+    ("run_config.DataConfig.shuffle_buffer = 2.5", "integer >= 1"),
   ],
 )
 def test_values_that_are_refused(binding, words):
@@ -232,7 +233,11 @@ def test_allow_changes_must_be_a_list_of_names(tmp_path, value):
 
 def test_building_gives_the_job_with_its_bindings():
   job = Configuration([RUN], ["SEED = 7"]).build_job()
-  assert (job.variant, job.seed, job.total_steps) == ("nano", 7, 898)
+  assert (job.model.variant, job.seed, job.schedule.total_steps) == (
+    "nano",
+    7,
+    898,
+  )
   assert Launch(job=job).job is job
   assert Launch(job=job).allow_changes == ()
   assert Launch(job=job, allow_changes=["EPOCHS"]).allow_changes == ("EPOCHS",)

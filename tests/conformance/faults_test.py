@@ -13,7 +13,7 @@ SMOKE = [
   "--gin_file=gin/quickstart.gin",
   "--gin_file=gin/overlays/smoke.gin",
   "--gin_param=EPOCHS = 200",
-  "--gin_param=train.TrainJob.evaluate_every = 400",
+  "--gin_param=run_config.Schedule.evaluate_every = 400",
 ]
 
 

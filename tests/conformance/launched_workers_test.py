@@ -15,8 +15,8 @@ SMOKE = [
   "--gin_file=gin/overlays/smoke.gin",
   "--gin_param=EPOCHS = 1.78",  # 80 steps: no last interval of its own length
   "--gin_param=nfnet.NFNet.stochdepth_rate = 0.3",
-  "--gin_param=train.TrainJob.evaluate_every = 40",
-  "--gin_param=train.TrainJob.steps_per_execution = 1",
+  "--gin_param=run_config.Schedule.evaluate_every = 40",
+  "--gin_param=run_config.Schedule.steps_per_execution = 1",
 ]
 AUTO = "--gin_param=STRATEGY = @distribution.auto"
 
@@ -65,7 +65,7 @@ def test_two_workers_are_one_process_whatever_happens_to_them(
   """Killed each and both, and asked to end, they end in the same bits."""
   one, two, stopped = (tmp_path / name for name in ("one", "two", "stopped"))
   processes = [launchers(), launchers()]
-  parts = "--gin_param=train.TrainJob.parts = 2"
+  parts = "--gin_param=run_config.DataConfig.num_data_streams = 2"
   assert not processes[0].run(*SMOKE, digits, f"--workdir={one}", parts)
 
   start(processes, [*SMOKE, digits, AUTO, f"--workdir={two}"], screens)

@@ -31,7 +31,7 @@ def configuration(data, epochs):
     FILES,
     [
       f"DATA_DIR = {data!r}",
-      "train.TrainJob.prepare = None",
+      "run_config.DataConfig.prepare = None",
       "NUM_CLASSES = 4",
       "NUM_EXAMPLES = 50",
       "BATCH_SIZE = 8",

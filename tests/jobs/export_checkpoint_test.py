@@ -1,3 +1,4 @@
+import dataclasses
 import types
 
 import numpy as np
@@ -15,14 +16,14 @@ from nfnets_tf.train.run_dir import RunDir
 def run(sharp_job, open_session, tmp_path):
   """A run as if at its third step: (its job, its folder, its classifier)."""
   session = open_session(sharp_job, tmp_path / "run")
-  classifier = session._classifier
+  classifier = session.classifier
   classifier.optimizer.iterations.assign(3)
   for i, variable in enumerate(classifier.network.weights):
     variable.assign(variable + 0.1 * i)
   for i, average in enumerate(classifier.averages):
     average.assign(average - 0.1 * i)
-  session._save()
-  session._checkpoints.wait()
+  session.checkpoints.save()
+  session.checkpoints.wait()
   (tmp_path / "run" / "config.gin").write_text("A = 1\n")
   return sharp_job, tmp_path / "run", classifier
 
@@ -67,7 +68,7 @@ def test_a_checkpoints_weights_are_exported_as_the_run_evaluates(
     np.testing.assert_array_equal(got, expected)
   assert call.directory == str(tmp_path / "out" / "saved_model")
   assert call.class_names == ["a", "b", "c", "d"]
-  assert call.operations == job.heldout_split.operations
+  assert call.operations == job.data.heldout_split.operations
   images, labels = call.sample
   assert len(images) == len(labels) == 7
   assert call.about["configuration"] == "B = 2"
@@ -91,7 +92,9 @@ def test_of_weights_from_elsewhere_nothing_is_claimed(run, tmp_path):
   job, _, classifier = run
   save_deepmind(classifier, str(tmp_path / "weights.npz"))
   calls, prepared = [], []
-  job.prepare = lambda: prepared.append(True)
+  job.data = dataclasses.replace(
+    job.data, prepare=lambda: prepared.append(True)
+  )
   export(job, tmp_path / "weights.npz", calls).run(
     RunContext(str(tmp_path / "out"), "")
   )
@@ -102,7 +105,7 @@ def test_of_weights_from_elsewhere_nothing_is_claimed(run, tmp_path):
 
 def test_a_folder_that_cannot_be_written_to_is_told_first(run, tmp_path):
   job, folder, _ = run
-  job.network = None
+  job.model = None
   (tmp_path / "file").touch()
   with pytest.raises(UserError, match="file/out"):
     export(job, folder, []).run(RunContext(str(tmp_path / "file" / "out"), ""))
@@ -117,7 +120,7 @@ def test_the_plan_names_weights_and_images(run):
 
 def test_what_is_not_there_is_told_before_anything_is_built(run, tmp_path):
   job, folder, _ = run
-  job.network = None
+  job.model = None
   with pytest.raises(UserError, match="nowhere' does not exist; expected"):
     export(job, tmp_path / "nowhere", []).run(RunContext(str(tmp_path), ""))
   with pytest.raises(
@@ -128,6 +131,6 @@ def test_what_is_not_there_is_told_before_anything_is_built(run, tmp_path):
 
 def test_there_must_be_images_to_compare_on(run, tmp_path):
   job, folder, _ = run
-  job.heldout_split._views._max_pixels = 1
+  job.data.heldout_split._views._max_pixels = 1
   with pytest.raises(UserError, match="none of the first 7 images of the 'hel"):
     export(job, folder, []).run(RunContext(str(tmp_path), ""))

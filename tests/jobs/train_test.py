@@ -1,5 +1,6 @@
 """Mistakes that end before training, and a whole run in one process."""
 
+import dataclasses
 import json
 
 import pytest
@@ -16,7 +17,7 @@ SMOKE = ["gin/quickstart.gin", "gin/overlays/smoke.gin"]
 def job(directory, *params) -> TrainJob:
   given = [
     f"DATA_DIR = {directory!r}",
-    "train.TrainJob.prepare = None",
+    "run_config.DataConfig.prepare = None",
     "NUM_CLASSES = 4",
     "NUM_EXAMPLES = 50",
     "EPOCHS = 8",
@@ -37,7 +38,7 @@ def test_a_batch_that_does_not_divide_among_the_replicas(
   make_dataset, tmp_path
 ):
   built = job(make_dataset(), "BATCH_SIZE = 7")
-  built.strategy = two_replicas
+  built.devices = dataclasses.replace(built.devices, strategy=two_replicas)
   with pytest.raises(UserError, match="7 does not divide among the 2 replicas"):
     run(built, tmp_path / "run")
   assert not (tmp_path / "run").exists()
@@ -66,8 +67,8 @@ def test_data_and_models_that_do_not_fit(make_dataset, tmp_path, param, words):
 
 def test_a_run_on_two_replicas_leaves_everything(make_dataset, tmp_path):
   built = job(make_dataset(), "BATCH_SIZE = 8", "EPOCHS = 1.5")
-  assert built.total_steps == 9  # two intervals of 4 and a rest of 1
-  built.strategy = two_replicas
+  assert built.schedule.total_steps == 9  # two intervals of 4 and a rest of 1
+  built.devices = dataclasses.replace(built.devices, strategy=two_replicas)
   summary = run(built, tmp_path)
   assert "9 steps, finished" in summary
   names = {path.name for path in tmp_path.iterdir()}

@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 import time
+import types
 
 from tensorflow import keras
 
@@ -24,9 +25,7 @@ class Job:
 
   def __init__(self, *, rate, size, wrong=None):
     self.rate, self.size, self.wrong = rate, size, wrong
-
-  def network(self):
-    return keras.Sequential([keras.Input([1]), keras.layers.Dense(1)])
+    self.model = types.SimpleNamespace(network=_make_network)
 
   def figures(self, network):
     assert network.count_params() == 2
@@ -58,6 +57,10 @@ class Job:
     with open(os.path.join(workdir, "result.json"), "w") as file:
       json.dump({} if wrong == "no loss" else result, file)
     return f"loss {loss:.3f}"
+
+
+def _make_network() -> keras.Model:
+  return keras.Sequential([keras.Input([1]), keras.layers.Dense(1)])
 
 
 def _wait_for_sigterm():

@@ -1,5 +1,3 @@
-import types
-
 import pytest
 import tensorflow as tf
 
@@ -9,21 +7,25 @@ from nfnets_tf.optim.sam import SAM
 from nfnets_tf.optim.sgd import SGD
 from nfnets_tf.train.assembly import compiled_classifier
 from nfnets_tf.train.classifier import Classifier
+from nfnets_tf.train.run_config import ModelConfig, OptimizationConfig
 
 SAM_USED = SAM(0.1)
 
 
-def job(micro_batches):
-  return types.SimpleNamespace(
+def build(micro_batches, strategy):
+  model = ModelConfig(
+    variant="femto",
     network=lambda: NFNet("femto", 4),
     classifier=lambda **options: Classifier(
       micro_batches=micro_batches, **options
     ),
-    optimizer=SGD,
-    sam=SAM_USED,
-    batch_size=12,
-    learning_rate=0.25,
-    steps_per_execution=5,
+    init_weights=None,
+  )
+  optimization = OptimizationConfig(
+    optimizer=SGD, learning_rate=0.25, sam=SAM_USED
+  )
+  return compiled_classifier(
+    model, optimization, strategy, batch_size=12, steps_per_execution=5
   )
 
 
@@ -31,7 +33,7 @@ def test_everything_is_made_under_the_strategy():
   strategy = tf.distribute.MirroredStrategy(
     ["CPU:0", "CPU:1"], tf.distribute.ReductionToOneDevice()
   )
-  model = compiled_classifier(job(3), strategy)
+  model = build(3, strategy)
   for variable in (*model.network.weights, *model.optimizer.momentums):
     assert len(strategy.experimental_local_results(variable)) == 2
   assert model.sam is SAM_USED and model.optimizer.learning_rate == 0.25
@@ -40,4 +42,4 @@ def test_everything_is_made_under_the_strategy():
 
 def test_a_replicas_batch_must_divide_into_the_micro_batches():
   with pytest.raises(UserError, match="12 examples a replica do not divide"):
-    compiled_classifier(job(5), tf.distribute.get_strategy())
+    build(5, tf.distribute.get_strategy())

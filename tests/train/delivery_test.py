@@ -23,7 +23,7 @@ RECORD = {"heldout_loss": 0.5, "heldout_top1": 0.75}
 class Job:
   """What `deliver` asks of a run; notes what it is called with."""
 
-  variant, num_classes, num_examples, batch_size = "femto", 4, 50, 7
+  num_classes, num_examples, batch_size = 4, 50, 7
 
   def __init__(self, directory, report):
     self.calls = {}
@@ -72,7 +72,18 @@ def made(make_dataset, drawing_network, tmp_path):
     heldout = job.heldout_split.index()
 
     def call():
-      deliver(job, files, model, heldout, checkpoints, log, dict(RECORD))
+      deliver(
+        files,
+        model,
+        heldout,
+        checkpoints,
+        log,
+        dict(RECORD),
+        variant="femto",
+        data=job,
+        export=job.export,
+        report=job.report,
+      )
 
     return types.SimpleNamespace(
       job=job, files=files, model=model, log=log, heldout=heldout, deliver=call

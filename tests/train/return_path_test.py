@@ -37,19 +37,19 @@ class Spoiled(Split):
 def job(make_dataset):
   params = [
     f"DATA_DIR = {make_dataset()!r}",
-    "train.TrainJob.prepare = None",
+    "run_config.DataConfig.prepare = None",
     "NUM_CLASSES = 4",
     "NUM_EXAMPLES = 50",
     f"BATCH_SIZE = {BATCH}",
     "EPOCHS = 2.3",
-    "train.TrainJob.steps_per_execution = 1",
-    "train.TrainJob.evaluate_every = 4",
-    "train.TrainJob.checkpoint_every = 4",
-    "train.TrainJob.checkpoints_to_keep = 9",
+    "run_config.Schedule.steps_per_execution = 1",
+    "run_config.Schedule.evaluate_every = 4",
+    "run_config.Schedule.checkpoint_every = 4",
+    "run_config.Schedule.checkpoints_to_keep = 9",
   ]
   built = Configuration(SMOKE, params).build_job()
-  built.train_split.__class__ = Spoiled
-  assert built.total_steps == 14
+  built.data.train_split.__class__ = Spoiled
+  assert built.schedule.total_steps == 14
   built.recovery = Recovery(in_a_row=3, rollbacks=1)
   return built
 
@@ -65,14 +65,14 @@ def run(open_session):
 
 
 def weights(session):
-  model = session._classifier
+  model = session.classifier
   return [v.numpy() for v in (*model.network.weights, *model.averages)]
 
 
 def test_a_few_steps_are_left_out_and_nothing_else_happens(
   job, run, logged, tmp_path
 ):
-  job.train_split.spoiled = (5, 6)
+  job.data.train_split.spoiled = (5, 6)
   run(job, tmp_path)
   assert not (tmp_path / "rollbacks.json").exists()
   skipped = [
@@ -85,7 +85,7 @@ def test_more_in_a_row_go_back_and_on_behind_them(
   job, run, logged, tmp_path, caplog
 ):
   """And never again meet what was not finite, also when ended anywhere."""
-  job.train_split.spoiled = (5, 6, 7)
+  job.data.train_split.spoiled = (5, 6, 7)
   session = run(job, tmp_path / "whole")
   with open(tmp_path / "whole" / "rollbacks.json") as file:
     assert json.load(file) == [
@@ -95,7 +95,7 @@ def test_more_in_a_row_go_back_and_on_behind_them(
   training = [r for r in logged(tmp_path / "whole") if "top1" in r]
   assert [r["skipped_steps"] for r in training] == [0] * 4
   # As if the order of examples had had no such batches, and the one before.
-  job.train_split.spoiled = ()
+  job.data.train_split.spoiled = ()
   plain = Split.training_batches
 
   def skipping(self, index, *, start_step, **options):
@@ -105,7 +105,7 @@ def test_more_in_a_row_go_back_and_on_behind_them(
     rest = plain(self, index, start_step=8, **options)
     return first.take(4 - start_step).concatenate(rest)
 
-  job.train_split.__class__ = type(
+  job.data.train_split.__class__ = type(
     "Skipping", (Split,), {"training_batches": skipping}
   )
   for a, b in zip(weights(session), weights(run(job, tmp_path / "skipping"))):
@@ -115,7 +115,7 @@ def test_more_in_a_row_go_back_and_on_behind_them(
 def test_ended_behind_a_return_it_takes_the_same_way(
   job, run, open_session, logged, tmp_path
 ):
-  job.train_split.spoiled = (5, 6, 7)
+  job.data.train_split.spoiled = (5, 6, 7)
   whole = run(job, tmp_path / "whole")
   for step in (7, 6, 9):  # before the return, behind it, behind a checkpoint
     session = open_session(job, tmp_path / "parted")
@@ -139,7 +139,7 @@ def test_ended_behind_a_return_it_takes_the_same_way(
 def test_killed_right_behind_the_note_it_has_gone_back(
   job, run, tmp_path, monkeypatch
 ):
-  job.train_split.spoiled = (7, 8, 9)
+  job.data.train_split.spoiled = (7, 8, 9)
   whole = run(job, tmp_path / "whole")
 
   class Killed(Exception):
@@ -158,7 +158,7 @@ def test_killed_right_behind_the_note_it_has_gone_back(
 
 
 def test_too_often_it_stops_and_names_the_examples(job, run, tmp_path):
-  job.train_split.spoiled = (5, 6, 7, 10, 11, 12)
+  job.data.train_split.spoiled = (5, 6, 7, 10, 11, 12)
   with pytest.raises(UserError) as caught:
     run(job, tmp_path)
   assert "after 1 returns to earlier checkpoints" in str(caught.value)
@@ -170,10 +170,10 @@ def test_too_often_it_stops_and_names_the_examples(job, run, tmp_path):
     named.setdefault(int(number), []).append(name)
   assert list(named) == [10, 11, 12]
   # What the pipeline gives for those batches: pixels tell a file's number.
-  split = job.train_split
+  split = job.data.train_split
   split.__class__, split.operations = Split, ()
   index = split.index()
-  options = dict(host_batch=BATCH, shuffle_buffer=job.shuffle_buffer)
+  options = dict(host_batch=BATCH, shuffle_buffer=job.data.shuffle_buffer)
   examples = split.training_examples(
     index, start_step=10, seed=job.seed, **options
   )

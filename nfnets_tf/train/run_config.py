@@ -1,0 +1,161 @@
+"""Configuration of a training run: one frozen dataclass for each concern.
+
+There are no defaults: what a gin file does not bind is an error before anything
+is built. Each class checks its numbers when it is made.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+import tensorflow as tf
+from tensorflow import keras
+
+from nfnets_tf.data.pipeline import Split
+from nfnets_tf.errors import require, require_fraction, require_int
+from nfnets_tf.optim.sam import SAM
+from nfnets_tf.train.pretrained import Start
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+  """The network, the model around it, and its initial weights.
+
+  Attributes:
+    variant: name of the network's size, for logs and reports.
+    network: builds the network; called once, under the strategy's scope.
+    classifier: builds the `Classifier` from `network=` and `sam=`.
+    init_weights: sets the initial weights, or leaves those of the initializers.
+  """
+
+  variant: str
+  network: Callable[[], keras.Model]
+  classifier: Callable[..., keras.Model]
+  init_weights: Start
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizationConfig:
+  """The optimizer and what it is given.
+
+  Attributes:
+    optimizer: builds the optimizer from `learning_rate=`.
+    learning_rate: the schedule.
+    sam: how gradients are taken at perturbed weights; None for plain gradients.
+  """
+
+  optimizer: Callable[..., keras.optimizers.Optimizer]
+  learning_rate: keras.optimizers.schedules.LearningRateSchedule
+  sam: SAM | None
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+  """The splits and how they are read.
+
+  Attributes:
+    train_split: examples to train on.
+    heldout_split: examples to evaluate on.
+    prepare: writes missing shards before they are read, and returns whether it
+      had to; None if they exist.
+    num_classes: of the network and the labels.
+    num_examples: of the training split, an epoch.
+    batch_size: examples per step, over all replicas.
+    shuffle_buffer: examples of each data stream held in memory for shuffling.
+    max_invalid_fraction: of the images read, in [0, 1]; the run fails when more
+      than that cannot be used.
+    num_data_streams: equal parts of the order of examples, which hosts share;
+      None for as many as there are hosts when the run begins.
+
+  Raises:
+    UserError: if a number is out of range.
+  """
+
+  train_split: Split
+  heldout_split: Split
+  prepare: Callable[[], bool] | None
+  num_classes: int
+  num_examples: int
+  batch_size: int
+  shuffle_buffer: int
+  max_invalid_fraction: float
+  num_data_streams: int | None
+
+  def __post_init__(self):
+    _require_positive(
+      self, "num_classes", "num_examples", "batch_size", "shuffle_buffer"
+    )
+    require_fraction(
+      "run_config.DataConfig.max_invalid_fraction", self.max_invalid_fraction
+    )
+    if self.num_data_streams is not None:
+      _require_positive(self, "num_data_streams")
+
+
+@dataclasses.dataclass(frozen=True)
+class Schedule:
+  """The length of a run and the intervals of its actions, in steps.
+
+  Attributes:
+    total_steps: of the run.
+    steps_per_execution: steps of one call of the compiled training function.
+    log_every: a multiple of `steps_per_execution`.
+    evaluate_every: a multiple of `log_every`.
+    checkpoint_every: a multiple of `log_every`.
+    checkpoints_to_keep: number of the latest checkpoints that are kept, next to
+      the best one.
+
+  Raises:
+    UserError: if a number is out of range, or is not the multiple it must be.
+  """
+
+  total_steps: int
+  steps_per_execution: int
+  log_every: int
+  evaluate_every: int
+  checkpoint_every: int
+  checkpoints_to_keep: int
+
+  def __post_init__(self):
+    _require_positive(self, *(f.name for f in dataclasses.fields(self)))
+    for unit, name in (
+      ("steps_per_execution", "log_every"),
+      ("log_every", "evaluate_every"),
+      ("log_every", "checkpoint_every"),
+    ):
+      interval, step = getattr(self, name), getattr(self, unit)
+      require(
+        interval % step == 0,
+        f"run_config.Schedule.{name}",
+        interval,
+        f"a multiple of run_config.Schedule.{unit} = {step}",
+      )
+
+
+@dataclasses.dataclass(frozen=True)
+class DeviceConfig:
+  """The devices, their numeric precision and their cost.
+
+  Attributes:
+    strategy: makes the `tf.distribute.Strategy`.
+    policy: Keras' precision policy, "float32" or "mixed_bfloat16".
+    compute: predicts TPU core-hours; a `scaling.compute.TpuV4`.
+  """
+
+  strategy: Callable[[], tf.distribute.Strategy]
+  policy: str
+  compute: object
+
+
+def _require_positive(config, *names: str) -> None:
+  for name in names:
+    title = f"run_config.{_class_name(config)}.{name}"
+    require_int(title, getattr(config, name), 1)
+
+
+def _class_name(config) -> str:
+  # Gin makes a subclass of what it configures.
+  return next(
+    c.__name__ for c in type(config).__mro__ if c.__module__ == __name__
+  )
