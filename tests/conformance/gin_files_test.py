@@ -142,7 +142,7 @@ def test_cifar10_is_a_folder(images):
 
 def test_every_model_of_the_paper_has_a_run():
   for variant in PAPER:
-    assert job(variant).variant == variant
+    assert job(variant).model.variant == variant
   others = {"gin/quickstart.gin", FOLDER, SHARDS, IMAGENET}
   assert set(RUNS) == {*map(run_of, PAPER), *others}
 
@@ -192,7 +192,9 @@ def test_peak_rates_are_figure_3s(row):
 
 def test_rates_that_are_ours_lie_between_their_neighbours():
   def peaks(variant):
-    return [job(variant, epochs).learning_rate.peak for epochs in BUDGETS]
+    return [
+      job(variant, epochs).optimization.learning_rate.peak for epochs in BUDGETS
+    ]
 
   for small, ours, large in (
     ("F0", "F1", "F3"),
