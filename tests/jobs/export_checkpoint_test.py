@@ -8,6 +8,7 @@ from tensorflow import keras
 from nfnets_tf.errors import UserError
 from nfnets_tf.jobs.export_checkpoint import ExportJob
 from nfnets_tf.jobs.job import RunContext
+from nfnets_tf.models.nfnet import NFNet
 from nfnets_tf.train.pretrained import save_deepmind
 from nfnets_tf.train.run_dir import RunDir
 
@@ -15,6 +16,9 @@ from nfnets_tf.train.run_dir import RunDir
 @pytest.fixture
 def run(sharp_job, open_session, tmp_path):
   """A run as if at its third step: (its job, its folder, its classifier)."""
+  sharp_job.model = dataclasses.replace(  # only an NFNet is loaded
+    sharp_job.model, network=lambda: NFNet("femto", 4)
+  )
   session = open_session(sharp_job, tmp_path / "run")
   classifier = session.classifier
   classifier.optimizer.iterations.assign(3)
@@ -124,7 +128,7 @@ def test_what_is_not_there_is_told_before_anything_is_built(run, tmp_path):
   with pytest.raises(UserError, match="nowhere' does not exist; expected"):
     export(job, tmp_path / "nowhere", []).run(RunContext(str(tmp_path), ""))
   with pytest.raises(
-    UserError, match="export_checkpoint.ExportJob.images = 0 cannot"
+    UserError, match="export_checkpoint.ExportJob.images = 0 is invalid"
   ):
     export(job, folder, [], images=0)
 
