@@ -10,8 +10,7 @@ from collections.abc import Callable
 import tensorflow as tf
 from tensorflow import keras
 
-from nfnets_tf.train.metrics_log import MetricsLog
-from nfnets_tf.train.progress import Progress
+from nfnets_tf.train.run_log import MetricsLog, Progress
 
 _OF_ALL_STEPS = ("skipped_steps", "invalid_examples", "input_wait_fraction")
 

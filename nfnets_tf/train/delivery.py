@@ -14,11 +14,10 @@ from nfnets_tf.fileio import read_bytes
 from nfnets_tf.train.checkpoint_files import path_of
 from nfnets_tf.train.checkpoints import Checkpoints
 from nfnets_tf.train.classifier import Classifier
-from nfnets_tf.train.curves import draw_curves
-from nfnets_tf.train.metrics_log import MetricsLog, read_records
 from nfnets_tf.train.provenance import class_names, known_of
 from nfnets_tf.train.run_config import DataConfig
 from nfnets_tf.train.run_dir import RunDir, weights_sha256
+from nfnets_tf.train.run_log import MetricsLog, draw_curves, read_records
 from nfnets_tf.train.samples import heldout_sample
 
 LOGGER = logging.getLogger("nfnets_tf")

@@ -21,13 +21,12 @@ from nfnets_tf.train.evaluation import (
   describe_evaluation,
 )
 from nfnets_tf.train.inputs import Inputs
-from nfnets_tf.train.metrics_log import MetricsLog, read_records
 from nfnets_tf.train.preemption import EndOnNotice, GoOnInInterval, Notice
-from nfnets_tf.train.progress import Progress
 from nfnets_tf.train.recovery import EndOnNotFinite, NotFinite, Recovery
 from nfnets_tf.train.return_path import ReturnPath
 from nfnets_tf.train.run_config import Schedule
 from nfnets_tf.train.run_dir import RunDir
+from nfnets_tf.train.run_log import MetricsLog, Progress, read_records
 from nfnets_tf.train.run_state import RunState
 
 LOGGER = logging.getLogger("nfnets_tf")

@@ -1,8 +1,8 @@
-"""Keeping the libraries' chatter off the screen, and in a file.
+"""Keeps the libraries' output off the screen, in a log file.
 
 TensorFlow's C++ code writes to file descriptor 2, whatever Python's
-`sys.stderr` is. So descriptor 2 itself is pointed at the log, and what the
-project has to say goes to a copy of the old one.
+`sys.stderr` is. So descriptor 2 itself is redirected to the log, and the
+project's own messages go to a copy of the old one.
 """
 
 from __future__ import annotations
@@ -17,22 +17,23 @@ from typing import TextIO
 
 
 class QuietScreen:
-  """From its making on, only what is written to `screen` is seen.
+  """Redirects standard error, but for the project's logger, to a file.
 
   Attributes:
-    screen: the old standard error.
-    log: path of the file that takes everything else.
+    screen: the original standard error.
+    terminal: the same if it is a terminal, None if it is a file or a pipe.
+    log: path of the file that receives everything else.
   """
 
   def __init__(self):
-    sys.stderr.flush()
     self.screen: TextIO = os.fdopen(os.dup(2), "w", buffering=1)
+    self.terminal = self.screen if self.screen.isatty() else None
     descriptor, self.log = tempfile.mkstemp(".log", "nfnets_tf-")
     self._temporary = True
+    sys.stderr.flush()
     os.dup2(descriptor, 2)
     os.close(descriptor)
-    # A crash inside a library must still be seen.
-    faulthandler.enable(self.screen)
+    faulthandler.enable(self.screen)  # a library's crash must be visible
     logging.captureWarnings(True)
     handler = logging.StreamHandler(self.screen)
     handler.setFormatter(
@@ -43,18 +44,13 @@ class QuietScreen:
     logger.propagate = False
     logger.addHandler(handler)
 
-  @property
-  def terminal(self) -> TextIO | None:
-    """The screen if it is a terminal, None if it is a file or a pipe."""
-    return self.screen if self.screen.isatty() else None
-
   def discard_log(self) -> None:
-    """Removes the log if no run has taken it over."""
+    """Removes the log unless `move_log` has given it to a run."""
     if self._temporary:
       os.remove(self.log)
 
   def move_log(self, path: str) -> None:
-    """Continues the log at `path`, a local file, after what it holds."""
+    """Appends the log to `path`, a local file, and continues there."""
     os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
     sys.stderr.flush()
     with open(self.log, "rb") as old, open(path, "ab") as new:

@@ -13,8 +13,8 @@ from nfnets_tf.optim.sgd import SGD
 from nfnets_tf.train.checkpoints import Checkpoints
 from nfnets_tf.train.classifier import Classifier
 from nfnets_tf.train.delivery import deliver
-from nfnets_tf.train.metrics_log import MetricsLog, read_records
 from nfnets_tf.train.run_dir import RunDir, weights_sha256
+from nfnets_tf.train.run_log import MetricsLog, read_records
 from nfnets_tf.train.run_state import RunState
 
 RECORD = {"heldout_loss": 0.5, "heldout_top1": 0.75}

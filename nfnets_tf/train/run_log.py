@@ -1,0 +1,223 @@
+"""What a run logs: metrics.jsonl, TensorBoard, progress and curves.png."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Callable, Sequence
+from typing import TextIO
+
+import matplotlib
+import tensorflow as tf
+from matplotlib.figure import Figure
+from tqdm import tqdm
+
+from nfnets_tf.fileio import report_write_errors, write_atomically
+from nfnets_tf.train.run_dir import RunDir
+
+LOGGER = logging.getLogger("nfnets_tf")
+
+_BAR = (
+  "{desc}{percentage:3.0f}%|{bar}| step {n_fmt}/{total_fmt}{postfix},"
+  " {remaining} left"
+)
+_STYLES = {
+  "loss": ("training, as optimized", "0.55", 1.0),
+  "top1": ("training", "0.55", 1.0),
+  "heldout_loss": ("held out, raw weights", "C0", 1.5),
+  "heldout_top1": ("held out, raw weights", "C0", 1.5),
+  "ema_heldout_loss": ("held out, averaged weights", "C1", 1.5),
+  "ema_heldout_top1": ("held out, averaged weights", "C1", 1.5),
+  "learning_rate": (None, "C2", 1.5),
+}
+
+
+class MetricsLog:
+  """Appends records to metrics.jsonl and to TensorBoard's event files.
+
+  Args:
+    files: of the run.
+    step: at which the run starts or resumes; records of later steps, left by a
+      process that was killed after its last checkpoint, are removed.
+    end: the run's last step, whose final record is written again.
+    writes: whether this process writes; all methods do nothing otherwise.
+  """
+
+  def __init__(
+    self, files: RunDir, *, step: int, end: int, writes: bool = True
+  ):
+    self._path, self._end, self._writes = files.metrics, end, writes
+    self._tensorboard = files.tensorboard
+    if writes:
+      tf.io.gfile.makedirs(files.root)
+      self.drop_later(step)
+      self._summaries = tf.summary.create_file_writer(files.tensorboard)
+
+  def drop_later(self, step: int) -> None:
+    """Removes the records of later steps, and the final one."""
+    if not self._writes:
+      return
+    kept = [
+      record
+      for record in read_records(self._path)
+      if record["step"] <= step
+      and not (record["step"] == self._end and "weights_sha256" in record)
+    ]
+    write_atomically(self._path, "".join(json.dumps(r) + "\n" for r in kept))
+
+  def write(self, step: int, record: dict) -> None:
+    """Appends one record; its numbers also become TensorBoard scalars."""
+    if not self._writes:
+      return
+    with report_write_errors(self._path):
+      with tf.io.gfile.GFile(self._path, "a") as file:
+        file.write(json.dumps({"step": step, **record}) + "\n")
+    with (
+      report_write_errors(self._tensorboard),
+      self._summaries.as_default(step=step),
+    ):
+      for name, value in record.items():
+        if isinstance(value, (int, float)):
+          tf.summary.scalar(name, value)
+      self._summaries.flush()
+
+
+def read_records(path: str) -> list[dict]:
+  """Returns the records of a metrics.jsonl, [] if there is no such file."""
+  if not tf.io.gfile.exists(path):
+    return []
+  with tf.io.gfile.GFile(path) as file:
+    lines = file.read().split("\n")
+  # A line without its line break was being written when the run was killed.
+  return [json.loads(line) for line in lines[:-1]]
+
+
+class Progress:
+  """Shows step, loss, images per second and time left.
+
+  Args:
+    total_steps: of the run.
+    step: at which this process starts.
+    batch_size: images per step.
+    stream: the terminal for a progress bar; None writes log lines.
+    clock: returns seconds.
+    line_seconds: minimum time between two log lines, the last one excepted.
+    silent: shows nothing and only measures the speed.
+  """
+
+  def __init__(
+    self,
+    *,
+    total_steps: int,
+    step: int,
+    batch_size: int,
+    stream: TextIO | None,
+    clock: Callable[[], float] = time.monotonic,
+    line_seconds: float = 5.0,
+    silent: bool = False,
+  ):
+    self._total, self._step, self._batch_size = total_steps, step, batch_size
+    self._clock, self._time = clock, clock()
+    self._line_seconds, self._last_line = line_seconds, -float("inf")
+    self._silent = silent
+    self._compiled = False
+    self._bar = None
+    if stream is not None:
+      self._bar = tqdm(
+        total=total_steps,
+        initial=step,
+        file=stream,
+        unit="step",
+        dynamic_ncols=True,
+        bar_format=_BAR,
+      )
+
+  def resume_clock(self) -> None:
+    """Excludes the time since the last update, which was not training."""
+    self._time = self._clock()
+
+  def go_back(self, step: int) -> None:
+    """Restarts from an earlier step."""
+    self._step = step
+    self.resume_clock()
+    if self._bar is not None:
+      self._bar.update(step - self._bar.n)
+      self._bar.refresh()
+
+  def update(self, step: int, loss: float) -> float:
+    """Shows the end of an interval; returns its images per second."""
+    now = self._clock()
+    steps_per_second = (step - self._step) / max(now - self._time, 1e-9)
+    images_per_second = steps_per_second * self._batch_size
+    self._step, self._time = step, now
+    speed = f"{images_per_second:,.0f} images/s"
+    if self._bar is not None:
+      self._bar.set_postfix_str(f"loss {loss:.4f}, {speed}", refresh=False)
+      self._bar.update(step - self._bar.n)
+    elif self._line_is_due(now):
+      line = f"step {step:,}/{self._total:,}, loss {loss:.4f}"
+      if self._compiled:
+        seconds_left = (self._total - step) / max(steps_per_second, 1e-9)
+        line += f", {speed}, {tqdm.format_interval(seconds_left)} left"
+      LOGGER.info(line)
+    self._compiled = True  # the first interval's time includes compilation
+    return images_per_second
+
+  def _line_is_due(self, now: float) -> bool:
+    recent = now - self._last_line < self._line_seconds
+    if self._silent or (recent and self._step != self._total):
+      return False
+    self._last_line = now
+    return True
+
+  def note(self, line: str) -> None:
+    """Shows a line above the bar."""
+    if self._bar is not None:
+      self._bar.write(line, file=self._bar.fp)
+    elif not self._silent:
+      LOGGER.info(line)
+
+  def close(self) -> None:
+    """Ends the bar's line."""
+    if self._bar is not None:
+      self._bar.close()
+
+
+def draw_curves(records: Sequence[dict], path: str, *, title: str) -> None:
+  """Draws loss, accuracy and learning rate against the step, as a PNG.
+
+  Args:
+    records: of metrics.jsonl; each has "step" and any of the curves' names.
+    path: of the picture, local or gs://.
+    title: of the picture.
+  """
+  with matplotlib.rc_context({"axes.grid": True, "grid.alpha": 0.3}):
+    figure = Figure(figsize=(11, 3.4), layout="constrained")
+    loss, accuracy, rate = figure.subplots(1, 3)
+  figure.suptitle(title)
+  _plot(loss, records, ("loss", "heldout_loss", "ema_heldout_loss"))
+  loss.set(ylabel="cross-entropy (nats)", yscale="log")
+  loss.legend(fontsize="small")
+  _plot(accuracy, records, ("top1", "heldout_top1", "ema_heldout_top1"), 100.0)
+  accuracy.set(ylabel="top-1 (%)", ylim=(None, 100.5))
+  _plot(rate, records, ("learning_rate",))
+  rate.set(ylabel="learning rate")
+  for axes in (loss, accuracy, rate):
+    axes.set_xlabel("step")
+  with tf.io.gfile.GFile(path, "wb") as file:
+    figure.savefig(file, format="png", dpi=120)
+
+
+def _plot(axes, records, names, scale=1.0) -> None:
+  for name in names:
+    points = [(r["step"], r[name] * scale) for r in records if name in r]
+    label, color, width = _STYLES[name]
+    axes.plot(
+      *zip(*points) if points else ((), ()),
+      label=label,
+      color=color,
+      linewidth=width,
+      marker="o" if "heldout" in name else None,
+      markersize=3,
+    )
