@@ -5,9 +5,8 @@
 FOLDER holds train/CLASS/*.jpg and test/CLASS/*.jpg. Six classes are trained on
 by gin/sweeps/cifar10.gin, the law is fitted, and the network of every cell's
 best rate is fine-tuned on the other four, with few images, from three seeds.
-Every part goes on where it was stopped. Below WORKDIR: pretrain/ and finetune/
-with the sweeps, law/ with laws.json and its figures, finetuned.csv and
-finetuned.png.
+An interrupted study resumes. WORKDIR gets pretrain/ and finetune/ (the sweeps),
+law/ (laws.json and its figures), finetuned.csv and finetuned.png.
 """
 
 import json
@@ -19,7 +18,12 @@ import sys
 import pandas as pd
 from absl import flags
 
-from nfnets_tf.scaling.drawing import logarithmic, looks, picture
+from nfnets_tf.scaling.plots import (
+  model_styles,
+  new_figure,
+  save_png,
+  set_log_axis,
+)
 
 _CIFAR10 = flags.DEFINE_string("cifar10", None, "The folder.", required=True)
 _WORKDIR = flags.DEFINE_string("workdir", None, "See above.", required=True)
@@ -27,18 +31,19 @@ _AT_ONCE = flags.DEFINE_integer("at_once", 1, "Points that run together.")
 
 _ROOT = pathlib.Path(__file__).parents[1]
 _PRETRAINED_CLASSES = 6
-_IMAGES_A_CLASS = 500  # of the others, to fine-tune with
+_IMAGES_PER_CLASS = 500  # to fine-tune on the other classes
 
 
 def main() -> None:
-  """Makes the study, or goes on with it."""
+  """Runs the study, or resumes it."""
   flags.FLAGS(sys.argv)
   workdir = pathlib.Path(_WORKDIR.value).resolve()
   source = pathlib.Path(_CIFAR10.value).resolve()
   names = sorted(path.name for path in (source / "train").iterdir())
-  first, others = names[:_PRETRAINED_CLASSES], names[_PRETRAINED_CLASSES:]
-  _link(source, workdir / "data" / "pretrain", first, None)
-  _link(source, workdir / "data" / "held_back", others, _IMAGES_A_CLASS)
+  pretrain = names[:_PRETRAINED_CLASSES]
+  finetune = names[_PRETRAINED_CLASSES:]
+  _link(source, workdir / "data" / "pretrain", pretrain, None)
+  _link(source, workdir / "data" / "finetune", finetune, _IMAGES_PER_CLASS)
   _sweep("cifar10", workdir / "pretrain", workdir / "data" / "pretrain")
   results = pd.read_csv(workdir / "pretrain" / "results.csv")
   _launch(
@@ -57,7 +62,7 @@ def main() -> None:
   _sweep(
     "cifar10_finetune",
     workdir / "finetune",
-    workdir / "data" / "held_back",
+    workdir / "data" / "finetune",
     f"config.grid.MODEL = {models!r}",
   )
   _compare(best, workdir)
@@ -87,7 +92,7 @@ def _sweep(name: str, workdir, data, *params: str) -> None:
 
 
 def _best(results: pd.DataFrame) -> pd.DataFrame:
-  """Returns the best trial of each cell; the first in compute come first."""
+  """Returns the best trial of each grid point, cheapest first."""
   done = results[results["state"] == "done"]
   best = done.loc[done.groupby("cell")["heldout_loss"].idxmin()].copy()
   best = best.sort_values("flops")
@@ -97,7 +102,7 @@ def _best(results: pd.DataFrame) -> pd.DataFrame:
 
 
 def _compare(best: pd.DataFrame, workdir: pathlib.Path) -> None:
-  """Writes what came of the fine-tuning beside what it began with."""
+  """Writes the results of fine-tuning next to those of pre-training."""
   tuned = pd.read_csv(workdir / "finetune" / "results.csv")
   tuned = tuned[tuned["state"] == "done"].copy()
   tuned["from"] = tuned["WEIGHTS"].map(lambda path: pathlib.Path(path).name)
@@ -111,7 +116,7 @@ def _compare(best: pd.DataFrame, workdir: pathlib.Path) -> None:
   table["error_range"] = 100.0 * (top1.max() - top1.min())
   table["seeds"] = groups.size()
   table.to_csv(workdir / "finetuned.csv", float_format="%.6g")
-  _draw(table, workdir / "finetuned.png")
+  _plot(table, workdir / "finetuned.png")
   ranks = table[["heldout_loss", "finetuned_error"]].corr(method="spearman")
   print(table.to_string())
   summary = {
@@ -122,22 +127,23 @@ def _compare(best: pd.DataFrame, workdir: pathlib.Path) -> None:
   print(json.dumps(summary))
 
 
-def _draw(table: pd.DataFrame, path: pathlib.Path) -> None:
-  with picture(str(path), width=10.0, height=4.2, columns=2) as (left, right):
-    models = list(dict.fromkeys(table.sort_values("parameters")["VARIANT"]))
-    for name, look in looks(models).items():
-      rows = table[table["VARIANT"] == name]
-      spread = rows["error_range"] / 2.0
-      error = rows["finetuned_error"]
-      left.errorbar(rows["flops"], error, spread, label=name, **look)
-      right.plot(rows["heldout_loss"], error, linestyle="none", **look)
-    left.set(xlabel="training FLOPs before fine-tuning")
-    right.set(xlabel="held-out loss before fine-tuning (nats)")
-    for axes, column in ((left, "flops"), (right, "heldout_loss")):
-      axes.set(ylabel="top-1 error after fine-tuning (%)")
-      logarithmic(axes, "x", table[column])
-      logarithmic(axes, "y", table["finetuned_error"])
-    left.legend()
+def _plot(table: pd.DataFrame, path: pathlib.Path) -> None:
+  figure, (left, right) = new_figure(10.0, 4.2, columns=2)
+  models = table.sort_values("parameters")["VARIANT"].unique()
+  for name, style in model_styles(models).items():
+    rows = table[table["VARIANT"] == name]
+    spread = rows["error_range"] / 2.0
+    error = rows["finetuned_error"]
+    left.errorbar(rows["flops"], error, spread, label=name, **style)
+    right.plot(rows["heldout_loss"], error, linestyle="none", **style)
+  left.set(xlabel="training FLOPs before fine-tuning")
+  right.set(xlabel="held-out loss before fine-tuning (nats)")
+  for axes, column in ((left, "flops"), (right, "heldout_loss")):
+    axes.set(ylabel="top-1 error after fine-tuning (%)")
+    set_log_axis(axes, "x", table[column])
+    set_log_axis(axes, "y", table["finetuned_error"])
+  left.legend()
+  save_png(figure, str(path))
 
 
 if __name__ == "__main__":

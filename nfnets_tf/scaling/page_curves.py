@@ -12,7 +12,6 @@ import numpy as np
 import pandas as pd
 
 from nfnets_tf.scaling.drawing import label, looks
-from nfnets_tf.scaling.laws import Law
 from nfnets_tf.scaling.overview import Overview
 from nfnets_tf.scaling.page_svg import (
   INK,
@@ -21,6 +20,7 @@ from nfnets_tf.scaling.page_svg import (
   colour,
   scale,
 )
+from nfnets_tf.scaling.power_laws import Law
 
 _MOST_NAMES = 12  # that are written beside points
 GLYPHS = dict(zip("osD^vPXph<>", "●■◆▲▼✚✖⬟⬢◀▶"))

@@ -10,8 +10,8 @@ import math
 import numpy as np
 import pandas as pd
 
+from nfnets_tf.scaling.allocation import Exponents
 from nfnets_tf.scaling.drawing import label, looks
-from nfnets_tf.scaling.frontier import Exponents
 from nfnets_tf.scaling.overview import Overview
 from nfnets_tf.scaling.page_curves import (
   GLYPHS,
@@ -73,7 +73,7 @@ def draw_allocation(
   """Draws the best size and the best number of epochs against compute.
 
   Args:
-    allocation: of `frontier.optimal_allocation`.
+    allocation: of `allocation.optimal_allocation`.
     size: name of what sizes are measured by.
     exponents: of a line through them, or None.
   """

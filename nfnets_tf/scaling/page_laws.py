@@ -7,11 +7,11 @@ import dataclasses
 import numpy as np
 import pandas as pd
 
-from nfnets_tf.scaling import frontier, laws, surface
-from nfnets_tf.scaling.frontier import Exponents
-from nfnets_tf.scaling.laws import Law
+from nfnets_tf.scaling import allocation, loss_surface, power_laws
+from nfnets_tf.scaling.allocation import Exponents
+from nfnets_tf.scaling.loss_surface import Surface
 from nfnets_tf.scaling.overview import Overview
-from nfnets_tf.scaling.surface import Surface
+from nfnets_tf.scaling.power_laws import Law
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Laws:
     points: the cells that it was fitted to: model, compute, loss, epochs, macs.
     power: L = a C^-b through the points that no cheaper one beats.
     offset: L = a C^-b + c, through the same.
-    allocation: of `frontier.optimal_allocation`.
+    allocation: of `allocation.optimal_allocation`.
     exponents: of the best size and epochs, through the allocation.
     surface: of loss over size and epochs.
   """
@@ -52,24 +52,24 @@ def fit_laws(
 
   Args:
     points: of `law_points`.
-    budgets: see `frontier.optimal_allocation`.
+    budgets: see `allocation.optimal_allocation`.
     resamples: of each bootstrap.
     seed: of the resamples.
   """
   if not len(points):
     return Laws(points)
   drawing = {"resamples": resamples, "seed": seed}
-  best = frontier.envelope(points)
+  best = allocation.pareto_frontier(points)
   x, y = best["compute"], best["loss"]
   sizes = {"size": "macs"}
-  flat = surface.fit_surface(points, **sizes)
+  flat = loss_surface.fit_surface(points, **sizes)
   return Laws(
     points,
-    laws.bootstrap(laws.fit_power_law(x, y), x, y, **drawing),
-    laws.bootstrap(laws.fit_offset_law(x, y), x, y, **drawing),
-    frontier.optimal_allocation(points, budgets=budgets, **sizes),
-    frontier.bootstrap_exponents(points, budgets=budgets, **sizes, **drawing),
-    surface.bootstrap_surface(flat, points, **sizes, **drawing),
+    power_laws.bootstrap_law(power_laws.fit_power_law(x, y), x, y, **drawing),
+    power_laws.bootstrap_law(power_laws.fit_offset_law(x, y), x, y, **drawing),
+    allocation.optimal_allocation(points, budgets=budgets, **sizes),
+    allocation.bootstrap_exponents(points, budgets=budgets, **sizes, **drawing),
+    loss_surface.bootstrap_surface(flat, points, **sizes, **drawing),
   )
 
 

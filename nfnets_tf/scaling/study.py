@@ -1,142 +1,238 @@
-"""All that is fitted to a study."""
+"""A scaling study: the runs of a table, and everything fitted to them."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
 
+import numpy as np
 import pandas as pd
 
-from nfnets_tf.scaling import frontier, laws, surface
-from nfnets_tf.scaling.held_back import HeldBack, predict_held_back
-from nfnets_tf.scaling.observations import (
-  Columns,
-  best_of_cells,
-  best_rates,
-  read_points,
-)
+from nfnets_tf.errors import UserError
+from nfnets_tf.scaling import allocation, loss_surface, power_laws
+from nfnets_tf.scaling.allocation import Exponents
+from nfnets_tf.scaling.loss_surface import Surface
+from nfnets_tf.scaling.power_laws import Extrapolation, Law
 
-BUDGETS = 25  # computes at which the best size is looked for
+NUM_BUDGETS = 25  # computes at which the best size is sought
+_DONE = "done"
+
+
+@dataclasses.dataclass(frozen=True)
+class RunColumns:
+  """Names of the columns of a table with a row for each run.
+
+  Attributes:
+    compute: cost of the run, in any unit.
+    loss: final loss.
+    model: name of the network.
+    size: of the network, in parameters or MACs.
+    epochs: that the network was trained for.
+    rate: peak learning rate; None if the table has none.
+  """
+
+  compute: str
+  loss: str
+  model: str
+  size: str
+  epochs: str
+  rate: str | None
+
+
+def read_runs(
+  table: pd.DataFrame, columns: RunColumns
+) -> tuple[pd.DataFrame, dict[str, int]]:
+  """Returns the usable runs, cheapest first, and the number of skipped rows.
+
+  Args:
+    table: a row for each run; where it has a column `state`, rows that are not
+      "done" are skipped.
+    columns: names of its columns.
+
+  Returns:
+    Columns model, compute, loss, epochs, size, rate; and {reason: rows}.
+
+  Raises:
+    UserError: if a column does not exist.
+  """
+  names = dataclasses.asdict(columns)
+  if missing := [n for n in names.values() if n is not None and n not in table]:
+    raise UserError(
+      f"The table has no column {missing[0]!r}; bind RunColumns to its columns:"
+      f" {', '.join(map(str, table.columns))}."
+    )
+  runs = pd.DataFrame(
+    {key: table[n] if n else np.nan for key, n in names.items()}
+  )
+  skipped = {}
+  if "state" in table:
+    done = table["state"] == _DONE
+    skipped["not done"] = int((~done).sum())
+    runs = runs[done]
+  for name in ("compute", "loss", "size", "epochs", "rate"):
+    runs[name] = pd.to_numeric(runs[name], errors="coerce")
+  numbers = runs[["compute", "loss", "size", "epochs"]]
+  usable = np.isfinite(numbers).all(axis=1) & (numbers > 0).all(axis=1)
+  skipped["without positive numbers"] = int((~usable).sum())
+  runs = runs[usable & runs["model"].notna()]
+  skipped = {reason: count for reason, count in skipped.items() if count}
+  return runs.sort_values("compute", kind="stable"), skipped
+
+
+def best_runs(runs: pd.DataFrame) -> pd.DataFrame:
+  """Returns the run of lowest loss of each model and number of epochs."""
+  ranked = runs.sort_values("loss", kind="stable")
+  best = ranked.drop_duplicates(["model", "epochs"])
+  return best.sort_values("compute", kind="stable").reset_index(drop=True)
+
+
+def best_rates(runs: pd.DataFrame) -> pd.DataFrame:
+  """Returns the best learning rate of each model and number of epochs.
+
+  Returns:
+    Columns model, epochs, rate, and edge: "lower" or "upper" if the rate is the
+    lowest or highest tried, "only" if no other was tried, else "".
+  """
+  rows = []
+  for (model, epochs), trials in runs.groupby(["model", "epochs"], sort=False):
+    rates = trials["rate"].dropna()
+    if rates.empty:
+      continue
+    best = trials.loc[trials["loss"].idxmin(), "rate"]
+    edge = ""
+    if rates.nunique() == 1:
+      edge = "only"
+    elif best in (rates.min(), rates.max()):
+      edge = "lower" if best == rates.min() else "upper"
+    rows.append((model, epochs, best, edge))
+  return pd.DataFrame(rows, columns=["model", "epochs", "rate", "edge"])
 
 
 @dataclasses.dataclass(frozen=True)
 class Fits:
-  """What is fitted to a study; None where the points are too few.
+  """Everything fitted to a study; None where there are too few points.
 
   Attributes:
     points: the best run of each model and number of epochs: columns model,
       compute, loss, epochs, size and rate, cheapest first.
-    left_out: {why: number of rows that are no points}.
-    envelope: the points that no cheaper one beats.
-    rates: the best rate of each model and number of epochs, and `edge`: "lower"
-      or "upper" if it is the lowest or highest that was tried, "only" if no
-      other was, else empty.
-    power: L = a C^-b of the envelope.
-    offset: L = a C^-b + c of the envelope.
-    held_back: what the cheap part of the envelope predicts of the rest.
-    allocation: see `frontier.optimal_allocation`.
-    exponents: of the best size and epochs.
+    skipped_rows: {reason: number of the table's rows that are not used}.
+    frontier: the Pareto frontier of the points.
+    rates: see `best_rates`.
+    power: L = a C^-b of the frontier.
+    offset: L = a C^-b + c of the frontier.
+    extrapolation: of the expensive part of the frontier from the cheap part.
+    allocation: see `allocation.optimal_allocation`.
+    exponents: growth of the best size and epochs.
     surface: loss over size and epochs.
   """
 
   points: pd.DataFrame
-  left_out: dict[str, int]
-  envelope: pd.DataFrame
+  skipped_rows: dict[str, int]
+  frontier: pd.DataFrame
   rates: pd.DataFrame
-  power: laws.Law | None
-  offset: laws.Law | None
-  held_back: HeldBack
+  power: Law | None
+  offset: Law | None
+  extrapolation: Extrapolation
   allocation: pd.DataFrame
-  exponents: frontier.Exponents | None
-  surface: surface.Surface | None
+  exponents: Exponents | None
+  surface: Surface | None
 
   def to_json(self) -> dict:
     """Returns every fitted coefficient with its interval."""
-
-    def told(fit):
-      return None if fit is None else fit.to_json()
-
+    fits = {
+      "power_law": self.power,
+      "offset_law": self.offset,
+      "extrapolation": self.extrapolation,
+      "allocation": self.exponents,
+      "surface": self.surface,
+    }
     return {
       "points": len(self.points),
-      "left_out": self.left_out,
-      "envelope_points": len(self.envelope),
-      "power_law": told(self.power),
-      "offset_law": told(self.offset),
-      "held_back": self.held_back.to_json(),
-      "allocation": told(self.exponents),
-      "surface": told(self.surface),
+      "skipped_rows": self.skipped_rows,
+      "frontier_points": len(self.frontier),
+      **{name: fit and fit.to_json() for name, fit in fits.items()},
     }
 
   def describe(self) -> list[tuple[str, str]]:
-    """Returns the main numbers as lines of two columns."""
-    few, back = "not enough points", self.held_back
-    count = f"{len(self.points)}, {len(self.envelope)} of them on the frontier"
-    lines = [("points", count)]
-    lines += [("left out", f"{n}, {why}") for why, n in self.left_out.items()]
+    """Returns (name, text) of the main results."""
+    too_few = "not enough points"
+    lines = [
+      ("points", f"{len(self.points)}, {len(self.frontier)} on the frontier")
+    ]
+    lines += [
+      ("skipped rows", f"{count}, {reason}")
+      for reason, count in self.skipped_rows.items()
+    ]
     for name, law in (("law", self.power), ("with offset", self.offset)):
-      text = f"{law.describe()}, rms {law.rms:.2%}" if law else few
+      text = f"{law.describe()}, rms {law.rms:.2%}" if law else too_few
       lines.append((name, text))
-    lines.append(("held back", f"predicted to {back.describe(back.power)}"))
-    lines.append(("with offset", f"predicted to {back.describe(back.offset)}"))
+    for name, law in (
+      ("extrapolated", self.extrapolation.power),
+      ("with offset", self.extrapolation.offset),
+    ):
+      lines.append((name, f"errors: {self.extrapolation.describe(law)}"))
     if self.exponents is None:
-      return [*lines, ("best size", f"{few} with a best size in between")]
-    told = self.exponents.to_json()
+      return [*lines, ("best size", f"{too_few} with an interior optimum")]
+    entries = self.exponents.to_json()
     for name, key in (
       ("size ~ C^p", "size_exponent"),
       ("epochs ~ C^q", "epochs_exponent"),
     ):
-      text = f"{told[key]['value']:.3g}"
-      if told[key]["interval"] is not None:
-        text += " ({:.3g} to {:.3g})".format(*told[key]["interval"])
+      text = f"{entries[key]['value']:.3g}"
+      if entries[key]["interval"] is not None:
+        text += " ({:.3g} to {:.3g})".format(*entries[key]["interval"])
       lines.append((name, text))
     return lines
 
 
 def fit_study(
   table: pd.DataFrame,
-  columns: Columns,
+  columns: RunColumns,
   *,
-  held_back_from: float | None,
+  extrapolate_from: float | None,
   resamples: int,
   seed: int,
 ) -> Fits:
   """Fits all laws to a table.
 
   Args:
-    table: see `read_points`.
-    columns: which are which.
-    held_back_from: compute from which on points are predicted by those below;
-      None is the geometric mean of the ends.
+    table: see `read_runs`.
+    columns: names of its columns.
+    extrapolate_from: compute at and above which points are predicted from those
+      below; None is the geometric mean of the lowest and the highest.
     resamples: of each bootstrap.
     seed: of the resamples.
 
   Raises:
     UserError: if a column does not exist.
   """
-  every, left_out = read_points(table, columns)
-  points = best_of_cells(every)
-  hull = frontier.envelope(points)
-  draw = {"resamples": resamples, "seed": seed}
-  on_hull = hull["compute"], hull["loss"]
+  runs, skipped_rows = read_runs(table, columns)
+  points = best_runs(runs)
+  frontier = allocation.pareto_frontier(points)
+  curve = frontier["compute"], frontier["loss"]
+  options = {"resamples": resamples, "seed": seed}
+  surface = loss_surface.fit_surface(points, size="size")
 
   def fit(kind: Callable):
-    return laws.bootstrap(kind(*on_hull), *on_hull, **draw)
+    return power_laws.bootstrap_law(kind(*curve), *curve, **options)
 
   return Fits(
     points=points,
-    left_out=left_out,
-    envelope=hull,
-    rates=best_rates(every),
-    power=fit(laws.fit_power_law),
-    offset=fit(laws.fit_offset_law),
-    held_back=predict_held_back(*on_hull, threshold=held_back_from, **draw),
-    allocation=frontier.optimal_allocation(
-      points, size="size", budgets=BUDGETS
+    skipped_rows=skipped_rows,
+    frontier=frontier,
+    rates=best_rates(runs),
+    power=fit(power_laws.fit_power_law),
+    offset=fit(power_laws.fit_offset_law),
+    extrapolation=power_laws.extrapolate(
+      *curve, threshold=extrapolate_from, **options
     ),
-    exponents=frontier.bootstrap_exponents(
-      points, size="size", budgets=BUDGETS, **draw
+    allocation=allocation.optimal_allocation(
+      points, size="size", budgets=NUM_BUDGETS
     ),
-    surface=surface.bootstrap_surface(
-      surface.fit_surface(points, size="size"), points, size="size", **draw
+    exponents=allocation.bootstrap_exponents(
+      points, size="size", budgets=NUM_BUDGETS, **options
+    ),
+    surface=loss_surface.bootstrap_surface(
+      surface, points, size="size", **options
     ),
   )

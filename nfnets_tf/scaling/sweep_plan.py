@@ -20,7 +20,7 @@ _SHOWN = {
   "steps": ("steps", "{:,.0f}"),
   "flops": ("FLOPs", "{:.3g}"),
   "tpu_v4_core_hours": ("core-hours", None),
-  "utilisation": ("of peak", "{:.1%}"),
+  "utilization": ("of peak", "{:.1%}"),
   "memory_bytes": ("GB", None),
   "memory_bytes_an_image": ("MB/image", None),
   "cost": ("cost", "{:,.2f}"),

@@ -123,7 +123,7 @@ def describe_compute(
     (
       "compute",
       f"{hours:,.0f} TPU-v4 core-hours by its FLOPs at"
-      f" {compute.utilisation_of(variant):.0%} of the peak",
+      f" {compute.utilization_of(variant):.0%} of the peak",
     )
   ]
   published = compute.published_core_hours(variant, epochs)
@@ -225,7 +225,7 @@ def figures(
 
   Returns:
     parameters; macs of an image's forward pass; images, steps and epochs;
-    flops of all; tpu_v4_core_hours at utilisation; and the bytes of memory that
+    flops of all; tpu_v4_core_hours at utilization; and the bytes of memory that
     a device needs for weights, and for each image that is computed at a time.
   """
   network = network or cost.abstractly(model.network)
@@ -247,7 +247,7 @@ def figures(
     "tpu_v4_core_hours": compute.core_hours(
       macs, passes * images, model.variant
     ),
-    "utilisation": compute.utilisation_of(model.variant),
+    "utilization": compute.utilization_of(model.variant),
     "memory_bytes": memory.fixed,
     "memory_bytes_an_image": memory.an_image,
   }

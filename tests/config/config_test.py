@@ -99,8 +99,8 @@ def test_a_missing_parameter(tmp_path):
     "config.Launch.job = @compute.TpuV4()\n"
   )
   message = refused(files=[str(path)])
-  assert "compute.TpuV4.utilisation is not bound" in message
-  assert '--gin_param="compute.TpuV4.utilisation = ..."' in message
+  assert "compute.TpuV4.utilization is not bound" in message
+  assert '--gin_param="compute.TpuV4.utilization = ..."' in message
 
 
 def test_a_file_without_a_job(tmp_path):

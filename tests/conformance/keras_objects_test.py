@@ -28,11 +28,10 @@ from nfnets_tf.optim.sam import SAM
 from nfnets_tf.optim.schedules import WarmupCosine
 from nfnets_tf.optim.sgd import SGD
 from nfnets_tf.scaling import engines
+from nfnets_tf.scaling.allocation import Exponents
 from nfnets_tf.scaling.compute import TpuV4
-from nfnets_tf.scaling.frontier import Exponents
-from nfnets_tf.scaling.held_back import HeldBack
-from nfnets_tf.scaling.laws import Law
-from nfnets_tf.scaling.surface import Surface
+from nfnets_tf.scaling.loss_surface import Surface
+from nfnets_tf.scaling.power_laws import Extrapolation, Law
 from nfnets_tf.scaling.sweep import Sweep
 from nfnets_tf.scaling.tuning import GridSearch
 from nfnets_tf.serving.export import Exporter
@@ -97,7 +96,7 @@ PLAIN = {
   "SquashCentreCrop": lambda: preprocess.SquashCentreCrop(image_size=8),
   "Digits": lambda: sources.Digits(directory="x", image_size=8),
   "ShardOrder": lambda: order.ShardOrder(["a"], [1], seed=0, shuffle_buffer=1),
-  "TpuV4": lambda: TpuV4(utilisation=0.3),
+  "TpuV4": lambda: TpuV4(utilization=0.3),
   "RunDir": lambda: RunDir("x"),
   "Listing": lambda: listing.Listing("x", ("a",), {}, "key"),
   "Folder": lambda: sources.Folder(
@@ -109,7 +108,7 @@ PLAIN = {
   "Law": lambda: Law(4, 0.04, 0, False, 9, 0.01, 0.9, ((3, 0.05, 0),)),
   "Exponents": lambda: Exponents(0.4, 0.6, 5, 0.01, 7),
   "Surface": lambda: Surface(2, 0.5, 1, 0.3, 0.5, 1, 10, 9, 0.01),
-  "HeldBack": lambda: HeldBack(50, 5, (64,), (0.8,), None, None),
+  "Extrapolation": lambda: Extrapolation(50, 5, (64,), (0.8,), None, None),
   "GridSearch": lambda: GridSearch(
     macro="A", start=0.1, factor=2, both_sides=True, most_trials=3
   ),

@@ -2,7 +2,7 @@
 
 import pandas as pd
 
-from nfnets_tf.scaling import frontier
+from nfnets_tf.scaling import allocation
 from nfnets_tf.scaling.page_figures import (
   draw_all,
   draw_allocation,
@@ -37,7 +37,7 @@ def test_without_laws_there_are_words(tmp_path):
 def test_the_allocation_says_why_it_is_not_there(tmp_path):
   view = view_of(tmp_path, 10)
   points = law_points(view)
-  few = frontier.optimal_allocation(points, size="macs", budgets=12)
+  few = allocation.optimal_allocation(points, size="macs", budgets=12)
   for picture in draw_allocation(few, "macs", None):
     assert (
       picture.drawing is None and "reached by more than two" in picture.note

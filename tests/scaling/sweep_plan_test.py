@@ -26,7 +26,7 @@ def figures(cell):
     "epochs": float(epochs),
     "flops": 6.0 * 150 * size * images,
     "tpu_v4_core_hours": size * epochs / 7e4,
-    "utilisation": 1 / 3,
+    "utilization": 1 / 3,
     "memory_bytes": 16 * size,
     "memory_bytes_an_image": size / 10,
   }

@@ -6,27 +6,26 @@ import itertools
 
 import pandas as pd
 
-from nfnets_tf.scaling import frontier, paper_points
-from nfnets_tf.scaling.observations import Columns
-from nfnets_tf.scaling.study import fit_study
+from nfnets_tf.scaling import allocation, paper_data
+from nfnets_tf.scaling.study import Fits, RunColumns, fit_study
 
-COLUMNS = Columns("flops", "loss", "net", "macs", "epochs", "rate")
+COLUMNS = RunColumns("flops", "loss", "net", "macs", "epochs", "rate")
 
 
 def paper_table(best: bool = False):
   """Returns figure 2 of the scaling paper.
 
   Args:
-    best: whether to return compute and loss of the compute-optimal runs, not
-      the table of all runs.
+    best: whether to return compute and loss of the Pareto frontier, not the
+      table of all runs.
   """
-  models = paper_points.models()
-  table = paper_points.heldout_losses().merge(models, on="model")
+  models = paper_data.models()
+  table = paper_data.heldout_losses().merge(models, on="model")
   names = {"tpu_v4_core_hours": "compute", "heldout_loss": "loss"}
   table = table.rename(columns=names)
   if not best:
     return table
-  table = frontier.envelope(table)
+  table = allocation.pareto_frontier(table)
   return table["compute"], table["loss"]
 
 
@@ -45,7 +44,7 @@ def known_table(sizes=range(6), budgets=range(8)) -> pd.DataFrame:
   return pd.DataFrame(rows, columns=names)
 
 
-def fit_quickly(table: pd.DataFrame, **options):
+def fit_quickly(table: pd.DataFrame, **options) -> Fits:
   """Returns a study's fits with few bootstrap samples."""
-  given = {"held_back_from": None, "resamples": 20, "seed": 0, **options}
+  given = {"extrapolate_from": None, "resamples": 5, "seed": 0, **options}
   return fit_study(table, COLUMNS, **given)

@@ -70,12 +70,12 @@ def test_compute():
   images = 32_000_000_000
   lines = text(
     plan.describe_compute(
-      TpuV4(utilisation=0.33), "F7+", 100_857_131_008, images, 8.0, None
+      TpuV4(utilization=0.33), "F7+", 100_857_131_008, images, 8.0, None
     )
   )
   assert "106,600 TPU-v4 core-hours in the paper's figure 2" in lines
   lines = text(
-    plan.describe_compute(TpuV4(utilisation=0.5), "F2", 1, 1, 3.0, None)
+    plan.describe_compute(TpuV4(utilization=0.5), "F2", 1, 1, 3.0, None)
   )
   assert "figure 2" not in lines
 
@@ -86,7 +86,7 @@ def test_compute():
 def test_sam_costs_its_passes(sam, passes):
   def hours(sam):
     lines = plan.describe_compute(
-      TpuV4(utilisation=0.33), "F2", 10**11, 10**9, 3.0, sam
+      TpuV4(utilization=0.33), "F2", 10**11, 10**9, 3.0, sam
     )
     return float(lines[0][1].split()[0].replace(",", ""))
 

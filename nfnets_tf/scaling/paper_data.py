@@ -11,9 +11,7 @@ import pathlib
 
 import pandas as pd
 
-from nfnets_tf.errors import UserError
-
-_FOLDER = pathlib.Path(__file__).parent / "paper"
+_DIRECTORY = pathlib.Path(__file__).parent / "paper"
 
 # Images of JFT-4B, "roughly 4 billion" (section 1).
 JFT_4B_IMAGES = 4_000_000_000
@@ -30,8 +28,8 @@ def heldout_losses() -> pd.DataFrame:
 def imagenet_errors() -> pd.DataFrame:
   """Returns figure 1: 29 rows, of which the last three are ViTs.
 
-  Columns: model, epochs (not a number for the ViTs), tpu_v4_core_hours of
-  pre-training, imagenet_top1_error_percent after fine-tuning.
+  Columns: model, epochs (NaN for the ViTs), tpu_v4_core_hours of pre-training,
+  imagenet_top1_error_percent after fine-tuning.
   """
   return _read("fig1_imagenet_top1_error.csv")
 
@@ -39,13 +37,13 @@ def imagenet_errors() -> pd.DataFrame:
 def optimal_learning_rates() -> pd.DataFrame:
   """Returns figure 3: 18 rows, three models at six epoch budgets.
 
-  Columns: model, epochs, learning_rate (peak, at a batch of 4096).
+  Columns: model, epochs, learning_rate (peak, at a batch size of 4096).
   """
   return _read("fig3_optimal_learning_rate.csv")
 
 
 def models() -> pd.DataFrame:
-  """Returns the sizes of the six models, counted and not the paper's.
+  """Returns the sizes of the six models: counted, not the paper's.
 
   Columns: model, parameters with the head of 30,000 classes, macs of one
   image's forward pass at 224 px.
@@ -54,15 +52,9 @@ def models() -> pd.DataFrame:
 
 
 def _read(name: str) -> pd.DataFrame:
-  return _cached(name).copy()
+  return _read_cached(name).copy()
 
 
 @functools.cache
-def _cached(name: str) -> pd.DataFrame:
-  try:
-    return pd.read_csv(_FOLDER / name)
-  except FileNotFoundError as error:
-    raise UserError(
-      f"the package lacks its own file {str(_FOLDER / name)!r}; install"
-      " nfnets_tf again."
-    ) from error
+def _read_cached(name: str) -> pd.DataFrame:
+  return pd.read_csv(_DIRECTORY / name)

@@ -1,3 +1,5 @@
+"""The surface of loss over size and epochs."""
+
 import json
 
 import numpy as np
@@ -5,8 +7,8 @@ import pandas as pd
 import pytest
 from scipy import optimize
 
-from nfnets_tf.scaling import frontier, surface
-from nfnets_tf.scaling.surface import Surface
+from nfnets_tf.scaling import allocation, loss_surface
+from nfnets_tf.scaling.loss_surface import Surface
 from tests.support.tables import paper_table
 
 # Floor, A, u, B, v and s.
@@ -31,34 +33,38 @@ def points_of(truth, sizes=SIZES, epochs=EPOCHS, noise=0.0):
   return table.assign(loss=loss * factors, compute=compute)
 
 
-def values(found):
+def values(surface):
   names = ("floor", "of_size", "u", "of_epochs", "v", "s")
-  return tuple(getattr(found, name) for name in names)
+  return tuple(getattr(surface, name) for name in names)
 
 
 @pytest.mark.parametrize("truth", TRUTHS, ids=str)
-def test_the_coefficients_behind_the_losses_are_found(truth):
+def test_recovers_coefficients(truth):
   points = points_of(truth)
-  found = surface.fit_surface(points, size="n")
-  assert values(found) == pytest.approx(truth, rel=0.01)
-  assert found.points == 30 and found.rms < 1e-6 and found.draws == ()
+  surface = loss_surface.fit_surface(points, size="n")
+  assert values(surface) == pytest.approx(truth, rel=0.01)
+  assert (
+    surface.points == 30
+    and surface.rms < 1e-6
+    and surface.bootstrap_samples == ()
+  )
   middle = np.prod([n / 1e9 for n in SIZES]) ** (1 / 5) * 1e9
-  assert found.reference_size == pytest.approx(middle)
-  predicted = found.predict(points["n"], points["epochs"])
+  assert surface.reference_size == pytest.approx(middle)
+  predicted = surface.predict(points["n"], points["epochs"])
   np.testing.assert_allclose(predicted, points["loss"], rtol=1e-6)
 
 
-def test_predictions_are_the_sum_of_three_parts():
-  found = Surface(2, 0.5, 1, 0.3, 0.5, 1, 10, 9, 0)
+def test_predicts_the_sum_of_three_terms():
+  surface = Surface(2, 0.5, 1, 0.3, 0.5, 1, 10, 9, 0)
   # The floor, half of 10 / N, and 0.3 by the root of E.
-  predicted = found.predict([10, 20, 5], [1, 4, 0.25])
+  predicted = surface.predict([10, 20, 5], [1, 4, 0.25])
   assert predicted == pytest.approx([2.8, 2.4, 3.6])
 
 
-def test_no_other_descent_goes_lower():
+def test_fit_beats_nelder_mead():
   points = points_of(TRUTHS[0], noise=0.01)
-  found = surface.fit_surface(points, size="n")
-  scaled = np.log(points["n"] / found.reference_size)
+  surface = loss_surface.fit_surface(points, size="n")
+  scaled = np.log(points["n"] / surface.reference_size)
   epochs, loss = np.log(points["epochs"]), np.log(points["loss"])
 
   def rms(p):
@@ -66,20 +72,20 @@ def test_no_other_descent_goes_lower():
     total = np.maximum(p[0], 0) + parts
     return np.sqrt(np.mean((np.log(total) - loss) ** 2))
 
-  here = [found.floor, np.log(found.of_size), found.u]
-  here += [np.log(found.of_epochs), found.v]
-  assert found.rms == pytest.approx(rms(here))
+  here = [surface.floor, np.log(surface.of_size), surface.u]
+  here += [np.log(surface.of_epochs), surface.v]
+  assert surface.rms == pytest.approx(rms(here))
   for start in (here, [1.8, -1, 0.3, -1, 0.3]):
     options = {"maxiter": 4000, "maxfev": 4000, "xatol": 1e-6, "fatol": 1e-10}
     other = optimize.minimize(rms, start, method="Nelder-Mead", options=options)
-    assert found.rms <= other.fun * (1 + 1e-4)
+    assert surface.rms <= other.fun * (1 + 1e-4)
 
 
-def test_a_surface_takes_eight_points_three_sizes_and_three_epochs():
+def test_needs_eight_points_three_sizes_and_three_epochs():
   points = points_of(TRUTHS[0])
 
   def fits(table):
-    return surface.fit_surface(table, size="n") is not None
+    return loss_surface.fit_surface(table, size="n") is not None
 
   three = points[points["n"].isin(SIZES[:3])]
   assert fits(three) and fits(three.iloc[::2].iloc[:8])
@@ -88,34 +94,38 @@ def test_a_surface_takes_eight_points_three_sizes_and_three_epochs():
   assert not fits(points[points["epochs"].isin(EPOCHS[:2])])
   assert not fits(points.iloc[:0])
   assert (
-    surface.bootstrap_surface(None, points, size="n", resamples=3, seed=0)
+    loss_surface.bootstrap_surface(None, points, size="n", resamples=3, seed=0)
     is None
   )
 
 
-def test_rows_that_lack_a_number_are_left_out():
+def test_ignores_incomplete_rows():
   points = points_of(TRUTHS[0])
-  found = surface.fit_surface(points, size="n")
+  surface = loss_surface.fit_surface(points, size="n")
   for column in ("n", "epochs", "loss", "compute"):
     more = points.iloc[[0, 1]].assign(**{column: np.nan})
-    assert surface.fit_surface(pd.concat([points, more]), size="n") == found
+    assert (
+      loss_surface.fit_surface(pd.concat([points, more]), size="n") == surface
+    )
   zero = points.iloc[[0]].assign(epochs=0)
-  assert surface.fit_surface(pd.concat([points, zero]), size="n") == found
+  assert (
+    loss_surface.fit_surface(pd.concat([points, zero]), size="n") == surface
+  )
 
 
 @pytest.mark.parametrize("truth", TRUTHS, ids=str)
-def test_the_exponents_are_those_of_the_lowest_loss_at_a_compute(truth):
+def test_exponents_minimize_the_loss_at_a_compute(truth):
   *_, s = truth
-  found = surface.fit_surface(points_of(truth), size="n")
-  told = found.to_json()
-  p, q = (told[n]["value"] for n in ("size_exponent", "epochs_exponent"))
-  assert found.s * p + q == pytest.approx(1)
-  assert told["epochs_minus_size"]["value"] == pytest.approx(q - p)
+  surface = loss_surface.fit_surface(points_of(truth), size="n")
+  content = surface.to_json()
+  p, q = (content[n]["value"] for n in ("size_exponent", "epochs_exponent"))
+  assert surface.s * p + q == pytest.approx(1)
+  assert content["epochs_minus_size"]["value"] == pytest.approx(q - p)
 
   def best(log_compute):
     def loss(log_n):
-      epochs = np.exp(log_compute) / np.exp(log_n) ** found.s
-      return float(found.predict(np.exp(log_n), epochs))
+      epochs = np.exp(log_compute) / np.exp(log_n) ** surface.s
+      return float(surface.predict(np.exp(log_n), epochs))
 
     options = {"xatol": 1e-9}
     return optimize.minimize_scalar(
@@ -126,50 +136,55 @@ def test_the_exponents_are_those_of_the_lowest_loss_at_a_compute(truth):
   assert (best(high) - best(low)) / (high - low) == pytest.approx(p, rel=1e-3)
 
 
-def test_draws_are_seeded_and_around_the_fit():
+def test_samples_are_seeded_and_surround_the_fit():
   points = points_of(TRUTHS[0], noise=0.002)
   points["compute"] *= points_of(TRUTHS[1], noise=0.1)["loss"]
-  fit = surface.fit_surface(points, size="n")
+  fit = loss_surface.fit_surface(points, size="n")
 
   def draw(seed):
-    return surface.bootstrap_surface(
+    return loss_surface.bootstrap_surface(
       fit, points, size="n", resamples=8, seed=seed
     )
 
-  found = draw(0)
-  assert found == draw(0) and found.draws != draw(1).draws
-  assert values(found) == values(fit)
-  drawn = np.array(found.draws)
+  surface = draw(0)
+  assert (
+    surface == draw(0)
+    and surface.bootstrap_samples != draw(1).bootstrap_samples
+  )
+  assert values(surface) == values(fit)
+  drawn = np.array(surface.bootstrap_samples)
   assert drawn.shape == (8, 6)
   assert (drawn.min(axis=0) < values(fit)).all()
   assert (values(fit) < drawn.max(axis=0)).all()
-  told = found.to_json()
-  assert told["resamples"] == 8
+  content = surface.to_json()
+  assert content["resamples"] == 8
   p = drawn[:, 4] / (drawn[:, 2] + drawn[:, 5] * drawn[:, 4])
-  assert told["size_exponent"]["interval"] == pytest.approx(
+  assert content["size_exponent"]["interval"] == pytest.approx(
     np.percentile(p, [2.5, 97.5])
   )
-  assert told["v"]["interval"] == pytest.approx(
+  assert content["v"]["interval"] == pytest.approx(
     np.percentile(drawn[:, 4], [2.5, 97.5])
   )
 
 
-def test_losses_without_noise_leave_nothing_to_draw():
+def test_noiseless_losses_give_narrow_samples():
   points = points_of(TRUTHS[0])
-  fit = surface.fit_surface(points, size="n")
-  found = surface.bootstrap_surface(fit, points, size="n", resamples=4, seed=0)
-  for draw in found.draws:
+  fit = loss_surface.fit_surface(points, size="n")
+  surface = loss_surface.bootstrap_surface(
+    fit, points, size="n", resamples=4, seed=0
+  )
+  for draw in surface.bootstrap_samples:
     assert draw == pytest.approx(TRUTHS[0], rel=0.05)
 
 
-def test_a_file_tells_every_coefficient():
-  told = Surface(2, 0.5, 0.4, 0.3, 0.2, 1.5, 10, 9, 0.01).to_json()
-  assert json.loads(json.dumps(told)) == told
+def test_json_has_every_coefficient():
+  content = Surface(2, 0.5, 0.4, 0.3, 0.2, 1.5, 10, 9, 0.01).to_json()
+  assert json.loads(json.dumps(content)) == content
 
   def value(number):
     return {"value": pytest.approx(number), "interval": None}
 
-  assert told == {
+  assert content == {
     "form": "L = c + A (N / N0)^-u + B E^-v",
     "floor": value(2),
     "of_size": value(0.5),
@@ -187,15 +202,15 @@ def test_a_file_tells_every_coefficient():
   }
 
 
-def test_the_papers_surface_agrees_with_its_optima():
+def test_papers_surface_agrees_with_its_optima():
   points = paper_table()
-  found = surface.fit_surface(points, size="macs")
-  assert found.points == 36 and found.rms < 0.01
-  assert 0 < found.floor < points["loss"].min()
-  told = found.to_json()
-  p, q = (told[n]["value"] for n in ("size_exponent", "epochs_exponent"))
-  assert 0.2 < p < q < 0.8 and found.s * p + q == pytest.approx(1)
-  optima = frontier.fit_exponents(
-    frontier.optimal_allocation(points, size="macs", budgets=12)
+  surface = loss_surface.fit_surface(points, size="macs")
+  assert surface.points == 36 and surface.rms < 0.01
+  assert 0 < surface.floor < points["loss"].min()
+  content = surface.to_json()
+  p, q = (content[n]["value"] for n in ("size_exponent", "epochs_exponent"))
+  assert 0.2 < p < q < 0.8 and surface.s * p + q == pytest.approx(1)
+  optima = allocation.fit_exponents(
+    allocation.optimal_allocation(points, size="macs", budgets=12)
   )
   assert (p, q) == pytest.approx((optima.p, optima.q), abs=0.05)

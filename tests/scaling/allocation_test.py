@@ -1,11 +1,13 @@
+"""The Pareto frontier and the best size and epochs at a compute."""
+
 import json
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from nfnets_tf.scaling import frontier
-from nfnets_tf.scaling.frontier import Exponents
+from nfnets_tf.scaling import allocation
+from nfnets_tf.scaling.allocation import Exponents
 from tests.support.tables import paper_table
 
 COLUMNS = ["model", "size", "epochs", "compute", "loss"]
@@ -23,7 +25,7 @@ def bowls(p=0.4, s=1.0):
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_the_envelope_is_what_nothing_cheaper_or_equal_beats(seed):
+def test_frontier_equals_naive_search(seed):
   generator = np.random.default_rng(seed)
   # Few values, so that there are ties of either and of both.
   compute = generator.integers(1, 12, 40) / 2
@@ -39,28 +41,28 @@ def test_the_envelope_is_what_nothing_cheaper_or_equal_beats(seed):
     )
 
   kept = sorted((i for i in range(40) if not beaten(i)), key=lambda i: rows[i])
-  found = frontier.envelope(table)
-  assert found["name"].tolist() == kept
-  assert found.index.tolist() == list(range(len(kept)))
-  assert found["loss"].is_monotonic_decreasing
+  frontier = allocation.pareto_frontier(table)
+  assert frontier["name"].tolist() == kept
+  assert frontier.index.tolist() == list(range(len(kept)))
+  assert frontier["loss"].is_monotonic_decreasing
 
 
 @pytest.mark.filterwarnings("error")
-def test_the_envelope_of_unknown_whole_or_no_losses():
+def test_frontier_of_missing_equal_or_no_losses():
   nan = np.nan
   table = pd.DataFrame({"compute": [1, 2, nan, 3], "loss": [nan, 2, 0.1, 1]})
-  assert frontier.envelope(table)["compute"].tolist() == [2, 3]
+  assert allocation.pareto_frontier(table)["compute"].tolist() == [2, 3]
   table = pd.DataFrame({"compute": [1, 2, 3], "loss": [3, 3, 1]})
-  assert frontier.envelope(table)["compute"].tolist() == [1, 3]
-  assert not len(frontier.envelope(table.iloc[:0]))
+  assert allocation.pareto_frontier(table)["compute"].tolist() == [1, 3]
+  assert not len(allocation.pareto_frontier(table.iloc[:0]))
 
 
 @pytest.mark.parametrize(
   "p, q, s", [(0.4, 0.6, 1), (0.5, 0.5, 1), (0.45, 0.46, 1.2)]
 )
-def test_the_exponents_behind_the_losses_are_found(p, q, s):
+def test_recovers_exponents_of_known_losses(p, q, s):
   points = bowls(p, s)
-  table = frontier.optimal_allocation(points, size="size", budgets=15)
+  table = allocation.optimal_allocation(points, size="size", budgets=15)
   inside = table[table["state"] == "interior"]
   assert len(inside) >= 8
   size = 2 * inside["compute"] ** p
@@ -70,14 +72,17 @@ def test_the_exponents_behind_the_losses_are_found(p, q, s):
   )
   loss = 9 * inside["compute"] ** -0.05
   np.testing.assert_allclose(inside["loss"], loss, rtol=2e-3)
-  found = frontier.fit_exponents(table)
-  assert (found.p, found.q) == pytest.approx((p, q), abs=5e-3)
-  assert (found.k, found.budgets) == (pytest.approx(2, rel=0.05), len(inside))
-  assert s * found.p + found.q == pytest.approx(1, abs=5e-3)
+  exponents = allocation.fit_exponents(table)
+  assert (exponents.p, exponents.q) == pytest.approx((p, q), abs=5e-3)
+  assert (exponents.k, exponents.budgets) == (
+    pytest.approx(2, rel=0.05),
+    len(inside),
+  )
+  assert s * exponents.p + exponents.q == pytest.approx(1, abs=5e-3)
 
 
-def test_budgets_are_at_equal_ratios_from_the_least_to_the_most():
-  table = frontier.optimal_allocation(bowls(), size="size", budgets=7)
+def test_budgets_are_log_spaced_over_the_range():
+  table = allocation.optimal_allocation(bowls(), size="size", budgets=7)
   np.testing.assert_allclose(table["compute"], np.geomspace(1e3, 1e9, 7))
   assert table["models"].tolist() == [9] * 7
   # The smallest is best at the left end, the largest at the right.
@@ -95,8 +100,8 @@ def three(losses, sizes=(1.0, 2.0, 4.0)):
   return pd.DataFrame(rows, columns=COLUMNS)
 
 
-def test_an_optimum_is_the_parabola_through_three_models():
-  table = frontier.optimal_allocation(
+def test_optimum_is_the_minimum_of_the_parabola():
+  table = allocation.optimal_allocation(
     three([3, 2, 2.4]), size="size", budgets=3
   )
   # In the middle, at 2: losses / 1.1; h = log 2 apart.
@@ -121,8 +126,8 @@ def test_an_optimum_is_the_parabola_through_three_models():
     ([2, 2.01, 3], "m0"),  # whose lowest point is inside
   ],
 )
-def test_an_optimum_at_the_edge_has_no_size(losses, best):
-  table = frontier.optimal_allocation(three(losses), size="size", budgets=2)
+def test_optimum_at_the_edge_has_no_size(losses, best):
+  table = allocation.optimal_allocation(three(losses), size="size", budgets=2)
   assert table["state"].tolist() == ["edge"] * 2
   assert table["best_model"].tolist() == [best] * 2
   assert table[["size", "epochs", "loss"]].isna().all(axis=None)
@@ -130,75 +135,65 @@ def test_an_optimum_at_the_edge_has_no_size(losses, best):
 
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("sizes", [(1, 2), (1, 2, 2)], ids=str)
-def test_fewer_than_three_sizes_are_few(sizes):
+def test_fewer_than_three_sizes_are_too_few(sizes):
   points = three([3, 2, 2.4][: len(sizes)], sizes)
-  table = frontier.optimal_allocation(points, size="size", budgets=2)
-  assert table["state"].tolist() == ["few"] * 2
+  table = allocation.optimal_allocation(points, size="size", budgets=2)
+  assert table["state"].tolist() == ["too_few_models"] * 2
   assert table["best_model"].tolist() == ["m1"] * 2
   assert table["size"].isna().all()
 
 
-def test_nobody_at_a_budget_is_few_and_nobody_best():
+def test_budget_that_no_model_reaches_has_no_best_model():
   low, high = three([3, 2, 2.4]), three([3, 2, 2.4])
   high["compute"] *= 1e3
   high["model"] += "'"
   both = pd.concat([low, high])
-  row = frontier.optimal_allocation(both, size="size", budgets=5).iloc[2]
+  row = allocation.optimal_allocation(both, size="size", budgets=5).iloc[2]
   assert row["models"] == 0 and pd.isna(row["best_model"])
-  assert row["state"] == "few"
+  assert row["state"] == "too_few_models"
 
 
-def test_rows_that_lack_a_number_and_single_points_are_left_out():
+def test_ignores_incomplete_rows_and_single_points():
   points = three([3, 2, 2.4])
   more = three([1, 1], (8.0, 16.0))
   more["model"] += "'"
   more.loc[0, "loss"] = np.nan
   more.loc[2, "epochs"] = 0
   kept, without, none = (
-    frontier.optimal_allocation(table, size="size", budgets=3)
+    allocation.optimal_allocation(table, size="size", budgets=3)
     for table in (points, pd.concat([points, more]), points.iloc[:0])
   )
   pd.testing.assert_frame_equal(kept, without)
   assert len(none) == 0 and list(none) == list(kept)
 
 
-def test_a_slice_interpolates_on_each_models_own_curve():
-  points = three([3, 2, 2.4])
-  points = points.drop(index=5)  # the largest has a single point
-  found = frontier.slices(points, size="size", compute=2)
-  assert found["model"].tolist() == ["m0", "m1"]
-  np.testing.assert_allclose(found["size"], [1, 2])
-  np.testing.assert_allclose(found["loss"], np.array([3, 2]) / 1.1)
-  np.testing.assert_allclose(found["epochs"], [2, 1])
-  for beyond in (0.99, 4.01):
-    assert not len(frontier.slices(points, size="size", compute=beyond))
-
-
-def allocation(compute, p=0.4, q=0.6, state="interior"):
+def optima(compute, p=0.4, q=0.6, state="interior"):
   x = np.array(compute, float)
   columns = {"compute": x, "size": 5 * x**p, "epochs": 0.01 * x**q}
   return pd.DataFrame({**columns, "state": state})
 
 
-def test_exponents_are_of_the_interior_optima():
-  others = [allocation([1e5], p=9, state=state) for state in ("few", "edge")]
-  table = pd.concat([allocation([100, 1e3, 1e4]), *others])
-  found = frontier.fit_exponents(table)
-  values = (found.p, found.q, found.k, found.m)
+def test_exponents_use_interior_optima_only():
+  others = [
+    optima([1e5], p=9, state=state) for state in ("too_few_models", "edge")
+  ]
+  table = pd.concat([optima([100, 1e3, 1e4]), *others])
+  exponents = allocation.fit_exponents(table)
+  values = (exponents.p, exponents.q, exponents.k, exponents.m)
   assert values == pytest.approx((0.4, 0.6, 5, 0.01))
-  assert found.budgets == 3 and found.draws == ()
-  assert found.compute_of_one_epoch() == pytest.approx(100 ** (1 / 0.6))
+  assert exponents.budgets == 3 and exponents.bootstrap_samples == ()
+  assert exponents.compute_of_one_epoch() == pytest.approx(100 ** (1 / 0.6))
 
 
-def test_too_few_optima_or_too_narrow_ones_give_no_exponents():
+def test_too_few_or_too_close_optima_give_no_exponents():
   for compute in ([], [1, 10], [1, 1.4, 1.99]):
-    assert frontier.fit_exponents(allocation(compute)) is None
-  assert frontier.fit_exponents(allocation([1, 1.4, 2.01])) is not None
+    assert allocation.fit_exponents(optima(compute)) is None
+  assert allocation.fit_exponents(optima([1, 1.4, 2.01])) is not None
   options = {"size": "size", "budgets": 5, "resamples": 2, "seed": 0}
-  assert frontier.bootstrap_exponents(three([3, 2]), **options) is None
+  assert allocation.bootstrap_exponents(three([3, 2]), **options) is None
 
 
-def test_a_file_tells_the_exponents_and_their_intervals():
+def test_json_has_exponents_and_intervals():
   def value(number):
     return {"value": pytest.approx(number), "interval": None}
 
@@ -210,30 +205,33 @@ def test_a_file_tells_the_exponents_and_their_intervals():
     "budgets": 7,
     "resamples": 0,
   }
-  draws = ((0.4, 0.5, 5, 0.01), (0.3, 0.7, 5, 0.01))
-  told = Exponents(0.4, 0.6, 5, 0.01, 7, draws).to_json()
-  assert told["resamples"] == 2 and json.dumps(told)
-  assert told["epochs_minus_size"]["interval"] == pytest.approx(
+  samples = ((0.4, 0.5, 5, 0.01), (0.3, 0.7, 5, 0.01))
+  content = Exponents(0.4, 0.6, 5, 0.01, 7, samples).to_json()
+  assert content["resamples"] == 2 and json.dumps(content)
+  assert content["epochs_minus_size"]["interval"] == pytest.approx(
     (0.1 + 0.3 * 0.025, 0.4 - 0.3 * 0.025)
   )
 
 
-def test_the_papers_size_and_epochs_both_grow():
+def test_papers_size_and_epochs_both_grow():
   """Section 2: with compute, and over 5k core-hours beyond one epoch."""
   points = paper_table()
   options = {"size": "macs", "budgets": 12, "resamples": 20}
-  found, again, other = (
-    frontier.bootstrap_exponents(points, **options, seed=seed)
+  exponents, again, different = (
+    allocation.bootstrap_exponents(points, **options, seed=seed)
     for seed in (0, 0, 1)
   )
-  assert 0.2 < found.p < found.q < 0.8
-  assert 3_000 < found.compute_of_one_epoch() < 6_000
+  assert 0.2 < exponents.p < exponents.q < 0.8
+  assert 3_000 < exponents.compute_of_one_epoch() < 6_000
   # An epoch of N MACs takes N^s: the compute is N^s E.
   models = points[points["epochs"] == 1]
   s, _ = np.polyfit(np.log(models["macs"]), np.log(models["compute"]), 1)
-  assert s * found.p + found.q == pytest.approx(1, abs=0.03)
-  assert found == again and found.draws != other.draws
-  assert 10 < len(found.draws) <= 20
-  for i, value in enumerate((found.p, found.q)):
-    drawn = [draws[i] for draws in found.draws]
+  assert s * exponents.p + exponents.q == pytest.approx(1, abs=0.03)
+  assert (
+    exponents == again
+    and exponents.bootstrap_samples != different.bootstrap_samples
+  )
+  assert 10 < len(exponents.bootstrap_samples) <= 20
+  for i, value in enumerate((exponents.p, exponents.q)):
+    drawn = [samples[i] for samples in exponents.bootstrap_samples]
     assert min(drawn) < value < max(drawn)

@@ -1,0 +1,251 @@
+"""The jobs that fit scaling laws: to any table, and to the paper's points."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+
+import pandas as pd
+import tensorflow as tf
+
+from nfnets_tf.errors import UserError, require_int
+from nfnets_tf.fileio import report_write_errors, write_atomically
+from nfnets_tf.jobs.job import RunContext
+from nfnets_tf.scaling import allocation, compute, paper_data, plots, study
+from nfnets_tf.scaling.study import Fits, RunColumns, fit_study
+from nfnets_tf.train.plan import table as format_table
+
+_PAPER_COLUMNS = RunColumns(
+  compute="tpu_v4_core_hours",
+  loss="heldout_loss",
+  model="model",
+  size="parameters",
+  epochs="epochs",
+  rate=None,
+)
+
+
+class FitLawsJob:
+  """Fits the scaling laws to a table and plots them.
+
+  Writes laws.json, loss.png, rates.png and allocation.png to the work
+  directory.
+
+  Args:
+    table: path of a CSV file with a row for each run, such as a sweep's
+      results.csv.
+    columns: names of its columns.
+    extrapolate_from: compute at and above which points are predicted from those
+      below; None is the geometric mean of the lowest and the highest.
+    resamples: of each bootstrap, at least 1.
+    seed: of the resamples.
+
+  Raises:
+    UserError: if `resamples` is not a positive integer.
+  """
+
+  def __init__(
+    self,
+    *,
+    table: str,
+    columns: RunColumns,
+    extrapolate_from: float | None,
+    resamples: int,
+    seed: int,
+  ):
+    require_int("FitLawsJob.resamples", resamples, 1)
+    self.table, self.columns = table, columns
+    self.extrapolate_from = extrapolate_from
+    self.resamples, self.seed = resamples, seed
+
+  def plan(self) -> str:
+    """Returns the input of the fits."""
+    return format_table(
+      [("table", self.table), ("resamples", f"{self.resamples:,}")]
+    )
+
+  def run(self, context: RunContext) -> str:
+    """Writes the files and returns the main results.
+
+    Raises:
+      UserError: if the table cannot be read or lacks a column.
+    """
+    fits = fit_study(
+      _read_csv(self.table),
+      self.columns,
+      extrapolate_from=self.extrapolate_from,
+      resamples=self.resamples,
+      seed=self.seed,
+    )
+    _start(context)
+    laws = _write_laws(context, {"table": self.table, **fits.to_json()})
+    figures = plots.write_study_figures(fits, self.columns, context.workdir)
+    lines = fits.describe() + [("figure", path) for path in figures]
+    return format_table([*lines, ("laws", laws)])
+
+
+class PaperFiguresJob:
+  """Plots the scaling paper's figures and fits its law to their points.
+
+  Writes fig1.png, fig2.png, fig3.png, allocation.png, laws.json and
+  predicted_core_hours.csv (predicted next to published core-hours) to the work
+  directory.
+
+  Args:
+    extrapolate_from: TPU-v4 core-hours at and above which losses are predicted
+      from those below.
+    resamples: of each bootstrap, at least 1.
+    seed: of the resamples.
+
+  Raises:
+    UserError: if `resamples` is not a positive integer.
+  """
+
+  def __init__(self, *, extrapolate_from: float, resamples: int, seed: int):
+    require_int("PaperFiguresJob.resamples", resamples, 1)
+    self.extrapolate_from = extrapolate_from
+    self.resamples, self.seed = resamples, seed
+
+  def plan(self) -> str:
+    """Returns the figures and the size of the bootstraps."""
+    return format_table(
+      [
+        ("figures", "1, 2 and 3 of arXiv 2310.16764, and its allocation"),
+        ("resamples", f"{self.resamples:,}"),
+      ]
+    )
+
+  def run(self, context: RunContext) -> str:
+    """Writes the files and returns the main results."""
+    sizes = paper_data.models()
+    losses = paper_data.heldout_losses().merge(sizes, on="model")
+    fits = fit_study(
+      losses,
+      _PAPER_COLUMNS,
+      extrapolate_from=self.extrapolate_from,
+      resamples=self.resamples,
+      seed=self.seed,
+    )
+    hours = compute.predict_core_hours(
+      losses,
+      compute.paper_macs(),
+      images_per_epoch=paper_data.JFT_4B_IMAGES,
+    )
+    _start(context)
+    for name, figure in _paper_figures(fits, list(sizes["model"])).items():
+      plots.save_png(figure, os.path.join(context.workdir, name))
+    path = os.path.join(context.workdir, "predicted_core_hours.csv")
+    write_atomically(path, hours.to_csv(index=False, float_format="%.5g"))
+    errors = _summarize_errors(hours)
+    content = {
+      **fits.to_json(),
+      "allocation_by_macs": self._allocation_by_macs(losses),
+      "core_hours": {
+        "utilization": compute.paper_utilization(),
+        "errors": errors,
+      },
+    }
+    _write_laws(context, content)
+    lines = fits.describe()
+    lines += [
+      (f"hours {name}", f"{e['mean']:.1%} off on average, {e['most']:.1%} most")
+      for name, e in errors.items()
+    ]
+    return format_table([*lines, ("files", context.workdir)])
+
+  def _allocation_by_macs(self, losses: pd.DataFrame) -> dict:
+    columns = dataclasses.replace(_PAPER_COLUMNS, size="macs")
+    points, _ = study.read_runs(losses, columns)
+    return allocation.bootstrap_exponents(
+      points,
+      size="size",
+      budgets=study.NUM_BUDGETS,
+      resamples=self.resamples,
+      seed=self.seed,
+    ).to_json()
+
+
+def _paper_figures(fits: Fits, models: list[str]) -> dict:
+  """Returns {file name: figure}."""
+  hours = "TPU-v4 core-hours"
+  rates = paper_data.optimal_learning_rates()
+  errors = paper_data.imagenet_errors().rename(
+    columns={
+      "tpu_v4_core_hours": "compute",
+      "imagenet_top1_error_percent": "error",
+    }
+  )
+  ours = errors["model"].isin(models)
+  return {
+    "fig1.png": plots.plot_errors(
+      errors[ours],
+      errors[~ours],
+      models=[model for model in models if model in set(errors["model"])],
+      labels={
+        "compute": f"{hours} of pre-training",
+        "error": "ImageNet top-1 error after fine-tuning (%)",
+      },
+    ),
+    "fig2.png": plots.plot_losses(
+      fits.points,
+      models=models,
+      labels={"compute": hours, "loss": "JFT-4B held-out loss (nats)"},
+      power=fits.power,
+      offset=fits.offset,
+      extrapolation=fits.extrapolation,
+    ),
+    "fig3.png": plots.plot_rates(
+      rates.rename(columns={"learning_rate": "rate"}),
+      models=list(rates["model"].unique()),
+      labels={"epochs": "epochs of JFT-4B", "rate": "best learning rate"},
+    ),
+    "allocation.png": plots.plot_allocation(
+      fits, _PAPER_COLUMNS, models=models
+    ),
+  }
+
+
+def _summarize_errors(hours: pd.DataFrame) -> dict[str, dict[str, float]]:
+  """Returns {prediction: mean and largest relative error of core-hours}."""
+  errors = {}
+  for name, column in (
+    ("by model", "by_model_error"),
+    ("by other points", "leave_one_out_error"),
+    ("by FLOPs alone", "by_flops_error"),
+  ):
+    size = hours[column].abs()
+    errors[name] = {"mean": float(size.mean()), "most": float(size.max())}
+  return errors
+
+
+def _read_csv(path: str) -> pd.DataFrame:
+  if not tf.io.gfile.exists(path):
+    raise UserError(
+      f"The table {path!r} does not exist; expected a CSV file with a row for"
+      " each run, such as a sweep's results.csv."
+    )
+  try:
+    with tf.io.gfile.GFile(path) as file:
+      return pd.read_csv(file)
+  except (ValueError, UnicodeDecodeError) as error:
+    raise UserError(
+      f"{path!r} is not a CSV table ({str(error).splitlines()[0]}); expected a"
+      " row for each run."
+    ) from error
+
+
+def _start(context: RunContext) -> None:
+  """Creates the work directory and stores the configuration in it."""
+  with report_write_errors(context.workdir):
+    tf.io.gfile.makedirs(context.workdir)
+  context.on_start()
+  path = os.path.join(context.workdir, "config.gin")
+  write_atomically(path, context.config_text)
+
+
+def _write_laws(context: RunContext, content: dict) -> str:
+  """Writes laws.json and returns its path."""
+  path = os.path.join(context.workdir, "laws.json")
+  write_atomically(path, json.dumps(content, indent=1) + "\n")
+  return path

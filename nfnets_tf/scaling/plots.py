@@ -1,0 +1,426 @@
+"""The figures of a scaling study, as PNG files and as SVG inside a page."""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+from collections.abc import Iterable, Mapping, Sequence
+
+import matplotlib
+import numpy as np
+import pandas as pd
+import tensorflow as tf
+from matplotlib import ticker
+from matplotlib.figure import Figure
+
+from nfnets_tf.fileio import report_write_errors
+from nfnets_tf.scaling.power_laws import Extrapolation, Law
+from nfnets_tf.scaling.study import Fits, RunColumns
+
+_STYLE = {
+  "axes.axisbelow": True,
+  "axes.grid": True,
+  "axes.spines.right": False,
+  "axes.spines.top": False,
+  "font.size": 11,
+  "grid.alpha": 0.25,
+  "legend.fontsize": 9.5,
+  "legend.framealpha": 0.9,
+  "svg.fonttype": "none",  # text stays text, in the font of the page
+  "svg.hashsalt": "nfnets_tf",  # the same data gives the same bytes
+}
+_MARKERS = "osD^vPXph<>"
+_STAR_COLORS = ("C3", "C1", "C6", "C9")
+_LAW_STYLE = {"color": "black", "linewidth": 1.3}
+_MAX_VALUE_TICKS = 10  # up to which every value gets a tick of its own
+_EDGE_MARKERS = {"lower": "v", "upper": "^", "only": "d"}
+
+LABELS = {
+  "flops": "training FLOPs",
+  "tpu_v4_core_hours": "TPU-v4 core-hours",
+  "heldout_loss": "held-out loss (nats)",
+  "loss": "loss (nats)",
+  "macs": "MACs of one image's forward pass",
+  "parameters": "parameters",
+  "EPOCHS": "epochs",
+  "PEAK_LR": "peak learning rate",
+}
+
+
+def axis_label(column: str) -> str:
+  """Returns the axis label of a column, with its unit where it is known."""
+  return _plain(LABELS.get(column, column))
+
+
+@matplotlib.rc_context(_STYLE)
+def new_figure(
+  width: float, height: float, *, columns: int = 1
+) -> tuple[Figure, Sequence]:
+  """Returns a figure and its axes [columns], side by side.
+
+  Args:
+    width: in inches.
+    height: in inches.
+    columns: number of axes.
+  """
+  figure = Figure(figsize=(width, height), layout="constrained")
+  return figure, figure.subplots(1, columns, squeeze=False)[0]
+
+
+def save_png(figure: Figure, path: str) -> None:
+  """Writes a figure at 120 dpi, to a local path or gs://."""
+  # In memory first, so that a figure that fails leaves no half file behind.
+  buffer = io.BytesIO()
+  figure.savefig(buffer, format="png", dpi=120)
+  with report_write_errors(path), tf.io.gfile.GFile(path, "wb") as file:
+    file.write(buffer.getvalue())
+
+
+@matplotlib.rc_context(_STYLE)
+def to_svg(figure: Figure, prefix: str) -> str:
+  """Returns a figure as an <svg> element that scales to the width of its place.
+
+  Args:
+    figure: of this module.
+    prefix: of all ids in it, unique in the page.
+  """
+  buffer = io.StringIO()
+  no_metadata = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+  figure.savefig(buffer, format="svg", transparent=True, metadata=no_metadata)
+  svg = buffer.getvalue()
+  svg = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{prefix}-", svg)
+  # Matplotlib's own <style> would apply to the whole page.
+  svg = re.sub(r"<defs>\s*<style.*?</style>\s*</defs>", "", svg, flags=re.S)
+  box = re.search(r'viewBox="[^"]*"', svg)[0]
+  body = svg[svg.index(">", svg.index("<svg")) + 1 :]
+  return f'<svg {box} role="img">{body}'
+
+
+def model_styles(models: Iterable[str]) -> dict[str, dict]:
+  """Returns {model: color and marker}, from dark to light in this order."""
+  models = list(models)
+  shades = matplotlib.colormaps["viridis"](np.linspace(0.0, 0.92, len(models)))
+  return {
+    model: {"color": tuple(shade), "marker": _MARKERS[i % len(_MARKERS)]}
+    for i, (model, shade) in enumerate(zip(models, shades))
+  }
+
+
+def set_log_axis(axes, which: str, values: Sequence[float]) -> None:
+  """Makes an axis logarithmic, with a margin and few, plainly written ticks.
+
+  Args:
+    axes: of matplotlib.
+    which: "x" or "y".
+    values: numbers that the axis has to show; those that are not positive and
+      finite are ignored, and without any other the axis stays linear.
+  """
+  values = np.asarray(values, float)
+  values = values[np.isfinite(values) & (values > 0)]
+  if not len(values):
+    return
+  getattr(axes, f"set_{which}scale")("log")
+  low, high = values.min(), values.max()
+  margin = max((high / low) ** 0.04, 1.01)
+  getattr(axes, f"set_{which}lim")(low / margin, high * margin)
+  distinct = np.unique(values)
+  axis = getattr(axes, f"{which}axis")
+  if len(distinct) == 1 or len(values) > len(distinct) <= _MAX_VALUE_TICKS:
+    # Rounded for the labels' sake; nobody sees a tick move by 0.1 %.
+    locator = ticker.FixedLocator([float(f"{x:.3g}") for x in distinct])
+  elif high / low < 10.0:
+    locator = ticker.MaxNLocator(8, steps=[1, 2, 2.5, 5, 10])
+  else:
+    subs = (1.0,) if high / low > 1e3 else (1.0, 2.0, 5.0)
+    locator = ticker.LogLocator(subs=subs)
+  axis.set_major_locator(locator)
+  axis.set_minor_locator(ticker.NullLocator())
+  if high >= 1e15:  # prefixes that few can read
+    formatter = ticker.LogFormatterSciNotation(minor_thresholds=(99, 99))
+  elif low >= 1.0:
+    formatter = ticker.EngFormatter(sep="")
+  else:
+    formatter = ticker.StrMethodFormatter("{x:g}")
+  axis.set_major_formatter(formatter)
+
+
+@matplotlib.rc_context(_STYLE)
+def plot_losses(
+  points: pd.DataFrame,
+  *,
+  models: Sequence[str],
+  labels: Mapping[str, str],
+  power: Law | None = None,
+  offset: Law | None = None,
+  extrapolation: Extrapolation | None = None,
+) -> Figure:
+  """Plots loss against compute, a curve per model, and the laws: figure 2.
+
+  Args:
+    points: columns model, compute and loss. A compute that is text makes the
+      axis one of categories. Where a column `open` is true the marker is
+      hollow.
+    models: in the order of the legend.
+    labels: {"compute": label of the x axis, "loss": label of the y axis}.
+    power: L = a C^-b, a dashed line with its 95 % band.
+    offset: L = a C^-b + c, a dotted line.
+    extrapolation: of the law below a threshold, hollow circles.
+  """
+  figure, (axes,) = new_figure(7.4, 5.4)
+  _plot_curves(axes, points, models, "compute", "loss")
+  losses = [*points["loss"]]
+  if power or offset:
+    _plot_laws(axes, points["compute"], power, offset)
+  if extrapolation and extrapolation.power and extrapolation.compute:
+    losses += _plot_extrapolation(axes, extrapolation)
+  axes.set(xlabel=labels["compute"], ylabel=labels["loss"])
+  if pd.api.types.is_numeric_dtype(points["compute"]):
+    set_log_axis(axes, "x", points["compute"])
+  set_log_axis(axes, "y", losses)
+  axes.legend()
+  return figure
+
+
+@matplotlib.rc_context(_STYLE)
+def plot_rates(
+  rates: pd.DataFrame, *, models: Sequence[str], labels: Mapping[str, str]
+) -> Figure:
+  """Plots the best learning rate against epochs, a line per model: figure 3.
+
+  Args:
+    rates: columns model, epochs and rate; where a column `edge` says that a
+      better rate may lie beyond those tried, a white arrow points there.
+    models: in the order of the legend.
+    labels: {"epochs": label of the x axis, "rate": label of the y axis}.
+  """
+  figure, (axes,) = new_figure(6.4, 4.4)
+  # Lines that coincide stay visible: the first is the widest.
+  widths = np.linspace(5.0, 1.5, max(1, len(models)))
+  for (model, style), width in zip(model_styles(models).items(), widths):
+    rows = rates[rates["model"] == model].sort_values("epochs")
+    size = {"linewidth": width, "markersize": 3.0 + 2.0 * width}
+    axes.plot(
+      rows["epochs"], rows["rate"], label=_plain(model), **size, **style
+    )
+    if "edge" in rows:
+      for edge, marker in _EDGE_MARKERS.items():
+        at = rows[rows["edge"] == edge]
+        look = {"marker": marker, "color": "white", "edgecolor": "black"}
+        axes.scatter(at["epochs"], at["rate"], s=30, zorder=5, **look)
+  axes.set(xlabel=labels["epochs"], ylabel=labels["rate"])
+  set_log_axis(axes, "x", rates["epochs"])
+  set_log_axis(axes, "y", rates["rate"])
+  axes.legend()
+  return figure
+
+
+@matplotlib.rc_context(_STYLE)
+def plot_errors(
+  points: pd.DataFrame,
+  references: pd.DataFrame,
+  *,
+  models: Sequence[str],
+  labels: Mapping[str, str],
+) -> Figure:
+  """Plots error after fine-tuning against pre-training compute: figure 1.
+
+  Args:
+    points: columns model, compute and error.
+    references: the same of other systems, a star each.
+    models: in the order of the legend.
+    labels: {"compute": label of the x axis, "error": label of the y axis}.
+  """
+  figure, (axes,) = new_figure(7.4, 5.4)
+  _plot_curves(axes, points, models, "compute", "error")
+  for number, row in enumerate(references.itertuples()):
+    look = {"color": _STAR_COLORS[number % len(_STAR_COLORS)], "markersize": 15}
+    axes.plot(
+      row.compute, row.error, "*", label=row.model, markeredgecolor="k", **look
+    )
+  axes.set(xlabel=labels["compute"], ylabel=labels["error"])
+  rows = pd.concat([points, references])
+  set_log_axis(axes, "x", rows["compute"])
+  set_log_axis(axes, "y", rows["error"])
+  axes.legend()
+  return figure
+
+
+@matplotlib.rc_context(_STYLE)
+def plot_allocation(
+  fits: Fits, columns: RunColumns, *, models: Sequence[str]
+) -> Figure:
+  """Plots the best size and the best epochs against compute.
+
+  Points of the frontier are hollow, interior optima are dots with the line
+  fitted to them.
+
+  Args:
+    fits: of the study.
+    columns: names of the table's columns, which label the axes.
+    models: in the order of their sizes.
+  """
+  interior = fits.allocation[fits.allocation["state"] == "interior"]
+  powers = {}
+  if e := fits.exponents:
+    powers = {"size": (e.k, e.p), "epochs": (e.m, e.q)}
+  grid = np.geomspace(*fits.points["compute"].agg(["min", "max"]), 100)
+  figure, both = new_figure(10.0, 4.2, columns=2)
+  names = {"size": columns.size, "epochs": columns.epochs}
+  for axes, (what, column) in zip(both, names.items()):
+    for model, style in model_styles(models).items():
+      rows = fits.frontier[fits.frontier["model"] == model]
+      look = {"linestyle": "none", "markerfacecolor": "none", **style}
+      axes.plot(rows["compute"], rows[what], label=_plain(model), **look)
+    axes.plot(interior["compute"], interior[what], ".", color="black")
+    if what in powers:
+      factor, power = powers[what]
+      text = rf"best {what} $\sim C^{{{power:.2f}}}$"
+      axes.plot(grid, factor * grid**power, "--", color="black", label=text)
+    axes.set(xlabel=axis_label(columns.compute))
+    axes.set(ylabel=f"best {axis_label(column)}")
+    set_log_axis(axes, "x", fits.points["compute"])
+    set_log_axis(axes, "y", fits.points[what])
+    axes.legend(fontsize="x-small")
+  return figure
+
+
+@matplotlib.rc_context(_STYLE)
+def plot_tuning(
+  trials: pd.DataFrame, *, curves: Sequence[str], labels: Mapping[str, str]
+) -> Figure:
+  """Plots loss against a tuned value, a line per grid point.
+
+  Args:
+    trials: columns curve, value and loss; a loss that is NaN is a trial that
+      diverged, a cross at the top.
+    curves: in the order of the legend.
+    labels: {"value": label of the x axis, "loss": label of the y axis}.
+  """
+  figure, (axes,) = new_figure(6.4, 4.4)
+  finite = trials.dropna(subset=["loss"])
+  for curve, style in model_styles(curves).items():
+    rows = finite[finite["curve"] == curve].sort_values("value")
+    look = {"markerfacecolor": "none", **style}
+    axes.plot(rows["value"], rows["loss"], label=_plain(curve), **look)
+    best = rows[rows["loss"] == rows["loss"].min()]
+    axes.plot(best["value"], best["loss"], linestyle="none", **style)
+  diverged = trials.loc[trials["loss"].isna(), "value"]
+  if len(diverged) and len(finite):
+    top = np.full(len(diverged), finite["loss"].max())
+    axes.plot(diverged, top, "x", color="C3", label="diverged")
+  axes.set(xlabel=labels["value"], ylabel=labels["loss"])
+  set_log_axis(axes, "x", trials["value"])
+  set_log_axis(axes, "y", finite["loss"])
+  axes.legend()
+  return figure
+
+
+@matplotlib.rc_context(_STYLE)
+def plot_learning_curves(
+  curves: pd.DataFrame, *, models: Sequence[str], labels: Mapping[str, str]
+) -> Figure:
+  """Plots loss against the training step, a line per run, a color per model.
+
+  Args:
+    curves: columns run, model, step and loss.
+    models: in the order of the legend.
+    labels: {"step": label of the x axis, "loss": label of the y axis}.
+  """
+  figure, (axes,) = new_figure(7.4, 5.4)
+  for model, style in model_styles(models).items():
+    color, label = style["color"], _plain(model)
+    for _, rows in curves[curves["model"] == model].groupby("run", sort=False):
+      axes.plot(
+        rows["step"], rows["loss"], color=color, linewidth=1.2, label=label
+      )
+      axes.plot(*rows[["step", "loss"]].iloc[-1], ".", color=color)
+      label = None
+  axes.set(xlabel=labels["step"], ylabel=labels["loss"])
+  set_log_axis(axes, "x", curves["step"])
+  set_log_axis(axes, "y", curves["loss"])
+  axes.legend()
+  return figure
+
+
+def write_study_figures(
+  fits: Fits, columns: RunColumns, directory: str
+) -> list[str]:
+  """Writes the figures of a study and returns their paths.
+
+  Args:
+    fits: of the study.
+    columns: names of the table's columns, which label the axes.
+    directory: where loss.png, rates.png (if there are rates) and
+      allocation.png are written; it must exist.
+  """
+  if fits.points.empty:
+    return []
+  by_size = fits.points.sort_values("size", kind="stable")
+  models = list(by_size["model"].unique())
+  labels = {
+    name: axis_label(column or "") for name, column in vars(columns).items()
+  }
+  figures = {
+    "loss.png": plot_losses(
+      fits.points,
+      models=models,
+      labels=labels,
+      power=fits.power,
+      offset=fits.offset,
+      extrapolation=fits.extrapolation,
+    )
+  }
+  if len(fits.rates):
+    figures["rates.png"] = plot_rates(fits.rates, models=models, labels=labels)
+  figures["allocation.png"] = plot_allocation(fits, columns, models=models)
+  paths = [os.path.join(directory, name) for name in figures]
+  for figure, path in zip(figures.values(), paths):
+    save_png(figure, path)
+  return paths
+
+
+def _plain(text) -> str:
+  """Returns text in which matplotlib sees no formula."""
+  return str(text).replace("$", r"\$")
+
+
+def _plot_curves(axes, points, models, x, y) -> None:
+  for model, style in model_styles(models).items():
+    rows = points[points["model"] == model]
+    if pd.api.types.is_numeric_dtype(points[x]):
+      rows = rows.sort_values(x)
+    axes.plot(rows[x], rows[y], label=_plain(model), **style)
+    if "open" in rows and rows["open"].any():
+      look = {"linestyle": "none", "markerfacecolor": "white", **style}
+      undecided = rows[rows["open"].astype(bool)]
+      axes.plot(undecided[x], undecided[y], **look)
+
+
+def _plot_laws(axes, compute, power, offset) -> None:
+  grid = np.geomspace(compute.min(), compute.max(), 200)
+  if power:
+    text = rf"${power.a:.3g}\,C^{{-{power.b:.3g}}}$"
+    axes.plot(grid, power.predict(grid), "--", label=text, **_LAW_STYLE)
+    if (band := power.band(grid)) is not None:
+      axes.fill_between(grid, *band, color="black", alpha=0.10, linewidth=0)
+  if offset:
+    text = rf"${offset.a:.3g}\,C^{{-{offset.b:.3g}}} + {offset.c:.3g}$"
+    axes.plot(grid, offset.predict(grid), ":", label=text, **_LAW_STYLE)
+
+
+def _plot_extrapolation(axes, extrapolation: Extrapolation) -> list[float]:
+  """Plots the predictions and returns them."""
+  line = {"color": "0.5", "linewidth": 0.8, "linestyle": "-."}
+  axes.axvline(extrapolation.threshold, **line)
+  predictions = extrapolation.power.predict(extrapolation.compute)
+  axes.plot(
+    extrapolation.compute,
+    predictions,
+    "o",
+    label="extrapolated from the left",
+    markersize=8,
+    markerfacecolor="none",
+    markeredgecolor="C3",
+  )
+  return predictions.tolist()

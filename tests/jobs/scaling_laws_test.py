@@ -1,0 +1,120 @@
+"""The jobs that fit the scaling laws to any table and to the paper's points."""
+
+import csv
+import json
+
+import matplotlib.image
+import pytest
+
+from nfnets_tf.config import Configuration
+from nfnets_tf.errors import UserError
+from nfnets_tf.jobs.job import RunContext
+from nfnets_tf.jobs.scaling_laws import FitLawsJob, PaperFiguresJob
+from tests.support.tables import known_table
+
+NAMES = {
+  "loss": "heldout_loss",
+  "net": "VARIANT",
+  "epochs": "EPOCHS",
+  "rate": "PEAK_LR",
+}
+
+
+def make_job(table) -> FitLawsJob:
+  params = [f"TABLE = {str(table)!r}", "scaling_laws.FitLawsJob.resamples = 2"]
+  return Configuration(["gin/fit_laws.gin"], params).build_job()
+
+
+def run(table, workdir):
+  return make_job(table).run(RunContext(str(workdir), "A = 1\n"))
+
+
+def test_fits_and_plots_a_table(tmp_path):
+  known_table().rename(columns=NAMES).to_csv(tmp_path / "t.csv", index=False)
+  workdir = tmp_path / "work"
+  summary = run(tmp_path / "t.csv", workdir)
+  assert "48, " in summary and "laws.json" in summary
+  assert {path.name for path in workdir.iterdir()} == {
+    "laws.json",
+    "loss.png",
+    "rates.png",
+    "allocation.png",
+    "config.gin",
+  }
+  laws = json.loads((workdir / "laws.json").read_text())
+  assert laws["power_law"]["b"]["value"] == pytest.approx(0.15, abs=0.01)
+  assert (workdir / "config.gin").read_text() == "A = 1\n"
+
+
+def test_plan_names_the_table(tmp_path):
+  assert str(tmp_path / "t.csv") in make_job(tmp_path / "t.csv").plan()
+
+
+def test_reports_missing_table(tmp_path):
+  with pytest.raises(UserError, match="no.csv' does not exist"):
+    run(tmp_path / "no.csv", tmp_path / "work")
+  assert not (tmp_path / "work").exists()
+
+
+@pytest.mark.parametrize("content", ["", "a,b\n1,2,3,4\n1\n", "\0\0"])
+def test_reports_file_that_is_not_a_table(tmp_path, content):
+  (tmp_path / "t.csv").write_text(content)
+  with pytest.raises(UserError, match="not a CSV table|has no column"):
+    run(tmp_path / "t.csv", tmp_path / "work")
+
+
+def test_reports_missing_column(tmp_path):
+  known_table().to_csv(tmp_path / "t.csv", index=False)
+  with pytest.raises(UserError, match="no column 'heldout_loss'"):
+    run(tmp_path / "t.csv", tmp_path / "work")
+
+
+def test_reports_too_few_points(tmp_path):
+  table = known_table().rename(columns=NAMES).iloc[:1]
+  table.to_csv(tmp_path / "t.csv", index=False)
+  assert "not enough points" in run(tmp_path / "t.csv", tmp_path / "work")
+
+
+@pytest.fixture(scope="module")
+def paper(tmp_path_factory):
+  """(work directory, summary) of the paper's figures."""
+  workdir = tmp_path_factory.mktemp("paper")
+  params = ["scaling_laws.PaperFiguresJob.resamples = 10"]
+  job = Configuration(["gin/paper_figures.gin"], params).build_job()
+  assert isinstance(job, PaperFiguresJob) and "2310.16764" in job.plan()
+  return workdir, job.run(RunContext(str(workdir), ""))
+
+
+@pytest.mark.parametrize("name", ["fig1", "fig2", "fig3", "allocation"])
+def test_plots_the_papers_figures(paper, name):
+  image = matplotlib.image.imread(paper[0] / f"{name}.png")
+  assert image.shape[1] > 600 and image.std() > 0.05
+
+
+def test_fits_the_papers_law(paper):
+  laws = json.loads((paper[0] / "laws.json").read_text())
+  low, high = laws["power_law"]["b"]["interval"]
+  assert low < 0.043 < high and 0.038 < low and high < 0.048
+  for size in ("allocation", "allocation_by_macs"):
+    assert laws[size]["size_exponent"]["interval"]
+  # With MACs as the size, compute is nearly size times epochs.
+  by_macs = laws["allocation_by_macs"]
+  exponents = [by_macs[f"{n}_exponent"]["value"] for n in ("size", "epochs")]
+  assert sum(exponents) == pytest.approx(1.0, abs=0.05)
+  assert "L = 3.85" in paper[1]
+
+
+def test_predicts_the_papers_core_hours(paper):
+  with open(paper[0] / "predicted_core_hours.csv") as file:
+    rows = list(csv.DictReader(file))
+  assert len(rows) == 36
+  for row in rows:
+    hours, by_model = float(row["tpu_v4_core_hours"]), float(row["by_model"])
+    error = float(row["by_model_error"])
+    assert by_model / hours - 1.0 == pytest.approx(error, abs=1e-3)
+    assert abs(error) < 0.05
+  hours = json.loads((paper[0] / "laws.json").read_text())["core_hours"]
+  utilization = hours["utilization"]
+  assert 0.28 < utilization["F0"] < utilization["F7+"] < 0.38
+  assert hours["errors"]["by FLOPs alone"]["most"] < 0.15
+  assert "hours by model" in paper[1]
