@@ -46,7 +46,7 @@ class TrainJob:
     recovery: when the run rolls back after steps that are not finite.
     export: writes a SavedModel; a `serving.export.Exporter`, or None for no
       SavedModel, as in a sweep.
-    report: writes a `report.ClassificationReport` at the end, or None.
+    report: writes a `eval_report.ClassificationReport` at the end, or None.
     seed: of initial weights and data order.
   """
 

@@ -222,7 +222,7 @@ class DataWatch(keras.callbacks.Callback):
   def on_epoch_end(self, epoch, logs=None):
     taken = max(self._clock() - self._begin, 1e-9)
     share = min(self._waiting.take() / taken, 1.0)
-    logs["waiting_for_data"] = share
+    logs["input_wait_fraction"] = share
     if share > _SLOW_SHARE and not self._filling and not self._told:
       self._told = True
       self._tell(share)

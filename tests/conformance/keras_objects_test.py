@@ -36,9 +36,9 @@ from nfnets_tf.scaling.sweep import Sweep
 from nfnets_tf.scaling.tuning import GridSearch
 from nfnets_tf.serving.export import Exporter
 from nfnets_tf.train.classifier import Classifier
+from nfnets_tf.train.eval_report import ClassificationReport
 from nfnets_tf.train.pretrained import Start
 from nfnets_tf.train.recovery import Recovery
-from nfnets_tf.train.report import ClassificationReport
 from nfnets_tf.train.run_dir import RunDir
 
 LAYERS = {

@@ -1,0 +1,258 @@
+"""The report on a trained classifier: errors by class, and the worst images."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+import tensorflow as tf
+from matplotlib.figure import Figure
+from sklearn.metrics import (
+  ConfusionMatrixDisplay,
+  confusion_matrix,
+  precision_recall_fscore_support,
+)
+from tensorflow import keras
+
+from nfnets_tf.data.dataset_info import (
+  SplitInfo,
+  evaluation_steps,
+  read_filenames,
+)
+from nfnets_tf.data.pipeline import Split
+from nfnets_tf.errors import require_int
+from nfnets_tf.fileio import write_atomically
+
+_MAX_LABELED_CLASSES = 60  # more names are illegible
+_MAX_NUMBERED_CLASSES = 20
+
+
+@dataclasses.dataclass
+class _Predictions:
+  """Predictions for a split.
+
+  Attributes:
+    labels: integers [examples].
+    probabilities: float32 [examples, classes].
+    worst: [(number of the example, its image)], the most confident error first.
+  """
+
+  labels: np.ndarray
+  probabilities: np.ndarray
+  worst: list[tuple[int, np.ndarray]]
+
+
+class ClassificationReport:
+  """Evaluates every held-out image and writes tables and pictures.
+
+  In the given directory: `per_class.csv` (images, top-1, precision),
+  `confusion.csv` and `confusion.png` (rows are the true classes), and the
+  misclassified images of the highest loss, as `most_wrong.csv` and
+  `most_wrong.png`.
+
+  Args:
+    most_wrong: number of misclassified images to show, at least 0.
+
+  Raises:
+    UserError: if it is out of range.
+  """
+
+  def __init__(self, *, most_wrong: int):
+    require_int("eval_report.ClassificationReport.most_wrong", most_wrong, 0)
+    self.most_wrong = most_wrong
+
+  def __call__(
+    self,
+    model: keras.Model,
+    split: Split,
+    info: SplitInfo,
+    directory: str,
+    *,
+    class_names: Sequence[str],
+    batch_size: int,
+  ) -> pd.DataFrame:
+    """Writes the files.
+
+    Args:
+      model: maps images [batch, height, width, 3] in [0, 255] to logits [batch,
+        classes], with its present weights.
+      split: the held-out split.
+      info: of the split.
+      directory: of the files, local or gs://; created if necessary.
+      class_names: in the order of the logits.
+      batch_size: images per forward pass.
+
+    Returns:
+      The content of `per_class.csv`.
+    """
+    predictions = _predict(model, split, info, batch_size, self.most_wrong)
+    predicted = predictions.probabilities.argmax(axis=1)
+    tf.io.gfile.makedirs(directory)
+
+    def path(name: str) -> str:
+      return os.path.join(directory, name)
+
+    per_class = _per_class(predictions.labels, predicted, class_names)
+    _write_csv(per_class, path("per_class.csv"))
+    confusion = confusion_matrix(
+      predictions.labels, predicted, labels=range(len(class_names))
+    )
+    table = pd.DataFrame(confusion, class_names, class_names)
+    _write_csv(table, path("confusion.csv"), index=True)
+    draw_confusion(confusion, class_names, path("confusion.png"))
+    worst = _table_of_worst(predictions, class_names, read_filenames(info))
+    _write_csv(worst, path("most_wrong.csv"))
+    draw_images(
+      [image for _, image in predictions.worst],
+      [
+        f"{row.label}\n→ {row.prediction} {row.probability_of_prediction:.0%}"
+        for row in worst.itertuples()
+      ],
+      path("most_wrong.png"),
+    )
+    return per_class
+
+
+def _predict(
+  model: keras.Model,
+  split: Split,
+  info: SplitInfo,
+  batch_size: int,
+  most_wrong: int,
+) -> _Predictions:
+  predict = tf.function(
+    lambda images: tf.nn.softmax(model(images, training=False))
+  )
+  all_labels, all_probabilities = [], []
+  worst = []  # (probability of the label, number, image), the lowest first
+  batches = split.evaluation_batches(info, host_batch=batch_size, replicas=1)
+  count = 0
+  for images, labels, weights in batches.take(
+    evaluation_steps(info, batch_size)
+  ):
+    # The last batch is padded, so that its shape compiles nothing new.
+    valid = weights.numpy() > 0
+    probabilities = predict(images).numpy()[valid]
+    images, labels = images.numpy()[valid], labels.numpy()[valid]
+    of_label = probabilities[np.arange(len(labels)), labels]
+    wrong = np.flatnonzero(probabilities.argmax(axis=1) != labels)
+    worst += [(of_label[i], count + i, images[i]) for i in wrong]
+    worst = sorted(worst, key=lambda error: error[:2])[:most_wrong]
+    count += len(labels)
+    all_labels.append(labels)
+    all_probabilities.append(probabilities)
+  return _Predictions(
+    np.concatenate(all_labels),
+    np.concatenate(all_probabilities),
+    [(number, image) for _, number, image in worst],
+  )
+
+
+def _per_class(labels, predicted, class_names) -> pd.DataFrame:
+  """Rates are NaN, empty in the file, for classes without images."""
+  precision, recall, _, images = precision_recall_fscore_support(
+    labels, predicted, labels=range(len(class_names)), zero_division=np.nan
+  )
+  right = np.bincount(labels[labels == predicted], minlength=len(class_names))
+  return pd.DataFrame(
+    {
+      "class": class_names,
+      "images": images,
+      "right": right,
+      "top1": recall,  # a class' top-1 is its recall
+      "precision": precision,
+    }
+  )
+
+
+def _table_of_worst(predictions, class_names, filenames) -> pd.DataFrame:
+  rows = []
+  for number, _ in predictions.worst:
+    label = predictions.labels[number]
+    probabilities = predictions.probabilities[number]
+    rows.append(
+      {
+        "filename": filenames[number],
+        "label": class_names[label],
+        "prediction": class_names[probabilities.argmax()],
+        "probability_of_label": probabilities[label],
+        "probability_of_prediction": probabilities.max(),
+      }
+    )
+  return pd.DataFrame(rows)
+
+
+def _write_csv(table: pd.DataFrame, path: str, *, index: bool = False) -> None:
+  write_atomically(path, table.to_csv(index=index, float_format="%.6g"))
+
+
+def draw_confusion(
+  confusion: np.ndarray, class_names: Sequence[str], path: str
+) -> None:
+  """Draws a confusion matrix as a PNG, colored by the share of each true class.
+
+  Args:
+    confusion: counts [true class, predicted class], integers.
+    class_names: in the order of the counts.
+    path: of the picture, local or gs://.
+  """
+  count = len(class_names)
+  side = min(16.0, 3.5 + 0.35 * count)
+  figure = Figure(figsize=(side + 1.0, side), layout="constrained")
+  axes = figure.subplots()
+  images = confusion.sum(axis=1, keepdims=True)
+  display = ConfusionMatrixDisplay(100.0 * confusion / np.maximum(images, 1))
+  display.plot(
+    ax=axes,
+    include_values=count <= _MAX_NUMBERED_CLASSES,
+    cmap="Blues",
+    colorbar=False,
+    im_kw={"vmin": 0.0, "vmax": 100.0},
+    text_kw={"fontsize": "small"},
+  )
+  if display.text_ is not None:
+    for text, number in zip(display.text_.flat, confusion.flat):
+      text.set_text(f"{number}" if number else "")
+  figure.colorbar(
+    display.im_, ax=axes, label="share of the true class (%)", shrink=0.8
+  )
+  axes.set(xlabel="predicted", ylabel="true")
+  ticks, names = range(count), class_names
+  if count > _MAX_LABELED_CLASSES:
+    ticks = names = range(0, count, count // 10)
+  axes.set_xticks(ticks, names, rotation=90)
+  axes.set_yticks(ticks, names)
+  _save(figure, path)
+
+
+def draw_images(
+  images: Sequence[np.ndarray], titles: Sequence[str], path: str
+) -> None:
+  """Draws images in a grid, as a PNG.
+
+  Args:
+    images: uint8 [height, width, 3] each; may be empty.
+    titles: of the images, at most two lines each.
+    path: of the picture, local or gs://.
+  """
+  columns = max(1, math.ceil(math.sqrt(len(images))))
+  rows = max(1, math.ceil(len(images) / columns))
+  figure = Figure(figsize=(1.7 * columns, 2.1 * rows), layout="constrained")
+  grid = figure.subplots(rows, columns, squeeze=False)
+  for axes in grid.flat:
+    axes.axis("off")
+  for axes, image, title in zip(grid.flat, images, titles):
+    axes.imshow(image)
+    axes.set_title(title, fontsize="small")
+  if not images:
+    grid[0, 0].set_title("no image is wrong", fontsize="small")
+  _save(figure, path)
+
+
+def _save(figure: Figure, path: str) -> None:
+  with tf.io.gfile.GFile(path, "wb") as file:
+    figure.savefig(file, format="png", dpi=110)
