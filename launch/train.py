@@ -100,7 +100,7 @@ def _launch(quiet) -> int:
 
 
 def _launch_sweep(quiet, configuration, workdir: str) -> int:
-  from nfnets_tf.config.sweeping import SweepRun
+  from nfnets_tf.jobs.sweep import SweepJob
 
   command = [
     sys.executable,
@@ -109,14 +109,14 @@ def _launch_sweep(quiet, configuration, workdir: str) -> int:
     *(f"--gin_param={param}" for param in _GIN_PARAM.value),
     f"--workdir={workdir}",
   ]
-  sweep = SweepRun(configuration, workdir, command)
+  sweep = SweepJob(configuration, workdir, command)
   if _DRY_RUN.value:
     summary = sweep.plan()
   else:
     summary = sweep.run(
       _POINTS.value or "left",
       terminal=quiet.terminal,
-      started=lambda folder: _move_log(quiet, folder),
+      on_start=lambda folder: _move_log(quiet, folder),
     )
   quiet.discard_log()
   print(summary)

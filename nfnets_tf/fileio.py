@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import os
 import uuid
 from collections.abc import Iterator
 
@@ -83,3 +84,27 @@ def read_bytes(path: str) -> bytes:
   # GFile.read() without a size would ask the path, not what is open, for it.
   with tf.io.gfile.GFile(path, "rb") as file:
     return b"".join(iter(lambda: file.read(_BLOCK), b""))
+
+
+def find_run_dir(path: str) -> str | None:
+  """Returns the work directory that a checkpoint belongs to.
+
+  Args:
+    path: a work directory, its checkpoints directory, or one checkpoint.
+
+  Returns:
+    The nearest directory with a config.gin, None if there is none.
+  """
+  folder = os.path.normpath(os.path.expanduser(path))
+  if "://" in path:
+    folder = path.rstrip("/")
+  for _ in range(3):
+    # A SavedModel holds a copy of config.gin.
+    is_run, is_export = (
+      tf.io.gfile.exists(os.path.join(folder, name))
+      for name in ("config.gin", "saved_model.pb")
+    )
+    if is_run and not is_export:
+      return folder
+    folder = os.path.dirname(folder) or "."
+  return None

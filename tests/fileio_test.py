@@ -9,6 +9,7 @@ import tensorflow as tf
 from nfnets_tf.errors import RunError, UserError
 from nfnets_tf.fileio import (
   file_sha256,
+  find_run_dir,
   read_bytes,
   read_json,
   report_write_errors,
@@ -103,3 +104,25 @@ def test_errors_that_say_nothing_are_a_sentence_as_well(error):
 def test_other_errors_pass_through():
   with pytest.raises(KeyError), report_write_errors("file"):
     raise KeyError
+
+
+def test_finds_run_of_checkpoint_path(tmp_path, monkeypatch):
+  run = tmp_path / "run"
+  (run / "checkpoints").mkdir(parents=True)
+  (run / "config.gin").touch()
+  for path in ("run", "run/", "run/checkpoints", "run/checkpoints/ckpt-7"):
+    assert find_run_dir(f"{tmp_path}/{path}") == str(run)
+  for path in ("", "other", "other/checkpoints/ckpt-7", "run/a/b/c"):
+    assert find_run_dir(f"{tmp_path}/{path}") is None
+  # A SavedModel below it has a copy of its configuration.
+  (run / "saved_model" / "1").mkdir(parents=True)
+  for name in ("config.gin", "saved_model.pb"):
+    (run / "saved_model" / "1" / name).touch()
+  assert find_run_dir(f"{run}/saved_model/1") == str(run)
+  monkeypatch.chdir(run)
+  for path in (".", "checkpoints", "checkpoints/ckpt-7"):
+    assert find_run_dir(path) == "."
+  tf.io.gfile.makedirs("ram://bucket/run/checkpoints")
+  with tf.io.gfile.GFile("ram://bucket/run/config.gin", "w") as file:
+    file.write("A = 1")
+  assert find_run_dir("ram://bucket/run/checkpoints/") == "ram://bucket/run"

@@ -20,11 +20,10 @@ import tensorflow as tf
 import gin
 from nfnets_tf.config import bindings as bindings_lib
 from nfnets_tf.config import error_messages
-from nfnets_tf.config.axes import read_grid
 from nfnets_tf.config.bindings import Bindings, Macro, Reference
+from nfnets_tf.config.grid import read_grid
 from nfnets_tf.errors import UserError
-from nfnets_tf.fileio import read_bytes
-from nfnets_tf.train.run_dir import find_run_dir
+from nfnets_tf.fileio import find_run_dir, read_bytes
 
 if TYPE_CHECKING:
   from nfnets_tf.jobs.job import Job

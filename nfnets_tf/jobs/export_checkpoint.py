@@ -10,6 +10,7 @@ from tensorflow import keras
 
 from nfnets_tf.data.dataset_info import SplitInfo
 from nfnets_tf.errors import UserError, require_int
+from nfnets_tf.fileio import find_run_dir
 from nfnets_tf.jobs.job import RunContext
 from nfnets_tf.jobs.train import TrainJob
 from nfnets_tf.train.assembly import compiled_classifier
@@ -17,7 +18,7 @@ from nfnets_tf.train.checkpoint_files import newest_in
 from nfnets_tf.train.plan import describe_network, table
 from nfnets_tf.train.pretrained import Start
 from nfnets_tf.train.provenance import known_of
-from nfnets_tf.train.run_dir import RunDir, find_run_dir
+from nfnets_tf.train.run_dir import RunDir
 from nfnets_tf.train.samples import heldout_sample
 
 

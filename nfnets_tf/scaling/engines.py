@@ -1,4 +1,4 @@
-"""What runs the commands of a sweep: this machine, or a cluster's engine."""
+"""Engines run the processes of a sweep: on this machine, or on a cluster."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Protocol
 
 from nfnets_tf.errors import Preempted, UserError, require_int
 
@@ -19,11 +20,30 @@ _POLL_SECONDS = 0.2
 _STORE_BYTES = 100 << 20  # nothing but exit codes goes through Ray
 
 
+class Engine(Protocol):
+  """Runs commands, up to `at_once` at the same time."""
+
+  at_once: int
+
+  def submit(self, name: str, command: Sequence[str], log: str) -> None:
+    """Starts a command, whose output is appended to the local file `log`."""
+
+  def wait(self, seconds: float) -> dict[str, int]:
+    """Waits up to `seconds` for a command to end.
+
+    Returns:
+      {name: exit code} of those that have ended, negative after a signal.
+    """
+
+  def stop(self) -> None:
+    """Terminates all commands (SIGTERM) and waits until they have ended."""
+
+
 class LocalProcesses:
   """Runs commands as processes of this machine.
 
   Args:
-    at_once: processes that run at the same time.
+    at_once: number of processes at the same time.
   """
 
   def __init__(self, *, at_once: int):
@@ -32,60 +52,46 @@ class LocalProcesses:
     self._running: dict[str, subprocess.Popen] = {}
 
   def submit(self, name: str, command: Sequence[str], log: str) -> None:
-    """Starts a command.
-
-    Args:
-      name: of it, for `wait`.
-      command: program and arguments.
-      log: local file to which its output is appended.
-    """
-    with open(log, "ab") as file:
-      self._running[name] = subprocess.Popen(
-        list(command),
-        stdin=subprocess.DEVNULL,
-        stdout=file,
-        stderr=subprocess.STDOUT,
-      )
+    """Starts a command; see `Engine`."""
+    self._running[name] = _start(command, log)
 
   def wait(self, seconds: float) -> dict[str, int]:
-    """Waits until a command ends, or not longer than `seconds`.
-
-    Returns:
-      {name: exit code} of those that have ended, negative for a signal's.
-    """
-    end = time.monotonic() + seconds
+    """Waits for a command to end; see `Engine`."""
+    deadline = time.monotonic() + seconds
     while True:
-      done = {n: p.poll() for n, p in self._running.items()}
-      done = {n: code for n, code in done.items() if code is not None}
-      if done or time.monotonic() >= end:
-        for name in done:
+      codes = {name: p.poll() for name, p in self._running.items()}
+      ended = {name: code for name, code in codes.items() if code is not None}
+      if ended or time.monotonic() >= deadline:
+        for name in ended:
           del self._running[name]
-        return done
-      time.sleep(_POLL_SECONDS)
+        return ended
+      time.sleep(min(_POLL_SECONDS, seconds))
 
   def stop(self) -> None:
-    """Asks all that run to save and end, and waits until they have."""
+    """Terminates all commands; see `Engine`."""
     for process in self._running.values():
-      process.send_signal(signal.SIGTERM)
+      process.terminate()
     for process in self._running.values():
       process.wait()
     self._running.clear()
 
 
 class Ray:
-  """Hands commands to a Ray cluster, as tasks that need some of its machines.
+  """Runs commands as tasks of a Ray cluster.
 
-  The package `ray` has to be installed on all of them, beside this one; the
-  work directory has to be one that all of them see.
+  The package `ray` and the same Python environment are needed on all machines,
+  and a work directory that all of them can access.
 
   Args:
-    at_once: tasks that are handed out at the same time.
+    at_once: number of tasks submitted at the same time.
     address: of the cluster, "auto" for the one of this machine, or None to
       start one here.
-    resources: that one command needs, {"CPU": 1, "GPU": 1, "TPU": 4}.
+    resources: of one task, such as {"CPU": 1, "GPU": 1, "TPU": 4}.
   """
 
-  def __init__(self, *, at_once: int, address: str | None, resources: dict):
+  def __init__(
+    self, *, at_once: int, address: str | None, resources: Mapping[str, float]
+  ):
     require_int("engines.Ray.at_once", at_once, 1)
     self.at_once, self._address = at_once, address
     self._resources = dict(resources)
@@ -93,40 +99,42 @@ class Ray:
     self._task = None
 
   def submit(self, name: str, command: Sequence[str], log: str) -> None:
-    """Hands out a command; see `LocalProcesses.submit`."""
+    """Submits a task; see `Engine`."""
     if self._task is None:
       self._task = self._connect()
     task = self._task.remote(list(command), log, os.getcwd())
     self._running[name] = task
 
   def wait(self, seconds: float) -> dict[str, int]:
-    """Waits until a command ends; see `LocalProcesses.wait`."""
+    """Waits for a task to end; see `Engine`."""
     if not self._running:
       time.sleep(seconds)
       return {}
     import ray
 
     names = {task: name for name, task in self._running.items()}
-    ended, _ = ray.wait(list(names), timeout=seconds)
-    done = {}
-    for task in ended:
+    tasks, _ = ray.wait(list(names), timeout=seconds)
+    ended = {}
+    for task in tasks:
+      name = names[task]
       try:
-        done[names[task]] = ray.get(task)
+        ended[name] = ray.get(task)
       except ray.exceptions.RayError as error:
-        told = str(error).strip().splitlines() or [type(error).__name__]
-        LOGGER.warning("Ray lost %s: %s", names[task], told[-1])
-        done[names[task]] = 1  # the machine is gone, and its lease runs out
-      del self._running[names[task]]
-    return done
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        LOGGER.warning("Ray lost %s: %s", name, lines[-1])
+        ended[name] = 1  # if its machine is gone, its lock expires
+      del self._running[name]
+    return ended
 
   def stop(self) -> None:
-    """Asks all tasks to save and end, and waits until they have."""
+    """Cancels all tasks; see `Engine`."""
     if self._running:
       import ray
 
-      for task in self._running.values():
+      tasks = list(self._running.values())
+      for task in tasks:
         ray.cancel(task, force=False)
-      ray.wait(list(self._running.values()), num_returns=len(self._running))
+      ray.wait(tasks, num_returns=len(tasks))
       self._running.clear()
 
   def _connect(self):
@@ -134,16 +142,15 @@ class Ray:
       import ray
     except ImportError as error:
       raise UserError(
-        "engines.Ray needs the package ray, which is not installed; pip install"
-        ' "nfnets_tf[ray]", or bind sweep.Sweep.engine to'
-        " @engines.LocalProcesses()."
+        'engines.Ray needs the package ray; run pip install "nfnets_tf[ray]",'
+        " or bind sweep.Sweep.engine to @engines.LocalProcesses()."
       ) from error
     if not ray.is_initialized():
-      self._start(ray)
-    there = ray.cluster_resources()
-    if any(there.get(name, 0) < n for name, n in self._resources.items()):
+      self._start_ray(ray)
+    available = ray.cluster_resources()
+    if any(available.get(n, 0) < least for n, least in self._resources.items()):
       LOGGER.warning(
-        "No machine of the Ray cluster has %s now; points wait until one has.",
+        "No machine of the Ray cluster has %s yet; trials wait for one.",
         self._resources,
       )
     needs = dict(self._resources)
@@ -152,77 +159,73 @@ class Ray:
       num_gpus=needs.pop("GPU", 0),
       resources=needs,
       max_retries=0,
-    )(_run_command)
+    )(_run_task)
 
-  def _start(self, ray) -> None:
+  def _start_ray(self, ray) -> None:
     options = {"log_to_driver": False, "logging_level": logging.ERROR}
     if self._address is None:
       options.update(include_dashboard=False, object_store_memory=_STORE_BYTES)
+    handler = signal.getsignal(signal.SIGTERM)
     try:
-      with _keeping_sigterm():
-        ray.init(address=self._address or "local", **options)
+      ray.init(address=self._address or "local", **options)
     except (ConnectionError, ValueError) as error:
       raise UserError(
-        f"engines.Ray.address = {self._address!r} cannot be used"
-        f" ({str(error).splitlines()[0].rstrip('.')}); start a cluster by `ray"
-        " start`, or bind it to None to start one here."
+        f"engines.Ray.address = {self._address!r} is not a running cluster"
+        f" ({str(error).splitlines()[0].rstrip('.')}); run `ray start`, or bind"
+        " it to None to start a cluster here."
       ) from error
+    finally:
+      if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, handler)  # Ray replaces it
+
+
+def _start(command: Sequence[str], log: str, **options) -> subprocess.Popen:
+  with open(log, "ab") as file:
+    return subprocess.Popen(
+      list(command),
+      stdin=subprocess.DEVNULL,
+      stdout=file,
+      stderr=subprocess.STDOUT,
+      **options,
+    )
+
+
+def _run_task(command: list[str], log: str, directory: str) -> int:
+  """Runs a command within a Ray task; cancelling terminates it gracefully."""
+  log = os.path.join(directory, log)
+  os.makedirs(os.path.dirname(log), exist_ok=True)
+  process = _start(command, log, cwd=directory)
+  try:
+    while process.poll() is None:
+      time.sleep(_POLL_SECONDS)  # a cancelled task wakes up from no `wait`
+    return process.returncode
+  except BaseException:
+    process.terminate()
+    process.wait()
+    raise
 
 
 @contextlib.contextmanager
 def raising_on_sigterm() -> Iterator[list]:
-  """Turns a SIGTERM into `Preempted`, in the main thread.
+  """Raises `Preempted` on SIGTERM, in the main thread.
 
   Yields:
-    A list; once something is in it, as after the first, more of them change
-    nothing, since what runs is being asked to save already.
+    A list; once it holds anything, as after the first signal, further signals
+    are ignored, since the processes are terminating already.
   """
-  asked = []
+  terminating = []
 
   def receive(number, frame):
     del number, frame
-    if not asked:
-      asked.append(True)
+    if not terminating:
+      terminating.append(True)
       raise Preempted
 
   if threading.current_thread() is not threading.main_thread():
-    yield asked
+    yield terminating
     return
-  before = signal.signal(signal.SIGTERM, receive)
+  handler = signal.signal(signal.SIGTERM, receive)
   try:
-    yield asked
+    yield terminating
   finally:
-    signal.signal(signal.SIGTERM, before)
-
-
-@contextlib.contextmanager
-def _keeping_sigterm():
-  """Lets no library replace what this process does when asked to end."""
-  before = signal.getsignal(signal.SIGTERM)
-  try:
-    yield
-  finally:
-    if threading.current_thread() is threading.main_thread():
-      signal.signal(signal.SIGTERM, before)
-
-
-def _run_command(command: list[str], log: str, directory: str) -> int:
-  """Runs a command within a Ray task; a cancelled one is asked to save."""
-  log = os.path.join(directory, log)
-  os.makedirs(os.path.dirname(log), exist_ok=True)
-  with open(log, "ab") as file:
-    process = subprocess.Popen(
-      command,
-      stdin=subprocess.DEVNULL,
-      stdout=file,
-      stderr=subprocess.STDOUT,
-      cwd=directory,
-    )
-    try:
-      while process.poll() is None:
-        time.sleep(_POLL_SECONDS)  # a cancelled task wakes up from no `wait`
-      return process.returncode
-    except BaseException:
-      process.send_signal(signal.SIGTERM)
-      process.wait()
-      raise
+    signal.signal(signal.SIGTERM, handler)

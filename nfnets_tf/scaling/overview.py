@@ -9,8 +9,15 @@ from numbers import Real
 
 import pandas as pd
 
-from nfnets_tf.scaling.board import DONE, FAILED, PENDING, RUNNING, Board
-from nfnets_tf.scaling.points import Point, name_of
+from nfnets_tf.scaling.sweep import GridPoint
+from nfnets_tf.scaling.sweep_report import SweepStatus
+from nfnets_tf.scaling.sweep_store import (
+  DONE,
+  FAILED,
+  PENDING,
+  RUNNING,
+  point_name,
+)
 
 STATES = (DONE, FAILED, RUNNING, PENDING)
 
@@ -65,41 +72,35 @@ class Overview:
     return {state: int(found.get(state, 0)) for state in STATES}
 
 
-def overview_of(board: Board, results: pd.DataFrame, sweep) -> Overview:
-  """Returns what is known of a sweep.
-
-  Args:
-    board: state of the sweep.
-    results: of `sweep_plan.gather_results`.
-    sweep: a `sweep.Sweep`.
-  """
-  tuned = sweep.tuning.macro if sweep.tuning else None
-  running = _running_axis(sweep.cells)
-  labels = _curve_labels(sweep.cells, running)
-  known = {cell.name: cell for cell in sweep.cells}
-  records = board.records()
+def overview_of(status: SweepStatus) -> Overview:
+  """Returns what is known of a sweep."""
+  points = [GridPoint(name, dict(b)) for name, b in status.grid.items()]
+  running = _running_axis(points)
+  labels = _curve_labels(points, running)
+  known = {point.name: point for point in points}
   rows = []
-  for row in results.to_dict("records"):
-    cell = known.get(row["cell"])
-    if cell is not None:
-      record = records.get(row["point"], {})
-      trial = _trial(row, cell, running, tuned, sweep.loss)
-      trial["curve"] = labels[cell.name]
-      trial["diverged"] = bool(record.get("diverged"))
+  for row in status.results.to_dict("records"):
+    point = known.get(row["cell"])
+    if point is not None:
+      trial = _trial(row, point, running, status.tuned, status.loss)
+      trial["curve"] = labels[point.name]
+      trial["diverged"] = row["point"] in status.diverged
       rows.append(trial)
   trials = pd.DataFrame(rows, columns=_TRIALS)
   cells = [
-    _cell(cell, labels[cell.name], running, trials, tuned)
-    for cell in sweep.cells
+    _cell(point, labels[point.name], running, trials, status.tuned)
+    for point in points
   ]
   cells = pd.DataFrame(cells, columns=_CELLS)
   by_curve = cells.groupby("curve")["compute"].nunique()
   across = "compute" if (by_curve > 1).any() else "along"
   curves = tuple(dict.fromkeys(labels.values()))
-  return Overview(sweep.loss, tuned, curves, running, across, trials, cells)
+  return Overview(
+    status.loss, status.tuned, curves, running, across, trials, cells
+  )
 
 
-def _running_axis(cells: Sequence[Point]) -> str | None:
+def _running_axis(cells: Sequence[GridPoint]) -> str | None:
   """Returns the axis of epochs, else the last of numbers, else the last."""
   varying = _varying(cells)
   numbers = [m for m, vs in varying.items() if all(map(_is_number, vs))]
@@ -115,7 +116,7 @@ def _curve_labels(cells, running) -> dict[str, str]:
   for cell in cells:
     own = {m: cell.bindings[m] for m in others if m in cell.bindings}
     alone = len(own) == 1 and len(others) == 1
-    label = str(*own.values()) if alone else name_of(own)
+    label = str(*own.values()) if alone else point_name(own)
     found[cell.name] = label or "all"
   return found
 

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import logging
-import os
 
 import numpy as np
-import pandas as pd
 
 from nfnets_tf.errors import require_int
 from nfnets_tf.fileio import write_atomically
 from nfnets_tf.scaling import page_html
 from nfnets_tf.scaling import page_sections as parts
-from nfnets_tf.scaling.board import PENDING, RUNNING, Board
 from nfnets_tf.scaling.overview import Overview, overview_of
 from nfnets_tf.scaling.page_laws import Laws, fit_laws, law_points
+from nfnets_tf.scaling.sweep_report import SweepStatus
+from nfnets_tf.scaling.sweep_store import PENDING, RUNNING
 
 LOGGER = logging.getLogger("nfnets_tf")
 
@@ -43,45 +42,30 @@ class SweepPage:
     self.refresh_seconds = refresh_seconds
     self._laws = None
 
-  def __call__(
-    self, board: Board, results: pd.DataFrame, *, sweep, configuration: str
-  ) -> None:
-    """Writes the page.
-
-    Args:
-      board: state of the sweep.
-      results: of `sweep_plan.gather_results`.
-      sweep: the `sweep.Sweep`.
-      configuration: all of it, as text.
-    """
+  def __call__(self, status: SweepStatus, path: str) -> None:
+    """Writes the page to a path, local or gs://."""
     try:
-      page = self.render(
-        board, results, sweep=sweep, configuration=configuration
-      )
-      write_atomically(board.page, page)
+      write_atomically(path, self.render(status))
     except Exception as error:  # the sweep is worth more than its report
-      LOGGER.warning("%s could not be written: %s", board.page, error)
+      LOGGER.warning("%s could not be written: %s", path, error)
 
-  def render(
-    self, board: Board, results: pd.DataFrame, *, sweep, configuration: str
-  ) -> str:
-    """Returns the page; arguments as in a call."""
-    view = overview_of(board, results, sweep)
+  def render(self, status: SweepStatus) -> str:
+    """Returns the page."""
+    view = overview_of(status)
     found = self._fit(view)
     counts = view.counts()
     left = counts[RUNNING] + counts[PENDING]
-    name = os.path.basename(board.root.rstrip("/")) or board.root
     return page_html.document(
-      name,
+      status.name,
       [
-        parts.head(name, view, self.refresh_seconds if left else None),
+        parts.head(status.name, view, self.refresh_seconds if left else None),
         parts.section("Failures", parts.failures, view),
         parts.section("Figures", parts.figures, view, found),
         parts.section("Fitted laws", parts.fitted_laws, found),
         parts.section("Best of each cell", parts.best_of_cells, view),
-        parts.section("All points", parts.all_points, view, results),
-        parts.section("Plan", parts.plan, board),
-        parts.configuration(configuration),
+        parts.section("All points", parts.all_points, view, status.results),
+        parts.section("Plan", parts.plan, status.plan),
+        parts.configuration(status.config_text),
       ],
       refresh_seconds=self.refresh_seconds if left else None,
     )

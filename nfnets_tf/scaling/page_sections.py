@@ -8,13 +8,13 @@ from collections.abc import Callable
 
 import pandas as pd
 
-from nfnets_tf.scaling import page_figures, page_html, sweep_plan
-from nfnets_tf.scaling.board import DONE, FAILED, PENDING, Board
+from nfnets_tf.scaling import page_figures, page_html
 from nfnets_tf.scaling.overview import Overview
 from nfnets_tf.scaling.page_curves import Picture
 from nfnets_tf.scaling.page_html import text
 from nfnets_tf.scaling.page_laws import Laws, lacking, tell_laws
 from nfnets_tf.scaling.page_svg import on_page
+from nfnets_tf.scaling.sweep_store import DONE, FAILED, PENDING
 
 LOGGER = logging.getLogger("nfnets_tf")
 
@@ -161,9 +161,8 @@ def all_points(view: Overview, results: pd.DataFrame) -> str:
   return page_html.table(shown, best=best.tolist()) + note
 
 
-def plan(board: Board) -> str:
+def plan(rows: pd.DataFrame | None) -> str:
   """Returns the table of what points cost."""
-  rows = sweep_plan.read_table(board.plan)
   if rows is None:
     return _missing("There is no plan.csv yet; --points=plan writes it.")
   return page_html.table(rows)

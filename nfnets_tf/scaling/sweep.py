@@ -1,138 +1,320 @@
-"""A sweep: one job at many points, shared by as many processes as there are."""
+"""A sweep: one job at many points, shared by any number of processes."""
 
 from __future__ import annotations
 
-import contextlib
+import collections
+import dataclasses
 import logging
 import math
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
-from nfnets_tf.errors import Preempted, UserError
-from nfnets_tf.scaling import points
-from nfnets_tf.scaling.board import DONE, FAILED, PENDING, RUNNING, Board
-from nfnets_tf.scaling.engines import raising_on_sigterm
-from nfnets_tf.scaling.points import Point
-from nfnets_tf.scaling.tuning import GridSearch
+from nfnets_tf.errors import Preempted, UserError, require, require_int
+from nfnets_tf.scaling.engines import Engine, raising_on_sigterm
+from nfnets_tf.scaling.sweep_report import SweepStatus
+from nfnets_tf.scaling.sweep_store import (
+  DONE,
+  FAILED,
+  PENDING,
+  RUNNING,
+  SweepStore,
+  Trial,
+  point_name,
+)
 
 LOGGER = logging.getLogger("nfnets_tf")
 
-_ASKED_TO_END = (130, 143)
-_MOST_STARTS = 3
+_TERMINATED = (130, 143, -signal.SIGINT, -signal.SIGTERM)
+_MAX_STARTS = 3
 
 
-class Sweep:
-  """What is done at which points, and by what.
+@dataclasses.dataclass(frozen=True)
+class GridPoint:
+  """A combination of the values of a sweep's axes.
 
-  The points are those of a grid. Where a number is tuned, each is a cell of
-  several trials, and the search decides what is tried next from what is
-  finished; nothing else is remembered, so that any process can go on.
+  Attributes:
+    name: such as "EPOCHS=0.25,VARIANT=F0".
+    bindings: {macro: value}.
+  """
+
+  name: str
+  bindings: Mapping[str, object]
+
+
+def grid_points(grid: Sequence[Mapping]) -> list[GridPoint]:
+  """Returns the points of a grid with their names.
 
   Args:
-    grid: [{macro: value}, ...], as `config.grid` makes it.
-    tuning: a `tuning.GridSearch`, or None.
-    engine: runs the commands; one of `engines`.
-    loss: name of the entry in a run's result.json that is compared.
-    lease_seconds: after which a point of a process that shows no sign of life
-      is another's.
-    poll_seconds: between looks at what others have done.
-    price: of a TPU-v4 core-hour, in any currency, or None.
-    report: called with (board, table, sweep=, configuration=) whenever a point
-      has ended, or None.
+    grid: {macro: value} of each.
+
+  Raises:
+    UserError: if there are none, or two would share a directory.
+  """
+  if not grid:
+    raise UserError(
+      "the sweep has no points; bind an axis, such as config.grid.EPOCHS ="
+      " (0.25, 0.5, 1)."
+    )
+  points = [GridPoint(point_name(b), dict(b)) for b in grid]
+  for name, count in collections.Counter(p.name for p in points).items():
+    if count > 1:
+      raise UserError(
+        f"{count} points of the sweep are named {name!r}; give each axis values"
+        " that differ in letters or digits."
+      )
+  return points
+
+
+def nearest_first(
+  points: Sequence[GridPoint], point: GridPoint
+) -> list[GridPoint]:
+  """Returns the other points, those with the fewest steps on the grid first."""
+  macros = dict.fromkeys(macro for other in points for macro in other.bindings)
+  axes = {
+    m: list(dict.fromkeys(repr(other.bindings.get(m)) for other in points))
+    for m in macros
+  }
+
+  def place(p):
+    return [axis.index(repr(p.bindings.get(m))) for m, axis in axes.items()]
+
+  def distance(p):
+    return sum(abs(a - b) for a, b in zip(place(p), place(point)))
+
+  return sorted((p for p in points if p != point), key=distance)
+
+
+def select_points(
+  points: Sequence[GridPoint], selection: str
+) -> list[GridPoint]:
+  """Returns the points that `--points` selects by number.
+
+  Args:
+    points: all of them, in order.
+    selection: "7" is the seventh; "3/12" are the third, fifteenth, and so on.
+
+  Raises:
+    UserError: if a number is out of range.
+  """
+  first, _, count = selection.partition("/")
+  first, step = int(first), int(count or len(points))
+  if not 1 <= first <= step:
+    raise UserError(
+      f"--points={selection} is invalid; expected a number from 1 to"
+      f" {len(points)}, or a share K/N with K from 1 to N."
+    )
+  return list(points[first - 1 :: step])
+
+
+class GridSearch:
+  """Tunes one macro on a grid of values that are spaced by a factor.
+
+  The paper tunes learning rates "on a small logarithmic grid", "spaced by
+  factors of 2", for each model and epoch budget separately (section 2). Here a
+  search starts at the optimum of a neighbor in the sweep, moves to the better
+  side, and stops when both sides are worse: three trials where the neighbor's
+  optimum holds.
+
+  Args:
+    macro: to tune, such as "PEAK_LR".
+    start: its first value where no neighbor is decided yet, > 0.
+    factor: between neighbors on the grid, > 1; 2 in the paper.
+    both_sides: whether the values on both sides of the best one must be tried.
+      If not, only the lower one, so two trials suffice: the paper's shortcut,
+      which assumes that optimal rates only fall as budgets rise.
+    most_trials: at one point of the sweep.
   """
 
   def __init__(
     self,
     *,
-    grid: Sequence[dict],
+    macro: str,
+    start: float,
+    factor: float,
+    both_sides: bool,
+    most_trials: int,
+  ):
+    require_int("sweep.GridSearch.most_trials", most_trials, 1)
+    for name, value, least in (("start", start, 0), ("factor", factor, 1)):
+      valid = isinstance(value, (int, float)) and least < value < math.inf
+      name = f"sweep.GridSearch.{name}"
+      require(valid, name, value, f"a number above {least}")
+    self.macro, self.start, self.factor = macro, float(start), float(factor)
+    self.both_sides, self.most_trials = both_sides, most_trials
+
+  def next_values(
+    self, losses: Mapping[float, float], start: float | None = None
+  ) -> list[float]:
+    """Returns the values to try next; none once the optimum is known.
+
+    Args:
+      losses: {value: loss} of the trials so far; infinite if one diverged.
+      start: the first value, such as a neighbor's optimum; None is `start`.
+    """
+    if not losses:
+      return [self.start if start is None else start]
+    if len(losses) >= self.most_trials:
+      return []
+    best = self.best(losses)
+    if best is None:  # all diverged; lower rates do so less
+      return [self._step(min(losses), -1)]
+    sides = [-1, 1] if self.both_sides else [-1]
+    values = [self._step(best, side) for side in sides]
+    new = [v for v in values if not any(_is_same(v, tried) for tried in losses)]
+    return new[: self.most_trials - len(losses)]
+
+  def best(self, losses: Mapping[float, float]) -> float | None:
+    """Returns the value with the lowest finite loss, None if there is none."""
+    finite = {v: loss for v, loss in losses.items() if math.isfinite(loss)}
+    return min(finite, key=lambda v: (finite[v], v), default=None)
+
+  def _step(self, value: float, side: int) -> float:
+    # Counted from the start, so that all ways to a place give the same number.
+    steps = round(math.log(value / self.start, self.factor))
+    if _is_same(value, self.start * self.factor**steps):
+      value, side = self.start, steps + side
+    return float(f"{value * self.factor**side:.6g}")
+
+
+def _is_same(a: float, b: float) -> bool:
+  return math.isclose(a, b, rel_tol=1e-4)
+
+
+class Sweep:
+  """The points of a sweep, the search at each of them, and what runs it.
+
+  Which trials come next follows from the outcomes in the store alone, so any
+  process can continue.
+
+  Args:
+    grid: [{macro: value}, ...], as `config.grid` makes it.
+    tuning: a `GridSearch` at every point, or None for one trial each.
+    engine: runs the commands; one of `scaling.engines`.
+    loss: entry of a run's result.json to compare.
+    poll_seconds: between checks for what other processes have done.
+    price: of a TPU-v4 core-hour, in any currency, or None.
+    report: called with a `SweepStatus` and the path of report.html whenever a
+      trial has ended, or None.
+  """
+
+  def __init__(
+    self,
+    *,
+    grid: Sequence[Mapping],
     tuning: GridSearch | None,
-    engine,
+    engine: Engine,
     loss: str,
-    lease_seconds: float,
     poll_seconds: float,
     price: float | None,
-    report: Callable | None,
+    report: Callable[[SweepStatus, str], None] | None,
   ):
-    if not lease_seconds > 0 or not poll_seconds > 0:
-      raise UserError(
-        f"sweep.Sweep.lease_seconds = {lease_seconds!r} and poll_seconds ="
-        f" {poll_seconds!r} cannot be used; bind both to numbers above 0."
-      )
-    if price is not None and not price >= 0:
-      raise UserError(
-        f"sweep.Sweep.price = {price!r} cannot be used; bind it to what a"
-        " TPU-v4 core-hour costs, such as 1.61, or to None."
-      )
-    self.cells = points.cells_of(grid)
+    require(
+      poll_seconds > 0, "sweep.Sweep.poll_seconds", poll_seconds, "a number > 0"
+    )
+    require(
+      price is None or price >= 0,
+      "sweep.Sweep.price",
+      price,
+      "the price of a TPU-v4 core-hour, such as 1.61, or None",
+    )
+    self.points = grid_points(grid)
     self.tuning, self.engine, self.loss = tuning, engine, loss
-    self.lease_seconds, self.poll_seconds = lease_seconds, poll_seconds
-    self.price, self.report = price, report
-    if tuning and any(tuning.macro in cell.bindings for cell in self.cells):
+    self.poll_seconds, self.price, self.report = poll_seconds, price, report
+    if tuning and any(tuning.macro in point.bindings for point in self.points):
       raise UserError(
-        f"{tuning.macro} is tuned and an axis of the sweep at the same time;"
-        " leave out one of config.grid and sweep.Sweep.tuning."
+        f"{tuning.macro} is both tuned and an axis of the sweep; remove it from"
+        " config.grid, or bind sweep.Sweep.tuning to None."
       )
 
-  def board(self, workdir: str) -> Board:
-    """Returns the state of this sweep in a work directory."""
-    return Board(workdir, lease_seconds=self.lease_seconds)
+  def find(self, name: str, trials: Mapping[str, Trial]) -> Trial:
+    """Returns the trial of a name that `--points` gives.
 
-  def find(self, name: str) -> Point:
-    """Returns the point of a name, a trial of a cell included.
+    Args:
+      name: of a trial that was started or that comes next.
+      trials: those of the store.
 
     Raises:
       UserError: if there is none.
     """
-    for cell in self.cells:
-      if found := self._point(name, cell):
-        return found
-    example = (self.trials(self.cells[0], {}) or self.cells)[0].name
+    for point in self.points:
+      known = self.trials_at(point, trials)
+      for trial in [*known, *self.next_trials(point, trials)]:
+        if trial.name == name:
+          return trial
+    example = self.next_trials(self.points[0], {})[0].name
     raise UserError(
-      f"--points={name} is no point of the sweep; expected 'list', 'plan',"
-      f" 'left', 'failed', a number from 1 to {len(self.cells)}, a share such"
-      f" as 1/4, or a name such as {example!r}."
+      f"--points={name} is not a point of the sweep; expected 'list', 'plan',"
+      f" 'left', 'failed', a number from 1 to {len(self.points)}, a share such"
+      f" as 1/4, or a name from --points=list, such as {example!r}."
     )
 
-  def trials(self, cell: Point, records: dict[str, dict]) -> list[Point]:
-    """Returns what is to be run in a cell by what is finished, in order.
+  def trials_at(
+    self, point: GridPoint, trials: Mapping[str, Trial]
+  ) -> list[Trial]:
+    """Returns the started trials of a point, lowest tuned value first."""
+    tuned = (self.tuning.macro,) if self.tuning else ()
+    # The store may also hold trials of another macro, or of none.
+    same = [
+      trial
+      for trial in trials.values()
+      if trial.grid_point == point.name
+      and set(trial.bindings) == {*point.bindings, *tuned}
+    ]
+    same.sort(key=lambda trial: [trial.bindings[macro] for macro in tuned])
+    # With the values of the grid, since JSON turns tuples into lists.
+    return [
+      dataclasses.replace(t, bindings={**t.bindings, **point.bindings})
+      for t in same
+    ]
 
-    Args:
-      cell: one of the sweep's.
-      records: of finished points, by name.
+  def next_trials(
+    self, point: GridPoint, trials: Mapping[str, Trial]
+  ) -> list[Trial]:
+    """Returns the trials that a point needs next, in order.
+
+    Those that another process is running are among them; none once the point
+    is decided.
     """
+    known = {trial.name: trial for trial in self.trials_at(point, trials)}
     if self.tuning is None:
-      return [] if cell.name in records else [cell]
-    losses = self.losses(cell, records)
-    if any(math.isnan(loss) for loss in losses.values()):
-      return []  # failed for a reason of its own, so nothing is known
+      trial = known.get(point.name) or self._trial(point)
+      return [trial] if trial.state in (RUNNING, PENDING) else []
+    losses = self.losses(point, trials)
+    if any(map(math.isnan, losses.values())):
+      return []  # a failure that says nothing about the value
     start = None
     if not losses:
-      near = points.nearest_first(self.cells, cell)
-      optima = (self.optimum(other, records) for other in near)
+      if known:  # started from what was known then
+        return list(known.values())
+      neighbors = nearest_first(self.points, point)
+      optima = (self.optimum(other, trials) for other in neighbors)
       start = next((value for value in optima if value is not None), None)
     values = self.tuning.next_values(losses, start)
-    return [points.trial_of(cell, self.tuning.macro, v) for v in values]
+    new = [self._trial(point, value) for value in values]
+    return [known.get(trial.name, trial) for trial in new]
 
-  def losses(self, cell: Point, records: dict[str, dict]) -> dict[float, float]:
-    """Returns {tuned value: loss} of a cell's finished trials.
+  def losses(
+    self, point: GridPoint, trials: Mapping[str, Trial]
+  ) -> dict[float, float]:
+    """Returns {tuned value: loss} of the trials of a point that have ended.
 
-    A trial that diverged has an infinite loss, one that failed otherwise none.
+    The loss is infinite if a trial diverged, NaN if it failed otherwise.
     """
-    found = {}
-    for record in records.values():
-      # A folder may hold trials of other numbers, or of none.
-      value = record["bindings"].get(self.tuning and self.tuning.macro)
-      if record["cell"] == cell.name and value is not None:
-        loss = math.inf if record.get("diverged") else math.nan
-        if record["state"] == DONE:
-          loss = record["result"].get(self.loss, math.nan)
-        found[float(value)] = loss
-    return found
+    losses = {}
+    for trial in self.trials_at(point, trials):
+      if self.tuning and trial.state in (DONE, FAILED):
+        loss = math.inf if trial.diverged else math.nan
+        if trial.state == DONE:
+          loss = trial.result.get(self.loss, math.nan)
+        losses[float(trial.bindings[self.tuning.macro])] = loss
+    return losses
 
-  def optimum(self, cell: Point, records: dict[str, dict]) -> float | None:
-    """Returns the tuned value of a cell once it is decided."""
-    losses = self.losses(cell, records)
-    if not losses or any(math.isnan(x) for x in losses.values()):
+  def optimum(
+    self, point: GridPoint, trials: Mapping[str, Trial]
+  ) -> float | None:
+    """Returns the tuned value of a point once it is decided."""
+    losses = self.losses(point, trials)
+    if not losses or any(map(math.isnan, losses.values())):
       return None
     if self.tuning.next_values(losses):
       return None
@@ -140,109 +322,94 @@ class Sweep:
 
   def run(
     self,
-    board: Board,
-    cells: Sequence[Point],
-    command: Callable[[Point], list[str]],
-    refresh: Callable[[], None],
+    store: SweepStore,
+    points: Sequence[GridPoint],
+    command: Sequence[str],
+    refresh: Callable[[Mapping[str, Trial]], None],
   ) -> None:
-    """Runs what is left of some cells, with all who share the sweep.
+    """Runs all trials that some points need, together with other processes.
 
     Args:
-      board: state of the sweep.
-      cells: that are to be finished.
-      command: of a point.
-      refresh: called when a point has ended.
+      store: of the sweep.
+      points: to finish.
+      command: of a trial's process, to which `--points=NAME` is added.
+      refresh: called with the trials at the start and when one has ended.
 
     Raises:
-      Preempted: if this process, or a point's, was asked to end.
+      Preempted: if this process, or that of a trial, was asked to terminate.
     """
-    running, starts = {}, {}
-    with raising_on_sigterm() as asked:
+    running: dict[str, Trial] = {}
+    starts, ended = collections.Counter(), None
+    with raising_on_sigterm() as terminating:
       try:
         while True:
-          left, elsewhere = self._left(board, cells, running)
-          for point in left[: self.engine.at_once - len(running)]:
-            starts[point.name] = starts.get(point.name, 0) + 1
-            LOGGER.info("Starting %s.", point.name)
-            log = board.log(point.name)
-            self.engine.submit(point.name, command(point), log)
-            running[point.name] = point
-          if not running and not elsewhere:
+          trials = store.trials()
+          if ended != {}:
+            refresh(trials)
+          ready, wait = self._ready(points, trials, running)
+          for trial in ready[: self.engine.at_once - len(running)]:
+            starts[trial.name] += 1
+            LOGGER.info("Starting %s.", trial.name)
+            store.start(trial)
+            log = store.log(trial.name)
+            arguments = [*command, f"--points={trial.name}"]
+            self.engine.submit(trial.name, arguments, log)
+            running[trial.name] = trial
+          if not running and not wait:
             return
-          for name, code in self.engine.wait(self.poll_seconds).items():
-            self._account(board, running.pop(name), code, starts[name])
-            refresh()
+          ended = self.engine.wait(self.poll_seconds)
+          for name, code in ended.items():
+            self._account(store, running.pop(name), code, starts[name])
       except BaseException:
-        asked.append(True)  # to be asked again does not end it earlier
+        terminating.append(True)  # a second signal must not cut this short
         self.engine.stop()
         raise
 
-  def _left(self, board, cells, running):
-    """Returns (points to start, whether others still work at some)."""
-    left, elsewhere = [], False
-    busy = {*board.claims.names(), *running}
-    records = board.records()  # later, so that what ends now is in one of both
-    begun = board.begun() - busy - set(records)
-    for cell in cells:
-      trials = self.trials(cell, records)
-      if not trials:
+  def _ready(self, points, trials, running) -> tuple[list[Trial], bool]:
+    """Returns (trials to start, whether other processes run some)."""
+    ready, elsewhere = [], False
+    for point in points:
+      new = self.next_trials(point, trials)
+      if not new:
         continue
-      working = {n for n in busy - set(records) if self._point(n, cell)}
-      elsewhere = elsewhere or bool(working - set(running))
-      new, room = [t for t in trials if t.name not in working], len(trials)
-      if self.tuning:
-        known = len(self.losses(cell, records))
-        room = (self.tuning.most_trials if known else 1) - known - len(working)
-        if not known:  # its start may have been another value then
-          half = (self._point(name, cell) for name in sorted(begun))
-          new = list(filter(None, half)) or new
-      left += new[: max(room, 0)]
-    return left, elsewhere
+      busy = {n for n, t in running.items() if t.grid_point == point.name}
+      others = {
+        trial.name
+        for trial in self.trials_at(point, trials)
+        if trial.state == RUNNING and trial.name not in busy
+      }
+      elsewhere = elsewhere or bool(others)
+      ended = len(self.losses(point, trials))
+      most = self.tuning.most_trials if ended else 1
+      room = max(most - ended - len(busy | others), 0)
+      new = [trial for trial in new if trial.name not in busy | others]
+      ready += new[:room]
+    return ready, elsewhere
 
-  def _point(self, name: str, cell: Point) -> Point | None:
-    """Returns the point of a name if it is one of a cell's."""
-    if self.tuning is None:
-      return cell if name == cell.name else None
-    if not name.startswith(points.trial_prefix(cell, self.tuning.macro)):
-      return None
-    with contextlib.suppress(ValueError):
-      value = float(name.rpartition("=")[2])
-      trial = points.trial_of(cell, self.tuning.macro, value)
-      if trial.name == name and 0 < value < math.inf:
-        return trial
-    return None
+  def _trial(self, point: GridPoint, value: float | None = None) -> Trial:
+    bindings = dict(point.bindings)
+    if self.tuning:
+      bindings[self.tuning.macro] = value
+    return Trial(point_name(bindings), point.name, bindings)
 
-  def _account(self, board: Board, point: Point, code: int, starts: int):
-    if code in _ASKED_TO_END or code in (-signal.SIGTERM, -signal.SIGINT):
+  def _account(self, store, trial: Trial, code: int, starts: int) -> None:
+    """Logs the outcome of a process, or records that it left none."""
+    if code in _TERMINATED:
       raise Preempted
-    state, often = board.state(point.name), starts >= _MOST_STARTS
-    # Claimed still: another one works at it, or its machine is gone with it.
-    lost = code or often if state == PENDING else code and often
-    if state in (PENDING, RUNNING) and lost:
-      why = f"its process ended with exit code {code}"
+    outcome = store.trial(trial.name) or trial
+    # A locked one may be running elsewhere; if its machine was lost, the lock
+    # expires.
+    failed = outcome.state == PENDING and code != 0
+    exhausted = starts >= _MAX_STARTS and outcome.state in (PENDING, RUNNING)
+    if failed or exhausted:
+      reason = f"its process ended with exit code {code}"
       if code < 0:
-        why = f"its process was ended by {signal.Signals(-code).name}"
-      fail(board, point, f"{why}; see {board.log(point.name)}")
-    self._tell(board, point)
-
-  def _tell(self, board: Board, point: Point) -> None:
-    record = board.records().get(point.name)
-    if record is None:
-      return  # another process was faster
-    if record["state"] == FAILED:
-      LOGGER.warning("%s failed: %s", point.name, record["reason"])
-    else:
-      loss = record["result"].get(self.loss, math.nan)
-      LOGGER.info("%s: %s %.4f", point.name, self.loss, loss)
-
-
-def fail(board: Board, point: Point, reason: str, **content) -> None:
-  """Writes down that a point has failed, and why."""
-  board.write(
-    point.name,
-    FAILED,
-    cell=point.cell,
-    bindings=point.bindings,
-    reason=reason,
-    **content,
-  )
+        reason = f"its process was killed by {signal.Signals(-code).name}"
+      reason += f"; see {store.log(trial.name)}"
+      store.finish(trial, FAILED, reason=reason)
+      outcome = store.trial(trial.name)
+    if outcome.state == FAILED:
+      LOGGER.warning("%s failed: %s", trial.name, outcome.reason)
+    elif outcome.state == DONE:
+      loss = outcome.result.get(self.loss, math.nan)
+      LOGGER.info("%s: %s %.4f", trial.name, self.loss, loss)

@@ -1,51 +1,53 @@
-"""What a sweep will cost, point by point, before anything runs."""
+"""The tables of a sweep: what each point costs, and what came of each trial."""
 
 from __future__ import annotations
 
 import io
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import pandas as pd
 import tensorflow as tf
 
-from nfnets_tf.fileio import report_write_errors, write_atomically
-from nfnets_tf.scaling.board import DONE, PENDING, RUNNING, Board
-from nfnets_tf.scaling.points import Point
+from nfnets_tf.fileio import read_bytes, report_write_errors, write_atomically
+from nfnets_tf.scaling.sweep import GridPoint, Sweep
+from nfnets_tf.scaling.sweep_store import DONE, PENDING, Trial
 
-_SHOWN = {
-  "parameters": ("parameters", "{:,.0f}"),
-  "macs": ("GMACs", None),
-  "images": ("images", "{:,.0f}"),
-  "steps": ("steps", "{:,.0f}"),
-  "flops": ("FLOPs", "{:.3g}"),
-  "tpu_v4_core_hours": ("core-hours", None),
-  "utilization": ("of peak", "{:.1%}"),
-  "memory_bytes": ("GB", None),
-  "memory_bytes_an_image": ("MB/image", None),
-  "cost": ("cost", "{:,.2f}"),
+# Column of the plan: (title when printed, format, divisor).
+_PRINTED = {
+  "parameters": ("parameters", "{:,.0f}", 1),
+  "macs": ("GMACs", None, 1e9),
+  "images": ("images", "{:,.0f}", 1),
+  "steps": ("steps", "{:,.0f}", 1),
+  "flops": ("FLOPs", "{:.3g}", 1),
+  "tpu_v4_core_hours": ("core-hours", None, 1),
+  "utilization": ("of peak", "{:.1%}", 1),
+  "memory_bytes": ("GB", None, 1e9),
+  "memory_bytes_an_image": ("MB/image", None, 1e6),
+  "cost": ("cost", "{:,.2f}", 1),
 }
-_STATES = ["point", "cell", "state"]
-_UNITS = {"macs": 1e9, "memory_bytes": 1e9, "memory_bytes_an_image": 1e6}
+_RESULTS = ("point", "cell", "state")
+_MAX_REASON = 60
 
 
-def plan_sweep(
-  cells: Sequence[Point], figures: Callable[[Point], dict], price: float | None
+def plan_table(
+  points: Sequence[GridPoint],
+  figures: Callable[[GridPoint], Mapping[str, float]],
+  price: float | None,
 ) -> pd.DataFrame:
-  """Returns a row for each point of the grid.
+  """Returns a row for each point of the grid, of one trial there.
 
   Args:
-    cells: the grid's points.
-    figures: of one of them, as `train.TrainJob.figures`.
+    points: of the grid.
+    figures: returns the cost of a point, as `train.TrainJob.figures`.
     price: of a TPU-v4 core-hour, or None.
 
   Returns:
-    point, the axes, the figures, and cost if there is a price. Where a number
-    is tuned, they are those of one trial.
+    Columns point, the macros, the figures, and cost if there is a price.
   """
   rows = []
-  for cell in cells:
-    row = {"point": cell.name, **cell.bindings, **figures(cell)}
+  for point in points:
+    row = {"point": point.name, **point.bindings, **figures(point)}
     if price is not None:
       row["cost"] = price * row["tpu_v4_core_hours"]
     rows.append(row)
@@ -53,27 +55,26 @@ def plan_sweep(
 
 
 def describe_plan(plan: pd.DataFrame, *, trials: int) -> str:
-  """Returns the plan as a table to be read, and the sum.
+  """Returns the plan as readable text, with its total.
 
   Args:
-    plan: of `plan_sweep`.
-    trials: at least, of each point.
+    plan: of `plan_table`.
+    trials: minimum number of each point.
   """
   shown = pd.DataFrame({"point": plan["point"]})
-  for column, (title, form) in _SHOWN.items():
+  for column, (title, form, divisor) in _PRINTED.items():
     if column in plan:
-      values = plan[column] / _UNITS.get(column, 1.0)
       write = _readable if form is None else form.format
-      shown[title] = [write(value) for value in values]
+      shown[title] = [write(value) for value in plan[column] / divisor]
   shown.index = range(1, len(shown) + 1)
-  hours = plan["tpu_v4_core_hours"].sum()
-  runs = f"{len(plan)} points"
+  total = f"{len(plan)} points"
   if trials > 1:
-    runs += f", of {trials} trials each at least"
-  total = f"{runs}: {trials * plan['flops'].sum():.3g} FLOPs,"
-  total += f" {_readable(trials * hours)} TPU-v4 core-hours"
+    total += f", at least {trials} trials each"
+  hours = trials * plan["tpu_v4_core_hours"].sum()
+  total += f": {trials * plan['flops'].sum():.3g} FLOPs,"
+  total += f" {_readable(hours)} TPU-v4 core-hours"
   if "cost" in plan:
-    total += f", {trials * plan['cost'].sum():,.2f} by the price given"
+    total += f", cost {trials * plan['cost'].sum():,.2f}"
   return f"{shown.to_string()}\n\n{total}"
 
 
@@ -82,74 +83,68 @@ def _readable(value: float) -> str:
 
 
 def write_table(table: pd.DataFrame, path: str, root: str) -> None:
-  """Writes a table as CSV, its folder too."""
+  """Writes a table as CSV, and creates the directory `root`."""
   with report_write_errors(root):
     tf.io.gfile.makedirs(root)
   write_atomically(path, table.to_csv(index=False))
 
 
 def read_table(path: str) -> pd.DataFrame | None:
-  """Returns the table in a CSV file, None if there is none."""
+  """Returns the table in a CSV file, None if the file does not exist."""
   if not tf.io.gfile.exists(path):
     return None
-  with tf.io.gfile.GFile(path, "rb") as file:
-    # In blocks: `read()` asks how long the file is that is there by now.
-    content = b"".join(iter(lambda: file.read(1 << 20), b""))
-  return pd.read_csv(io.BytesIO(content), float_precision="round_trip")
+  content = io.BytesIO(read_bytes(path))
+  return pd.read_csv(content, float_precision="round_trip")
 
 
-def gather_results(
-  board: Board, cells: Sequence[Point], open_points: Sequence[Point]
+def results_table(
+  sweep: Sweep, trials: Mapping[str, Trial], plan: pd.DataFrame | None
 ) -> pd.DataFrame:
-  """Returns a row for each point that is finished or left to do.
+  """Returns a row for each trial that has ended, is running, or comes next.
 
   Args:
-    board: state of the sweep.
-    cells: the grid's points.
-    open_points: that are known to be left to do.
+    sweep: whose points are in the table.
+    trials: those of its store.
+    plan: of `plan_table`, whose figures are repeated, or None.
 
   Returns:
-    point, cell, state, the bindings, what the plan says of the cell, the
-    numbers of the result, and the reason of a failure.
+    Columns point (name of the trial), cell (name of its point of the grid),
+    state, the macros, the figures, the numbers of the result, seconds, reason.
   """
-  plan = read_table(board.plan)
-  costs = {}
-  if plan is not None:
-    costs = plan.set_index("point").to_dict("index")
-  known, rows = {cell.name for cell in cells}, []
-  for name, record in board.records().items():
-    if record["cell"] not in known:
-      continue  # of an axis that has been cut
-    numbers = {
-      k: v
-      for k, v in record.get("result", {}).items()
-      if isinstance(v, (int, float))
-    }
-    rows.append(
-      {
-        "point": name,
-        "cell": record["cell"],
-        "state": record["state"],
-        **costs.get(record["cell"], {}),
-        **record["bindings"],
-        **numbers,
-        "seconds": record.get("seconds"),
-        "reason": record.get("reason"),
+  costs = {} if plan is None else plan.set_index("point").to_dict("index")
+  rows = []
+  for point in sweep.points:
+    shown = {t.name: t for t in sweep.trials_at(point, trials)}
+    # A trial that was interrupted and is no longer needed is left out.
+    shown = {n: t for n, t in shown.items() if t.state != PENDING}
+    shown.update((t.name, t) for t in sweep.next_trials(point, trials))
+    for trial in shown.values():
+      numbers = {
+        name: value
+        for name, value in trial.result.items()
+        if isinstance(value, (int, float))
       }
-    )
-  for point in open_points:
-    state = RUNNING if board.claims.owner(point.name) else PENDING
-    row = {"point": point.name, "cell": point.cell, "state": state}
-    rows.append({**row, **costs.get(point.cell, {}), **point.bindings})
-  return pd.DataFrame(rows, columns=None if rows else _STATES)
+      rows.append(
+        {
+          "point": trial.name,
+          "cell": point.name,
+          "state": trial.state,
+          **costs.get(point.name, {}),
+          **trial.bindings,
+          **numbers,
+          "seconds": trial.seconds,
+          "reason": trial.reason,
+        }
+      )
+  return pd.DataFrame(rows, columns=None if rows else _RESULTS)
 
 
-def describe_states(results: pd.DataFrame, loss: str) -> str:
-  """Returns the points and their states as a table to be read.
+def describe_results(results: pd.DataFrame, loss: str) -> str:
+  """Returns the trials and their states as readable text.
 
   Args:
-    results: of `gather_results`.
-    loss: name of the column that is compared.
+    results: of `results_table`.
+    loss: name of the column to show.
   """
   shown = results[["point", "state"]].copy()
   losses = results.get(loss, [math.nan] * len(shown))
@@ -157,15 +152,15 @@ def describe_states(results: pd.DataFrame, loss: str) -> str:
     f"{value:.4f}" if state == DONE else ""
     for value, state in zip(losses, shown["state"])
   ]
-  if "reason" in results:
-    shown["reason"] = [_short(reason) for reason in results["reason"]]
+  if "reason" in results and results["reason"].notna().any():
+    shown["reason"] = [_shorten(reason) for reason in results["reason"]]
   shown.index = range(1, len(shown) + 1)
   counts = ", ".join(
-    f"{n} {s}" for s, n in shown["state"].value_counts().items()
+    f"{count} {state}" for state, count in shown["state"].value_counts().items()
   )
   return f"{shown.to_string()}\n\n{counts}"
 
 
-def _short(reason) -> str:
+def _shorten(reason) -> str:
   text = reason if isinstance(reason, str) else ""
-  return text if len(text) <= 60 else f"{text[:57]}..."
+  return text if len(text) <= _MAX_REASON else f"{text[: _MAX_REASON - 3]}..."

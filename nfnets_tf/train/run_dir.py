@@ -1,14 +1,13 @@
 """The work directory of a run: its files, and the lock that guards it.
 
-The lock uses what every file system behind `tf.io.gfile` provides: a file that
-was written is visible, whole, to whoever lists the directory afterwards (local
-disks, NFS, `gs://`, `ram://`). None of them all has an atomic create or an
-atomic rename without overwriting. So each process writes a lease file with a
-name of its own and *then* lists the directory; it holds the lock if no other
-live lease is there, and withdraws otherwise. Of two processes, the one that
-lists last has written before the other listed or sees the other's file: both
-may withdraw and retry, but both can never hold the lock. Once it is held, one
-lease file is there, which a heartbeat renews.
+The lock needs only what all file systems behind `tf.io.gfile` provide: a file
+that was written is visible, whole, to whoever lists the directory afterwards
+(local disks, NFS, `gs://`, `ram://`). An atomic create, or a rename that does
+not overwrite, is not available on all of them. So each process first writes a
+lease file under a unique name and *then* lists the directory; it holds the lock
+if there is no other live lease, and withdraws otherwise. Of two processes, the
+one that lists last sees the file of the other: both may withdraw and retry, but
+never do both hold the lock. While it is held, a heartbeat renews the one lease.
 """
 
 from __future__ import annotations
@@ -219,10 +218,10 @@ class RunLock:
     with lock:
       ...
 
-  A sweep holds it around the job of a point; `hold` may be nested in one
-  thread. Nobody has to clean up after a killed process: its lease is void at
-  once on the same machine and expires elsewhere. A process that was suspended
-  for longer than its lease, and finds that another one took over, exits.
+  A sweep holds it around the job of a trial; `hold` may be nested in a thread.
+  A killed process needs no cleanup: its lease is void at once on the same
+  machine and expires elsewhere. A process that was suspended for longer than
+  its lease exits if another one has taken over.
 
   Args:
     root: the work directory.
@@ -265,10 +264,10 @@ class RunLock:
     Raises:
       RunLocked: if another process holds the lock.
     """
-    self._wait_for_holder()
     with report_write_errors(self._root):
       tf.io.gfile.makedirs(self._root)
     while True:
+      self._wait_for_holder()
       self._write()
       now = self._clock()
       others = self._other_leases()
@@ -277,7 +276,6 @@ class RunLock:
       self.release()
       # Of those that started at the same moment, one has to be first.
       self._sleep(random.uniform(0, _MAX_BACKOFF_SECONDS))
-      self._wait_for_holder()
     # Only now: an expired holder that wakes up renews its file, and whichever
     # of the two lists last must see the other.
     for path in others:
@@ -391,10 +389,8 @@ _MACHINE = _machine()
 def _is_alive(process: int) -> bool:
   try:
     os.kill(process, 0)
-  except ProcessLookupError:
-    return False
-  except PermissionError:
-    pass  # it runs, as another user
+  except OSError as error:
+    return isinstance(error, PermissionError)  # it runs as another user
   return True
 
 
@@ -411,30 +407,6 @@ def _exit_process(root: str) -> None:
   )
   sys.stderr.flush()
   os._exit(1)
-
-
-def find_run_dir(path: str) -> str | None:
-  """Returns the work directory that a checkpoint belongs to.
-
-  Args:
-    path: a work directory, its checkpoints directory, or one checkpoint.
-
-  Returns:
-    The nearest directory with a config.gin, None if there is none.
-  """
-  folder = os.path.normpath(os.path.expanduser(path))
-  if "://" in path:
-    folder = path.rstrip("/")
-  for _ in range(3):
-    # A SavedModel holds a copy of config.gin.
-    is_run, is_export = (
-      tf.io.gfile.exists(os.path.join(folder, name))
-      for name in ("config.gin", "saved_model.pb")
-    )
-    if is_run and not is_export:
-      return folder
-    folder = os.path.dirname(folder) or "."
-  return None
 
 
 def weights_sha256(variables: Iterable[tf.Variable]) -> str:

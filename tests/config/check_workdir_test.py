@@ -28,11 +28,11 @@ def resume(tmp_path):
     ["config.grid.EPOCHS = (0.5, 1, 2)"],  # another first point
     ["config.grid.EPOCHS = (2,)"],
     [TWO, "config.grid.SEED = (0, 1)"],
-    [TWO, "sweep.Sweep.lease_seconds = 9", "sweep.Sweep.price = 2"],
+    [TWO, "sweep.Sweep.poll_seconds = 9", "sweep.Sweep.price = 2"],
     [TWO, "sweep.Sweep.engine = @engines.Ray()"],
     [TWO, "engines.LocalProcesses.at_once = 2"],
-    [TWO, "sweep.Sweep.tuning = @tuning.GridSearch()"],
-    [TWO, "sweep.Sweep.tuning = @tuning.GridSearch()", "PEAK_LR = 0.3"],
+    [TWO, "sweep.Sweep.tuning = @sweep.GridSearch()"],
+    [TWO, "sweep.Sweep.tuning = @sweep.GridSearch()", "PEAK_LR = 0.3"],
   ],
 )
 def test_a_sweep_may_grow_and_change_hands(resume, now):

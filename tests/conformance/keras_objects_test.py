@@ -32,8 +32,7 @@ from nfnets_tf.scaling.allocation import Exponents
 from nfnets_tf.scaling.compute import TpuV4
 from nfnets_tf.scaling.loss_surface import Surface
 from nfnets_tf.scaling.power_laws import Extrapolation, Law
-from nfnets_tf.scaling.sweep import Sweep
-from nfnets_tf.scaling.tuning import GridSearch
+from nfnets_tf.scaling.sweep import GridSearch, Sweep
 from nfnets_tf.serving.export import Exporter
 from nfnets_tf.train.classifier import Classifier
 from nfnets_tf.train.eval_report import ClassificationReport
@@ -120,7 +119,6 @@ PLAIN = {
     tuning=None,
     engine=None,
     loss="loss",
-    lease_seconds=1,
     poll_seconds=1,
     price=None,
     report=None,

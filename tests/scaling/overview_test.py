@@ -3,18 +3,18 @@
 import numpy as np
 import pytest
 
-from nfnets_tf.scaling.board import Board
 from nfnets_tf.scaling.overview import Overview, overview_of
+from nfnets_tf.scaling.sweep_store import SweepStore, Trial
 from tests.scaling import sweeps
 
 
 @pytest.fixture
 def board(tmp_path):
-  return Board(str(tmp_path), lease_seconds=60)
+  return SweepStore(str(tmp_path))
 
 
 def look(board, sweep) -> Overview:
-  return overview_of(board, sweeps.results_of(board, sweep), sweep)
+  return overview_of(sweeps.status_of(board, sweep))
 
 
 def test_the_best_of_each_cell_is_that_of_the_lowest_loss(board):
@@ -37,16 +37,9 @@ def test_the_best_of_each_cell_is_that_of_the_lowest_loss(board):
 
 def test_a_best_that_has_no_neighbour_yet_is_an_edge(board):
   sweep = sweeps.make_sweep(sweeps.study_grid())
-  cell = sweep.cells[0]
-  (trial,) = sweep.trials(cell, {})
-  board.write(
-    trial.name,
-    "done",
-    cell=cell.name,
-    bindings=trial.bindings,
-    result={"heldout_loss": 1.0},
-    seconds=1.0,
-  )
+  cell = sweep.points[0]
+  (trial,) = sweep.next_trials(cell, {})
+  board.finish(trial, "done", result={"heldout_loss": 1.0}, seconds=1.0)
   row = look(board, sweep).cells.iloc[0]
   assert row["edge"] and row["open"] and row["trials"] == 1
 
@@ -54,15 +47,10 @@ def test_a_best_that_has_no_neighbour_yet_is_an_edge(board):
 def test_what_diverged_or_failed_has_no_loss(board):
   sweep = sweeps.make_sweep(sweeps.study_grid())
   for rate, diverged in ((0.1, True), (0.05, False)):
-    bindings = {**sweep.cells[0].bindings, "PEAK_LR": rate}
-    board.write(
-      f"{sweep.cells[0].name},PEAK_LR={rate}",
-      "failed",
-      cell=sweep.cells[0].name,
-      bindings=bindings,
-      reason="why",
-      diverged=diverged,
-    )
+    bindings = {**sweep.points[0].bindings, "PEAK_LR": rate}
+    name = f"{sweep.points[0].name},PEAK_LR={rate}"
+    trial = Trial(name, sweep.points[0].name, bindings)
+    board.finish(trial, "failed", reason="why", diverged=diverged)
   view = look(board, sweep)
   failed = view.trials[view.trials["state"] == "failed"]
   assert list(failed["diverged"]) == [False, True]

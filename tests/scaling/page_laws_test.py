@@ -2,7 +2,6 @@
 
 import pytest
 
-from nfnets_tf.scaling.board import Board
 from nfnets_tf.scaling.overview import overview_of
 from nfnets_tf.scaling.page_laws import (
   Laws,
@@ -11,15 +10,16 @@ from nfnets_tf.scaling.page_laws import (
   law_points,
   tell_laws,
 )
+from nfnets_tf.scaling.sweep_store import SweepStore
 from tests.scaling import sweeps
 
 
 def view_of(folder, done=None):
-  board = Board(str(folder), lease_seconds=60)
+  board = SweepStore(str(folder))
   sweep = sweeps.make_sweep(sweeps.study_grid())
-  cells = None if done is None else sweep.cells[:done]
+  cells = None if done is None else sweep.points[:done]
   sweeps.finish(board, sweep, cells)
-  return overview_of(board, sweeps.results_of(board, sweep), sweep)
+  return overview_of(sweeps.status_of(board, sweep))
 
 
 def fit(view) -> Laws:

@@ -3,20 +3,20 @@
 import pytest
 
 from nfnets_tf.scaling import page_sections as parts
-from nfnets_tf.scaling.board import Board
 from nfnets_tf.scaling.overview import overview_of
+from nfnets_tf.scaling.sweep_store import SweepStore
 from tests.scaling import sweeps
 from tests.scaling.page_laws_test import fit
 
 
 @pytest.fixture
 def study(tmp_path):
-  """(board, results, overview) of a study of which a cell is finished."""
-  board = Board(str(tmp_path), lease_seconds=60)
+  """(plan, results, overview) of a study of which a cell is finished."""
+  board = SweepStore(str(tmp_path))
   sweep = sweeps.make_sweep(sweeps.study_grid())
-  sweeps.finish(board, sweep, sweep.cells[:1])
-  results = sweeps.results_of(board, sweep)
-  return board, results, overview_of(board, results, sweep)
+  sweeps.finish(board, sweep, sweep.points[:1])
+  status = sweeps.status_of(board, sweep)
+  return status.plan, status.results, overview_of(status)
 
 
 def test_a_section_has_a_title_and_nothing_if_it_is_empty():
@@ -41,11 +41,11 @@ def test_the_head_counts(study):
 
 
 def test_tables_have_a_row_for_each(study):
-  board, results, view = study
+  plan, results, view = study
   assert parts.best_of_cells(view).count("<tr") == 1 + 20
   points = parts.all_points(view, results)
   assert points.count("<tr") == 1 + 22 and points.count('"best"') == 1
-  assert parts.plan(board).count("<tr") == 1 + 20
+  assert parts.plan(plan).count("<tr") == 1 + 20
   assert "No point is known" in parts.all_points(view, results.iloc[:0])
 
 

@@ -1,5 +1,6 @@
 """The report of a sweep, in all its states and in a browser."""
 
+import dataclasses
 import html.parser
 import logging
 import os
@@ -11,8 +12,8 @@ import matplotlib.image
 import pytest
 
 from nfnets_tf.errors import UserError
-from nfnets_tf.scaling.board import Board
 from nfnets_tf.scaling.page import SweepPage
+from nfnets_tf.scaling.sweep_store import SweepStore, Trial, point_name
 from tests.scaling import sweeps
 
 CHROMIUM = [
@@ -59,16 +60,16 @@ class Page(html.parser.HTMLParser):
 
 @pytest.fixture
 def board(tmp_path):
-  return Board(str(tmp_path / "a <sweep> & more"), lease_seconds=60)
+  return SweepStore(str(tmp_path / "a <sweep> & more"))
 
 
 def write(board, sweep, configuration="A = 1\n", **options):
   given = {"resamples": 20, "seed": 0, "refresh_seconds": 30, **options}
   page = SweepPage(**given)
-  results = sweeps.results_of(board, sweep)
   os.makedirs(board.root, exist_ok=True)
-  page(board, results, sweep=sweep, configuration=configuration)
-  with open(board.page) as file:
+  status = sweeps.status_of(board, sweep, configuration)
+  page(dataclasses.replace(status, name="a <sweep> & more"), board.report)
+  with open(board.report) as file:
     return Page(file.read())
 
 
@@ -93,14 +94,14 @@ def test_a_page_needs_nothing_but_itself(board):
     assert tag not in ("link", "img", "iframe")
     for name in ("src", "href", "xlink:href"):
       assert attributes.get(name, "#").startswith("#"), attributes
-  assert os.path.getsize(board.page) < 1_000_000
+  assert os.path.getsize(board.report) < 1_000_000
   assert os.listdir(board.root).count("report.html") == 1
   assert not [n for n in os.listdir(board.root) if n.endswith(".partial")]
 
 
 def test_while_points_are_left_it_loads_itself_again(board):
   sweep = sweeps.make_sweep(sweeps.study_grid())
-  sweeps.finish(board, sweep, sweep.cells[:5])
+  sweeps.finish(board, sweep, sweep.points[:5])
   page = write(board, sweep)
   assert page.refreshes() and "Hollow" not in page.texts[0]
   text = " ".join(page.texts)
@@ -116,7 +117,7 @@ def test_a_sweep_that_has_just_begun_is_told(
 ):
   monkeypatch.setattr(logging.getLogger("nfnets_tf"), "propagate", True)
   sweep = sweeps.make_sweep(sweeps.study_grid(), tuned=tuned)
-  sweeps.finish(board, sweep, sweep.cells[:done], plan=plan)
+  sweeps.finish(board, sweep, sweep.points[:done], plan=plan)
   text = " ".join(write(board, sweep).texts)
   assert "could not be made" not in text and not caplog.records
   assert ("No point has finished yet." in text) == (done == 0)
@@ -136,15 +137,10 @@ def test_a_sweep_that_has_just_begun_is_told(
 def test_axes_may_be_any(board, caplog, monkeypatch, grid):
   monkeypatch.setattr(logging.getLogger("nfnets_tf"), "propagate", True)
   sweep = sweeps.make_sweep(grid, tuned=False)
-  for number, cell in enumerate(sweep.cells):
-    board.write(
-      cell.name,
-      "done",
-      cell=cell.name,
-      bindings=cell.bindings,
-      result={"heldout_loss": 1.0 + number},
-      seconds=1.0,
-    )
+  for number, cell in enumerate(sweep.points):
+    trial = Trial(cell.name, cell.name, cell.bindings)
+    result = {"heldout_loss": 1.0 + number}
+    board.finish(trial, "done", result=result, seconds=1.0)
   page = write(board, sweep)
   assert page.count("svg") == 1 and not caplog.records
 
@@ -153,14 +149,9 @@ def test_failures_are_told_in_full_and_escaped(board):
   sweep = sweeps.make_sweep(sweeps.study_grid())
   reason = "the <disk> is full & " + 100 * "far " + "away"
   for name, diverged in (("0.1", False), ("6.4", True)):
-    board.write(
-      f"VARIANT=W8,EPOCHS=1,PEAK_LR={name}",
-      "failed",
-      cell="VARIANT=W8,EPOCHS=1",
-      bindings={"VARIANT": "W8", "EPOCHS": 1, "PEAK_LR": float(name)},
-      reason=reason,
-      diverged=diverged,
-    )
+    bindings = {"VARIANT": "W8", "EPOCHS": 1, "PEAK_LR": float(name)}
+    trial = Trial(point_name(bindings), "VARIANT=W8,EPOCHS=1", bindings)
+    board.finish(trial, "failed", reason=reason, diverged=diverged)
   page = write(board, sweep, configuration="A = '</pre><b>'\n")
   text = "".join(page.texts)
   assert text.count(reason) == 2 and "A = '</pre><b>'" in text
@@ -173,10 +164,9 @@ def test_a_page_that_cannot_be_written_does_not_end_the_sweep(
 ):
   monkeypatch.setattr(logging.getLogger("nfnets_tf"), "propagate", True)
   sweep = sweeps.make_sweep(sweeps.study_grid())
-  os.makedirs(board.page)
+  os.makedirs(board.report)
   page = SweepPage(resamples=5, seed=0, refresh_seconds=None)
-  results = sweeps.results_of(board, sweep)
-  page(board, results, sweep=sweep, configuration="")
+  page(sweeps.status_of(board, sweep), board.report)
   assert "report.html could not be written" in caplog.text
   assert os.listdir(board.root) == ["report.html"]
 
@@ -216,7 +206,7 @@ def test_a_browser_shows_the_figures(board, chromium, tmp_path):
   sweep = sweeps.make_sweep(sweeps.study_grid())
   sweeps.finish(board, sweep)
   write(board, sweep)
-  with open(board.page) as file:
+  with open(board.report) as file:
     content = file.read()
   # The page allows nothing from elsewhere, and the test's script is inside.
   copy = tmp_path / "copy.html"

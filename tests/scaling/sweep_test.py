@@ -1,16 +1,248 @@
 import contextlib
+import itertools
 import math
-import os
+import re
 import threading
-import time
 
+import numpy as np
 import pytest
 
 from nfnets_tf.errors import UserError
-from nfnets_tf.scaling import claims, points
-from nfnets_tf.scaling.board import DONE, FAILED, Board
-from nfnets_tf.scaling.sweep import Sweep
-from nfnets_tf.scaling.tuning import GridSearch
+from nfnets_tf.scaling.sweep import (
+  GridSearch,
+  Sweep,
+  grid_points,
+  nearest_first,
+  select_points,
+)
+from nfnets_tf.scaling.sweep_store import (
+  DONE,
+  FAILED,
+  SweepStore,
+  Trial,
+  point_name,
+)
+
+# Points of the grid.
+
+MODELS, EPOCHS = ("F0", "F1", "F3", "F7+"), (0.25, 1, 8)
+LADDER = [{"VARIANT": m, "EPOCHS": e} for m in MODELS for e in EPOCHS]
+
+
+def test_name_states_values_in_order():
+  assert point_name(LADDER[0]) == "VARIANT=F0,EPOCHS=0.25"
+  assert point_name({"A": "F7+", "B": 1e-05}) == "A=F7+,B=1e-05"
+  assert point_name({"A": -0.5, "B": True}) == "A=-0.5,B=True"
+
+
+@pytest.mark.parametrize(
+  "value", ["a/b", "../x", "a b*?[c]", "x:y|z", "\n", "~", (1, "a"), None, "é"]
+)
+def test_name_is_valid_on_any_file_system(value):
+  name = point_name({"train/pipeline.Split.x": value})
+  assert re.fullmatch(r"train-pipeline\.Split\.x=[\w.+-]*", name)
+
+
+def test_points_keep_the_order_of_the_grid():
+  points = grid_points(LADDER)
+  assert [point.bindings for point in points] == LADDER
+  assert points[0].bindings is not LADDER[0]
+
+
+def test_points_that_would_share_a_directory_are_refused():
+  for grid in ([{"A": 1}, {"A": 1}], [{"A": "a b"}, {"A": "a/b"}]):
+    with pytest.raises(UserError, match="2 points .* 'A=(1|a-b)'"):
+      grid_points(grid)
+  assert len(grid_points([{"A": 0.5}, {"A": -0.5}, {"A": 1}])) == 3
+
+
+def test_nearest_points_have_least_manhattan_distance():
+  points = grid_points(LADDER)
+  places = list(itertools.product(range(4), range(3)))
+
+  def distance(a, b):
+    return sum(abs(x - y) for x, y in zip(places[a], places[b]))
+
+  for here, point in enumerate(points):
+    order = [points.index(other) for other in nearest_first(points, point)]
+    assert sorted([*order, here]) == list(range(12))
+    # Ties are in the order of the grid.
+    assert order == sorted(order, key=lambda o, h=here: (distance(h, o), o))
+
+
+def test_nearest_points_need_not_set_the_same_macros():
+  points = grid_points([{"A": 1}, {"A": 2, "B": [1]}, {"A": 3, "B": [2]}])
+  assert nearest_first(points, points[2]) == [points[1], points[0]]
+
+
+def test_shares_partition_the_points():
+  points = grid_points(LADDER)
+  for n in range(1, 16):
+    shares = [select_points(points, f"{k}/{n}") for k in range(1, n + 1)]
+    sizes = [len(share) for share in shares]
+    assert max(sizes) - min(sizes) <= 1
+    names = sorted(point.name for share in shares for point in share)
+    assert names == sorted(point.name for point in points)
+  expected = [points[1], points[6], points[11]]
+  assert select_points(points, "2/5") == expected
+  for number, point in enumerate(points, 1):
+    assert select_points(points, str(number)) == [point]
+
+
+@pytest.mark.parametrize("given", ["0", "13", "0/3", "4/3", "1/0", "13/12"])
+def test_numbers_out_of_range_are_refused(given):
+  with pytest.raises(UserError, match=f"--points={given} .* from 1 to 12"):
+    select_points(grid_points(LADDER), given)
+
+
+# The search.
+
+
+def make_search(both_sides=True, most_trials=99, factor=2.0, start=0.1):
+  return GridSearch(
+    macro="LR",
+    start=start,
+    factor=factor,
+    both_sides=both_sides,
+    most_trials=most_trials,
+  )
+
+
+def run_search(search, loss_of, start=None):
+  """Tries one value after the other; returns {value: loss} in their order."""
+  losses = {}
+  while values := search.next_values(losses, start):
+    assert not set(values) & set(losses), "a value was tried twice"
+    losses[values[0]] = loss_of(values[0])
+    assert len(losses) < 100
+  return losses
+
+
+def place(value, search):
+  """Returns the number of steps on the grid from the start."""
+  steps = math.log(value / search.start, search.factor)
+  assert abs(steps - round(steps)) < 1e-3
+  return round(steps)
+
+
+def unimodal_curves():
+  """Yields (loss of a place on the grid, the best place), at random."""
+  r = np.random.default_rng(0)
+  for _ in range(100):
+    best = int(r.integers(-12, 13))
+    rises = {side: np.cumsum(r.uniform(0.1, 1, 60)) for side in (-1, 1)}
+
+    def loss_of(at, best=best, rises=rises):
+      return rises[1 if at > best else -1][abs(at - best)] if at != best else 0
+
+    yield loss_of, best
+
+
+@pytest.mark.parametrize("factor", [2.0, 1.5, 10 ** (1 / 3)])
+def test_search_finds_optimum_of_exhaustive_search(factor):
+  search = make_search(factor=factor)
+  for loss_of, best in unimodal_curves():
+    assert best == min(range(-30, 31), key=loss_of)  # exhaustive
+    losses = run_search(search, lambda v, f=loss_of: f(place(v, search)))
+    places = [place(v, search) for v in losses]
+    assert place(search.best(losses), search) == best
+    assert {best - 1, best + 1} <= set(places)
+    assert len(set(places)) == len(places)
+    # The start, the way to the optimum and one beyond it, and the lower side
+    # of the start, which was tried first.
+    assert len(losses) == 2 + abs(best) + (best >= 0)
+
+
+def test_search_does_not_depend_on_the_order_in_which_trials_end():
+  r = np.random.default_rng(1)
+  for loss_of, best in unimodal_curves():
+    search, losses, running = make_search(), {}, set()
+    while running := set(search.next_values(losses)) | running:
+      ended = r.choice(sorted(running))
+      running.discard(ended)
+      losses[ended] = loss_of(place(ended, search))
+    assert place(search.best(losses), search) == best
+
+
+def test_search_from_the_optimum_takes_three_trials():
+  search = make_search()
+  losses = run_search(search, lambda v: abs(math.log(v / 0.8)), start=0.8)
+  assert list(losses) == [0.8, 0.4, 1.6] and search.best(losses) == 0.8
+  assert search.next_values({0.3: 1.0}) == [0.15, 0.6]  # of another grid
+
+
+def test_one_sided_search_only_descends():
+  search = make_search(both_sides=False)
+  losses = run_search(search, lambda v: abs(math.log(v / 0.8)), start=0.8)
+  assert list(losses) == [0.8, 0.4]
+  for loss_of, best in unimodal_curves():
+    losses = run_search(search, lambda v, f=loss_of: f(place(v, search)))
+    assert place(search.best(losses), search) == min(best, 0)
+    assert len(losses) == 2 - min(best, 0)
+
+
+@pytest.mark.parametrize("both_sides", [True, False])
+def test_diverged_values_are_worst(both_sides):
+  search = make_search(both_sides)
+  losses = run_search(
+    search, lambda v: math.inf if v > 0.03 else abs(v - 0.0125)
+  )
+  assert list(losses) == [0.1, 0.05, 0.025, 0.0125, 0.00625]
+  assert search.best(losses) == 0.0125
+
+
+def test_search_descends_while_all_diverge():
+  search = make_search(most_trials=4)
+  losses = run_search(search, lambda v: math.inf)
+  assert list(losses) == [0.1, 0.05, 0.025, 0.0125]
+  assert search.best(losses) is None
+
+
+@pytest.mark.parametrize("most", [1, 2, 3, 5])
+def test_search_respects_most_trials(most):
+  search, losses = make_search(most_trials=most), {}
+  while values := search.next_values(losses):
+    assert len(losses) + len(values) <= most
+    losses.update((v, -v) for v in values)  # higher is always better
+  assert len(losses) == most and search.best(losses) == max(losses)
+
+
+def test_lower_value_wins_a_tie():
+  assert make_search().best({0.2: 1.0, 0.1: 1.0, 0.4: 2.0}) == 0.1
+  assert make_search().best({0.1: 2.0, 0.2: 1.0, 0.4: 1.0}) == 0.2
+
+
+@pytest.mark.parametrize("start", [0.1, 0.3, 1 / 3, 1.6, 7e-6, 0.1234567])
+@pytest.mark.parametrize("factor", [2.0, 3.0, 10.0, 1.25])
+def test_up_and_down_again_gives_the_same_number(start, factor):
+  """So that no place has two directories; 0.1 / 3 * 3 != 0.1."""
+  search = make_search(factor=factor, start=start)
+  lower, upper = search.next_values({start: 1.0})
+  expected = pytest.approx((start / factor, start * factor), rel=1e-5)
+  assert (lower, upper) == expected
+  for side in (lower, upper):
+    # As seen from there, the start has been tried.
+    (beyond,) = search.next_values({start: 1.0, side: 0.5})
+    assert side in search.next_values({beyond: 1.0})
+    assert float(f"{start:.6g}") in search.next_values({side: 1.0})
+
+
+@pytest.mark.parametrize(
+  "name, value",
+  [
+    *(("start", start) for start in (0, math.inf, math.nan, "0.1")),
+    ("factor", 1),
+    ("most_trials", 0),
+    ("most_trials", 2.5),
+  ],
+)
+def test_invalid_search_is_refused(name, value):
+  message = re.escape(f"sweep.GridSearch.{name} = {value!r} is invalid")
+  with pytest.raises(UserError, match=message):
+    make_search(**{name: value})
+
+
+# The sweep.
 
 GRID = [{"W": w, "E": e} for w in (1, 2, 3) for e in (1, 2, 4)]
 OPTIMUM = {1: 0.4, 2: 0.2, 3: 0.1}  # by width, halved with each doubled budget
@@ -21,230 +253,357 @@ def loss_of(bindings):
   return abs(math.log2(bindings.get("LR", best) / best))
 
 
-class Engine:
-  """Runs a point as its process does: claims it, works, records what came.
+def make_sweep(tuned=True, grid=GRID, most=9, start=0.4, engine=None, **given):
+  options = {
+    "grid": grid,
+    "tuning": make_search(start=start, most_trials=most) if tuned else None,
+    "engine": engine,
+    "loss": "loss",
+    "poll_seconds": 0.01,
+    "price": None,
+    "report": None,
+    **given,
+  }
+  return Sweep(**options)
 
-  Those of `ends` end with its exit codes, in turn, and leave no record.
+
+@pytest.mark.parametrize(
+  "words, given",
+  [
+    ("poll_seconds = -1 is invalid", {"poll_seconds": -1}),
+    ("price = -0.5 is invalid", {"price": -0.5}),
+    ("LR is both tuned and an axis", {"grid": [{"LR": 1}]}),
+    ("no points; bind an axis", {"grid": []}),
+  ],
+)
+def test_invalid_sweep_is_refused(words, given):
+  with pytest.raises(UserError, match=words):
+    make_sweep(**given)
+
+
+def done(trial, loss=1.0):
+  return {trial.name: finished(trial, DONE, result={"loss": loss})}
+
+
+def finished(trial, state, **outcome):
+  return Trial(trial.name, trial.grid_point, trial.bindings, state, **outcome)
+
+
+def test_point_starts_at_optimum_of_its_neighbor():
+  sweep, trials, values = make_sweep(), {}, {}
+  for point in sweep.points:
+    best = OPTIMUM[point.bindings["W"]] / point.bindings["E"]
+    assert sweep.optimum(point, trials) is None
+    while new := sweep.next_trials(point, trials):
+      values.setdefault(point.name, []).append(new[0].bindings["LR"])
+      trials.update(done(new[0], loss_of(new[0].bindings)))
+    assert sweep.optimum(point, trials) == best
+  assert {name: tried[0] for name, tried in values.items()} == {
+    "W=1,E=1": 0.4,  # the sweep's own start
+    "W=1,E=2": 0.4,  # the optimum of W=1,E=1
+    "W=1,E=4": 0.2,  # of W=1,E=2
+    "W=2,E=1": 0.4,  # of W=1,E=1
+    "W=2,E=2": 0.2,  # of W=1,E=2, which is before W=2,E=1 in the grid
+    "W=2,E=4": 0.1,
+    "W=3,E=1": 0.2,
+    "W=3,E=2": 0.1,
+    "W=3,E=4": 0.05,
+  }
+  # An optimum that holds takes three trials, and one a step lower, too.
+  assert {len(tried) for tried in values.values()} == {3}
+
+
+@pytest.mark.parametrize(
+  "state, outcome, tried",
+  [
+    (FAILED, {}, []),
+    (DONE, {"result": {"loss": math.nan}}, []),
+    (DONE, {"result": {"another": 1.0}}, []),
+    (FAILED, {"diverged": True}, [0.8]),
+    (DONE, {"result": {"loss": 2.0}}, [0.8]),
+  ],
+)
+def test_point_with_unknown_loss_is_undecided(state, outcome, tried):
+  sweep = make_sweep(grid=[{"A": 1}, {"A": 2}])
+  point, other = sweep.points
+  trials = done(*sweep.next_trials(point, {}))
+  lower, upper = sweep.next_trials(point, trials)
+  trials[lower.name] = finished(lower, state, **outcome)
+  new = sweep.next_trials(point, trials)
+  assert [trial.bindings["LR"] for trial in new] == tried
+  assert sweep.optimum(point, trials) is None
+  # No other point starts at it.
+  assert sweep.next_trials(other, trials)[0].bindings["LR"] == 0.4
+  trials.update(done(upper, 3.0))
+  assert sweep.optimum(point, trials) == (0.4 if tried else None)
+
+
+def test_trials_of_other_macros_do_not_count():
+  tuned = make_sweep(grid=[{"A": 1}])
+  plain = make_sweep(grid=[{"A": 1}], tuned=False)
+  for mine, other in ((tuned, plain), (plain, tuned)):
+    (point,) = mine.points
+    trials = done(*other.next_trials(point, {}))
+    assert mine.trials_at(point, trials) == []
+    assert mine.next_trials(point, trials) == mine.next_trials(point, {})
+
+
+@pytest.mark.parametrize("tuned", [True, False])
+def test_trial_is_found_by_name(tuned, tmp_path):
+  sweep, store = make_sweep(tuned, grid=LADDER), SweepStore(str(tmp_path))
+  for point in sweep.points:
+    (trial,) = sweep.next_trials(point, {})
+    assert sweep.find(trial.name, {}) == trial
+  if tuned:
+    other = Trial(f"{point.name},LR=0.3", point.name, {**point.bindings})
+    with pytest.raises(UserError, match="is not a point of the sweep"):
+      sweep.find(other.name, {})
+    other.bindings["LR"] = 0.30000000000000004
+    store.start(other)
+    assert sweep.find(other.name, store.trials()) == other
+  with pytest.raises(UserError) as error:
+    sweep.find("x", {})
+  message = str(error.value)
+  assert "--points=x is not" in message and "from 1 to 12" in message
+  assert LADDER[0]["VARIANT"] in message
+
+
+def test_values_are_those_of_the_grid_after_reading(tmp_path):
+  """JSON has no tuples, and a run may not resume with another value."""
+  sweep = make_sweep(False, grid=[{"A": (1, "a")}])
+  (trial,) = sweep.next_trials(sweep.points[0], {})
+  store = SweepStore(str(tmp_path))
+  store.start(trial)
+  assert sweep.find(trial.name, store.trials()).bindings == {"A": (1, "a")}
+
+
+# Running it.
+
+
+class Engine:
+  """Runs a trial as its process does: locks, works, and records the outcome.
+
+  Those in `codes` end with its exit codes, in turn, and leave no record.
   """
 
-  def __init__(self, board, at_once=1, ends=(), before=lambda running: None):
-    self.at_once, self._board, self._before = at_once, board, before
-    self._ends = {name: list(codes) for name, codes in dict(ends).items()}
-    self.begun, self.done, self.logs = [], [], []
-    self._running = {}
+  def __init__(self, folder, at_once=1, codes=(), before=lambda running: None):
+    self.at_once, self._before = at_once, before
+    self._store = SweepStore(str(folder))
+    self._codes = {name: list(ends) for name, ends in dict(codes).items()}
+    self.started, self.done, self.logs = [], [], []
+    self._running = []
 
   def submit(self, name, command, log):
-    (self._running[name],) = command
+    assert command == ["run", f"--points={name}"]
+    self._running.append(name)
     assert len(self._running) <= self.at_once
-    self.begun.append(name)
+    self.started.append(name)
     self.logs.append(log)
 
   def wait(self, seconds):
     self._before(self._running)
-    for name in list(self._running):
-      return {name: self._end(self._running.pop(name))}
-    time.sleep(seconds)
+    if self._running:
+      name = self._running.pop(0)
+      return {name: self._end(name)}
     return {}
 
-  def _end(self, point):
-    if self._ends.get(point.name):
-      return self._ends[point.name].pop(0)
-    if self._board.claims.take(point.name):
-      if point.name not in self._board.records():
-        time.sleep(0.005)
-        write(self._board, point)
-        self.done.append(point.name)
-      self._board.claims.release(point.name)
+  def _end(self, name):
+    if self._codes.get(name):
+      return self._codes[name].pop(0)
+    with contextlib.suppress(UserError), self._store.lock(name).hold():
+      trial = self._store.trial(name)
+      if trial.state != DONE:
+        finish(self._store, trial)
+        self.done.append(name)
     return 0
 
   def stop(self):
     pytest.fail("it was stopped")
 
 
-def write(board, point):
-  result = {"loss": loss_of(point.bindings)}
-  board.write(
-    point.name, DONE, cell=point.cell, bindings=point.bindings, result=result
-  )
+def finish(store, trial):
+  store.finish(trial, DONE, result={"loss": loss_of(trial.bindings)})
 
 
-def board_of(tmp_path):
-  return Board(str(tmp_path), lease_seconds=60)
-
-
-def make(tmp_path, tuned=True, grid=GRID, most=9, start=0.4, **engine):
-  tuning = GridSearch(
-    macro="LR", start=start, factor=2, both_sides=True, most_trials=most
-  )
-  return Sweep(
-    grid=grid,
-    tuning=tuning if tuned else None,
-    engine=Engine(board_of(tmp_path), **engine),
-    loss="loss",
-    lease_seconds=60,
-    poll_seconds=0.01,
-    price=None,
-    report=None,
-  )
-
-
-def run(sweep, tmp_path, cells=None):
-  """Runs it; returns the names of what was done, in order."""
-  told = []
-  sweep.run(
-    board_of(tmp_path),
-    sweep.cells if cells is None else cells,
-    lambda point: [point],
-    lambda: told.append(1),
-  )
-  assert len(told) == len(sweep.engine.begun)
-  return sweep.engine.done
+def run(folder, points=None, engine=(), **options):
+  """Runs a sweep; returns it and its engine."""
+  engine = Engine(folder, **dict(engine))
+  sweep = make_sweep(engine=engine, **options)
+  refreshes = []
+  points = sweep.points if points is None else sweep.points[:points]
+  store = SweepStore(str(folder))
+  sweep.run(store, points, ["run"], refreshes.append)
+  assert len(refreshes) == 1 + len(engine.started)
+  return sweep, engine
 
 
 @pytest.mark.parametrize("at_once", [1, 4])
-def test_every_point_is_done_once_in_the_order_of_the_grid(tmp_path, at_once):
-  sweep = make(tmp_path, tuned=False, at_once=at_once)
-  assert run(sweep, tmp_path) == [cell.name for cell in sweep.cells]
-  assert sweep.engine.begun == sweep.engine.done
-  log = board_of(tmp_path).log
-  assert sweep.engine.logs == [log(name) for name in sweep.engine.done]
-  assert run(make(tmp_path, tuned=False), tmp_path) == []
+def test_every_point_runs_once_in_the_order_of_the_grid(tmp_path, at_once):
+  options = {"tuned": False, "engine": {"at_once": at_once}}
+  sweep, engine = run(tmp_path, **options)
+  assert engine.done == [point.name for point in sweep.points]
+  assert engine.started == engine.done
+  log = SweepStore(str(tmp_path)).log
+  assert engine.logs == [log(name) for name in engine.done]
+  _, engine = run(tmp_path, **options)
+  assert engine.started == []
 
 
 @pytest.mark.parametrize("at_once", [1, 2, 5])
-def test_every_cell_ends_at_its_own_optimum(tmp_path, at_once):
-  sweep = make(tmp_path, at_once=at_once)
-  assert len(set(run(sweep, tmp_path))) == len(sweep.engine.begun)
-  records = board_of(tmp_path).records()
-  for cell in sweep.cells:
-    best = OPTIMUM[cell.bindings["W"]] / cell.bindings["E"]
-    assert sweep.optimum(cell, records) == best
-    assert {best / 2, best, best * 2} <= set(sweep.losses(cell, records))
+def test_every_point_reaches_its_optimum(tmp_path, at_once):
+  sweep, engine = run(tmp_path, engine={"at_once": at_once})
+  assert len(set(engine.done)) == len(engine.started)
+  trials = SweepStore(str(tmp_path)).trials()
+  for point in sweep.points:
+    best = OPTIMUM[point.bindings["W"]] / point.bindings["E"]
+    assert sweep.optimum(point, trials) == best
+    assert {best / 2, best, best * 2} <= set(sweep.losses(point, trials))
 
 
 @pytest.mark.parametrize("tuned", [False, True])
 @pytest.mark.parametrize("at_once", [1, 3])
-def test_two_who_share_a_folder_do_each_point_once(
-  tmp_path, monkeypatch, tuned, at_once
+def test_drivers_that_share_a_directory_run_each_trial_once(
+  tmp_path, tuned, at_once
 ):
-  monkeypatch.setattr(claims, "_PAUSE_SECONDS", 0.01)
-  both = threading.Barrier(2)
+  barrier, engines = threading.Barrier(2), []
 
   def in_step(running):
     with contextlib.suppress(threading.BrokenBarrierError):
-      both.wait(1)  # until one has ended
+      barrier.wait(1)  # until one has ended
 
-  given = {"tuned": tuned, "at_once": at_once, "before": in_step}
-  sweeps = [make(tmp_path, **given) for _ in range(2)]
-  threads = [threading.Thread(target=run, args=(s, tmp_path)) for s in sweeps]
+  def drive():
+    engine = {"at_once": at_once, "before": in_step}
+    engines.append(run(tmp_path, tuned=tuned, engine=engine)[1])
+
+  threads = [threading.Thread(target=drive) for _ in range(2)]
   for thread in threads:
     thread.start()
   for thread in threads:
     thread.join(60)
-  records = board_of(tmp_path).records()
-  done = sweeps[0].engine.done + sweeps[1].engine.done
-  assert sorted(done) == sorted(records)  # none twice
-  for cell in sweeps[0].cells:
-    assert sweeps[0].trials(cell, records) == []
+  trials = SweepStore(str(tmp_path)).trials()
+  ended = [name for name, trial in trials.items() if trial.state == DONE]
+  assert sorted(engines[0].done + engines[1].done) == ended  # none twice
+  sweep = make_sweep(tuned)
+  for point in sweep.points:
+    assert sweep.next_trials(point, trials) == []
 
 
 @pytest.fixture
-def first(tmp_path):
-  """(the first cell, its trial at a value, the board of another process)."""
-  cell = make(tmp_path).cells[0]
+def elsewhere(tmp_path):
+  """Locks and records trials of the first point as another process does."""
+  (point, *_), store = make_sweep().points, SweepStore(str(tmp_path))
 
   def trial(value):
-    return points.trial_of(cell, "LR", value)
+    bindings = {**point.bindings, "LR": value}
+    return Trial(point_name(bindings), point.name, bindings)
 
-  return cell, trial, board_of(tmp_path)
+  store.at = trial
+  return store
 
 
-def test_a_cell_that_was_begun_elsewhere_is_not_begun_again(tmp_path, first):
-  cell, trial, other = first
-  assert other.claims.take(trial(1.6).name)
+def test_point_started_elsewhere_is_waited_for(tmp_path, elsewhere):
+  trial = elsewhere.at(1.6)
+  lock = elsewhere.lock(trial.name)
+  elsewhere.start(trial)
+  lock.acquire()
 
   def before(running):
-    if other.claims.owner(trial(1.6).name):
+    if elsewhere.trial(trial.name).state != DONE:
       assert not running
-      write(other, trial(1.6))
-      other.claims.release(trial(1.6).name)
+      finish(elsewhere, trial)
+      lock.release()
 
-  done = run(make(tmp_path, before=before), tmp_path, [cell])
-  assert done == [trial(value).name for value in (0.8, 0.4, 0.2)]
-
-
-def test_a_cell_that_was_half_begun_goes_on_there(tmp_path, first):
-  cell, trial, other = first
-  for name in (trial(1.6).name, f"{cell.name},LR=0.1.bak", "W=9,LR=1.0"):
-    os.makedirs(other.folder(name))
-  sweep = make(tmp_path)
-  assert run(sweep, tmp_path, [cell])[0] == trial(1.6).name
+  _, engine = run(tmp_path, 1, engine={"before": before})
+  assert engine.done == [elsewhere.at(value).name for value in (0.8, 0.4, 0.2)]
 
 
-def test_what_another_one_gives_up_is_taken_over(tmp_path, first):
-  cell, trial, other = first
-  other.claims.take(trial(0.4).name)
-  looks = []
+def test_interrupted_first_trial_is_resumed(tmp_path, elsewhere):
+  elsewhere.start(elsewhere.at(1.6))
+  _, engine = run(tmp_path, 1)
+  assert engine.started[0] == elsewhere.at(1.6).name
+
+
+def test_trial_given_up_elsewhere_is_taken_over(tmp_path, elsewhere):
+  trial, polls = elsewhere.at(0.4), []
+  elsewhere.start(trial)
+  lock = elsewhere.lock(trial.name)
+  lock.acquire()
 
   def before(running):
-    looks.append(dict(running))
-    if len(looks) == 3:
-      other.claims.release(trial(0.4).name)
+    polls.append(list(running))
+    if len(polls) == 3:
+      lock.release()
 
-  assert trial(0.4).name in run(make(tmp_path, before=before), tmp_path, [cell])
-  assert looks[:3] == [{}] * 3
+  _, engine = run(tmp_path, 1, engine={"before": before})
+  assert trial.name in engine.done and polls[:3] == [[]] * 3
 
 
 @pytest.mark.parametrize(
-  "codes, state",
-  [([1], DONE), ([1, -9], DONE), ([0] * 4, DONE), ([1, 1, 1], FAILED)],
-)
-def test_a_point_still_claimed_may_fail_twice(tmp_path, first, codes, state):
-  """As when a lease was lost, or a machine is gone and its lease is not."""
-  (cell, trial, other), left = first, list(codes)
-  name = trial(0.4).name
-
-  def before(running):
-    if running and left:
-      left.pop()
-      other.claims.take(name)  # just after it began here
-    elif not running:
-      other.claims.release(name)
-
-  sweep = make(tmp_path, before=before, ends={name: codes})
-  run(sweep, tmp_path, [cell])
-  assert sweep.engine.begun.count(name) == len(codes) + (state == DONE)
-  assert other.records()[name]["state"] == state
-
-
-def test_trials_that_run_count_among_those_allowed(tmp_path):
-  for most in (1, 2, 3, 4, 5):
-    folder = tmp_path / str(most)
-    sweep = make(folder, grid=GRID[:1], most=most, start=0.05, at_once=3)
-    assert len(run(sweep, folder)) == most
-
-
-def test_records_of_what_is_tuned_no_more_are_let_alone(tmp_path):
-  run(make(tmp_path, tuned=False), tmp_path)
-  sweep = make(tmp_path)
-  assert len(run(sweep, tmp_path)) == 27
-  assert run(make(tmp_path, tuned=False), tmp_path) == []
-
-
-@pytest.mark.parametrize(
-  "words, given",
+  "codes, state, locked",
   [
-    ("lease_seconds = 0 and", {"lease_seconds": 0}),
-    ("poll_seconds = -1 cannot", {"poll_seconds": -1}),
-    ("price = -0.5 cannot", {"price": -0.5}),
-    ("LR is tuned and an axis", {"grid": [{"LR": 1}]}),
-    ("no points", {"grid": []}),
+    ([1], FAILED, False),
+    ([-9], FAILED, False),
+    ([0, 0], DONE, False),
+    ([0, 0, 0], FAILED, False),
+    ([1], DONE, True),
+    ([1, -9], DONE, True),
+    ([1, 1, 1], FAILED, True),
   ],
 )
-def test_what_cannot_be_used_is_told(tmp_path, words, given):
-  names = "tuning engine loss lease_seconds poll_seconds price report"
-  good = make(tmp_path)
-  whole = {name: getattr(good, name) for name in names.split()}
-  assert Sweep(grid=GRID, **{**whole, "price": 0}).cells == good.cells
-  with pytest.raises(UserError, match=words):
-    Sweep(**{"grid": GRID, **whole, **given})
+def test_process_without_outcome_has_failed(
+  tmp_path, elsewhere, codes, state, locked
+):
+  """Unless it is locked, as when its machine is gone and its lock is not."""
+  trial, ends = elsewhere.at(0.4), list(codes)
+  lock = elsewhere.lock(trial.name)
+
+  def before(running):
+    if running and ends and locked:
+      ends.pop()
+      lock.acquire()  # just after it started here
+    elif not running:
+      lock.release()
+
+  engine = {"before": before, "codes": {trial.name: codes}}
+  _, engine = run(tmp_path, 1, engine=engine)
+  assert engine.started.count(trial.name) == len(codes) + (state == DONE)
+  outcome = elsewhere.trial(trial.name)
+  assert outcome.state == state
+  if state == FAILED:
+    how = "killed by SIGKILL" if codes[-1] == -9 else f"code {codes[-1]}"
+    assert how in outcome.reason and elsewhere.log(trial.name) in outcome.reason
+
+
+def test_trial_that_ends_during_a_check_is_not_started_again(
+  tmp_path, monkeypatch
+):
+  store = SweepStore(str(tmp_path))
+  (point,) = grid_points(GRID[:1])
+  trial = Trial(point.name, point.name, point.bindings)
+  lock, read, checks = store.lock(trial.name), SweepStore.trials, []
+  lock.acquire()
+  store.start(trial)
+
+  def trials(self):
+    known = read(self)
+    checks.append([t.state for t in known.values()])
+    finish(store, trial)
+    lock.release()
+    return known
+
+  monkeypatch.setattr(SweepStore, "trials", trials)
+  _, engine = run(tmp_path, tuned=False, grid=GRID[:1])
+  assert engine.started == [] and checks == [["running"], ["done"]]
+
+
+def test_running_trials_count_towards_most_trials(tmp_path):
+  for most in (1, 2, 3, 4, 5):
+    options = {"grid": GRID[:1], "most": most, "start": 0.05}
+    _, engine = run(tmp_path / str(most), engine={"at_once": 3}, **options)
+    assert len(engine.done) == most
+
+
+def test_trials_without_tuning_are_kept_apart(tmp_path):
+  assert len(run(tmp_path, tuned=False)[1].done) == 9
+  assert len(run(tmp_path)[1].done) == 27
+  assert run(tmp_path, tuned=False)[1].started == []

@@ -4,17 +4,16 @@ import itertools
 import math
 
 from nfnets_tf.scaling import sweep_plan
-from nfnets_tf.scaling.board import Board
 from nfnets_tf.scaling.engines import LocalProcesses
-from nfnets_tf.scaling.sweep import Sweep
-from nfnets_tf.scaling.tuning import GridSearch
+from nfnets_tf.scaling.sweep import GridSearch, Sweep
+from nfnets_tf.scaling.sweep_report import SweepStatus
+from nfnets_tf.scaling.sweep_store import DONE, SweepStore
 
 SIZES = {"W8": 1.0, "W16": 2.0, "W32": 4.0, "W64": 8.0}
-RATES = (0.05, 0.1, 0.2)
 
 
 def make_sweep(grid, *, tuned=True) -> Sweep:
-  """A sweep of a grid, with or without a search for the rate."""
+  """Returns a sweep of a grid, with or without a search for the rate."""
   search = GridSearch(
     macro="PEAK_LR", start=0.1, factor=2.0, both_sides=True, most_trials=8
   )
@@ -23,7 +22,6 @@ def make_sweep(grid, *, tuned=True) -> Sweep:
     tuning=search if tuned else None,
     engine=LocalProcesses(at_once=1),
     loss="heldout_loss",
-    lease_seconds=60,
     poll_seconds=1,
     price=None,
     report=None,
@@ -31,7 +29,7 @@ def make_sweep(grid, *, tuned=True) -> Sweep:
 
 
 def study_grid() -> list[dict]:
-  """Four sizes by five budgets."""
+  """Returns four sizes by five budgets."""
   return [
     {"VARIANT": name, "EPOCHS": epochs}
     for name, epochs in itertools.product(SIZES, (1, 2, 4, 8, 16))
@@ -45,10 +43,10 @@ def loss_of(bindings) -> float:
   return 0.5 + 0.6 * size**-0.4 + 0.6 * bindings["EPOCHS"] ** -0.4 + 0.05 * rate
 
 
-def figures(cell) -> dict:
-  """What a point of the study costs."""
-  size = SIZES[cell.bindings["VARIANT"]]
-  epochs = cell.bindings["EPOCHS"]
+def figures(point) -> dict:
+  """Returns the cost of a point of the study."""
+  size = SIZES[point.bindings["VARIANT"]]
+  epochs = point.bindings["EPOCHS"]
   return {
     "parameters": 1e4 * size,
     "macs": 1e6 * size,
@@ -58,26 +56,29 @@ def figures(cell) -> dict:
   }
 
 
-def finish(board: Board, sweep: Sweep, cells=None, *, plan=True) -> None:
-  """Writes the plan, and the records of all trials of some cells."""
+def finish(store: SweepStore, sweep: Sweep, points=None, *, plan=True) -> None:
+  """Writes the plan, and the records of all trials of some points."""
   if plan:
-    table = sweep_plan.plan_sweep(sweep.cells, figures, None)
-    sweep_plan.write_table(table, board.plan, board.root)
-  for cell in sweep.cells if cells is None else cells:
-    while trials := sweep.trials(cell, board.records()):
+    table = sweep_plan.plan_table(sweep.points, figures, None)
+    sweep_plan.write_table(table, store.plan, store.root)
+  for point in sweep.points if points is None else points:
+    while trials := sweep.next_trials(point, store.trials()):
       for trial in trials:
-        board.write(
-          trial.name,
-          "done",
-          cell=cell.name,
-          bindings=trial.bindings,
-          result={"heldout_loss": loss_of(trial.bindings)},
-          seconds=2.0,
-        )
+        result = {"heldout_loss": loss_of(trial.bindings)}
+        store.finish(trial, DONE, result=result, seconds=2.0)
 
 
-def results_of(board: Board, sweep: Sweep):
-  """Returns the table of all points."""
-  records = board.records()
-  left = [p for cell in sweep.cells for p in sweep.trials(cell, records)]
-  return sweep_plan.gather_results(board, sweep.cells, left)
+def status_of(store: SweepStore, sweep: Sweep, config_text="") -> SweepStatus:
+  """Returns the snapshot from which the report is rendered."""
+  trials, plan = store.trials(), sweep_plan.read_table(store.plan)
+  return SweepStatus(
+    name="w",
+    loss=sweep.loss,
+    tuned=sweep.tuning and sweep.tuning.macro,
+    grid={point.name: point.bindings for point in sweep.points},
+    results=sweep_plan.results_table(sweep, trials, plan),
+    diverged={t.name for t in trials.values() if t.diverged},
+    plan=plan,
+    metrics_files={},
+    config_text=config_text,
+  )

@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from nfnets_tf.data.dataset_info import SplitInfo
 from nfnets_tf.errors import UserError
-from nfnets_tf.train.run_dir import RunDir, find_run_dir, weights_sha256
+from nfnets_tf.train.run_dir import RunDir, weights_sha256
 
 
 def test_result_marks_run_as_finished(tmp_path):
@@ -105,25 +105,3 @@ def test_digest_covers_bytes_in_variable_order():
   digest = weights_sha256([tf.Variable(a), tf.Variable(b)])
   assert digest == hashlib.sha256(a.tobytes() + b.tobytes()).hexdigest()
   assert digest != weights_sha256([tf.Variable(b), tf.Variable(a)])
-
-
-def test_finds_run_of_checkpoint_path(tmp_path, monkeypatch):
-  run = tmp_path / "run"
-  (run / "checkpoints").mkdir(parents=True)
-  (run / "config.gin").touch()
-  for path in ("run", "run/", "run/checkpoints", "run/checkpoints/ckpt-7"):
-    assert find_run_dir(f"{tmp_path}/{path}") == str(run)
-  for path in ("", "other", "other/checkpoints/ckpt-7", "run/a/b/c"):
-    assert find_run_dir(f"{tmp_path}/{path}") is None
-  # A SavedModel below it has a copy of its configuration.
-  (run / "saved_model" / "1").mkdir(parents=True)
-  for name in ("config.gin", "saved_model.pb"):
-    (run / "saved_model" / "1" / name).touch()
-  assert find_run_dir(f"{run}/saved_model/1") == str(run)
-  monkeypatch.chdir(run)
-  for path in (".", "checkpoints", "checkpoints/ckpt-7"):
-    assert find_run_dir(path) == "."
-  tf.io.gfile.makedirs("ram://bucket/run/checkpoints")
-  with tf.io.gfile.GFile("ram://bucket/run/config.gin", "w") as file:
-    file.write("A = 1")
-  assert find_run_dir("ram://bucket/run/checkpoints/") == "ram://bucket/run"
