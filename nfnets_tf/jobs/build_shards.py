@@ -16,7 +16,7 @@ from nfnets_tf.data.listing import digest
 from nfnets_tf.data.shard_folder import ShardFolder
 from nfnets_tf.errors import require_fraction, require_int
 from nfnets_tf.jobs.job import RunContext
-from nfnets_tf.train.plan import table
+from nfnets_tf.train.dry_run import format_table
 from nfnets_tf.train.run_dir import RunDir
 
 LOGGER = logging.getLogger("nfnets_tf")
@@ -78,7 +78,7 @@ class BuildShardsJob:
 
   def plan(self) -> str:
     """Returns what would be written."""
-    return table(self._describe())
+    return format_table(self._describe())
 
   def _describe(self) -> list[tuple[str, str]]:
     lines = [
@@ -163,7 +163,9 @@ class BuildShardsJob:
     if self.without is not None:
       count = len(out["near_duplicates"])
       lines.append(("left out", f"{count:,} near-duplicates"))
-    return table([*lines, ("index", os.path.join(self.directory, INDEX))])
+    return format_table(
+      [*lines, ("index", os.path.join(self.directory, INDEX))]
+    )
 
 
 @contextlib.contextmanager

@@ -20,7 +20,7 @@ from nfnets_tf.data.tfrecords import Fields
 from nfnets_tf.errors import UserError, require_fraction
 from nfnets_tf.fileio import write_atomically
 from nfnets_tf.jobs.job import RunContext
-from nfnets_tf.train.plan import table
+from nfnets_tf.train.dry_run import format_table
 from nfnets_tf.train.run_dir import RunDir
 
 LOGGER = logging.getLogger("nfnets_tf")
@@ -56,7 +56,7 @@ class CheckShardsJob:
 
   def plan(self) -> str:
     """Returns what would be read."""
-    return table(
+    return format_table(
       [("shards", self.directory), ("splits", ", ".join(self.splits))]
     )
 
@@ -127,7 +127,7 @@ class CheckShardsJob:
         f" {records:,} records, and at most {self.max_bad_share:.2%} may be"
         f" bad; write shards without them ({path} counts them by shard)."
       )
-    return table(
+    return format_table(
       [
         ("usable", f"{records - bad:,} of {records:,} records"),
         ("faults", text or "none"),

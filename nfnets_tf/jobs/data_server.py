@@ -6,7 +6,7 @@ import logging
 
 from nfnets_tf.data.service import split_address, start_server
 from nfnets_tf.jobs.job import RunContext
-from nfnets_tf.train.plan import table
+from nfnets_tf.train.dry_run import format_table
 
 LOGGER = logging.getLogger("nfnets_tf")
 
@@ -27,7 +27,7 @@ class DataServerJob:
 
   def plan(self) -> str:
     """Returns what would be served."""
-    return table([("data server", self.address)])
+    return format_table([("data server", self.address)])
 
   def run(self, context: RunContext) -> str:
     """Serves; writes nothing. See `train.TrainJob.run`."""

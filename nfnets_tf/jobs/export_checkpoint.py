@@ -15,11 +15,10 @@ from nfnets_tf.jobs.job import RunContext
 from nfnets_tf.jobs.train import TrainJob
 from nfnets_tf.train.assembly import compiled_classifier
 from nfnets_tf.train.checkpoint_files import newest_in
-from nfnets_tf.train.plan import describe_network, table
+from nfnets_tf.train.dry_run import describe_network, format_table
+from nfnets_tf.train.finish import export_metadata, heldout_sample
 from nfnets_tf.train.pretrained import Start
-from nfnets_tf.train.provenance import known_of
 from nfnets_tf.train.run_dir import RunDir
-from nfnets_tf.train.samples import heldout_sample
 
 
 class ExportJob:
@@ -55,7 +54,7 @@ class ExportJob:
     size = split.image_shape()[0]
     lines, _ = describe_network(self.training.model.network, size)
     compared = f"{self.images:,} images of {split.directory}, {split.split}"
-    return table(
+    return format_table(
       [*lines, ("weights", self.start.path), ("compared on", compared)]
     )
 
@@ -102,7 +101,7 @@ class ExportJob:
         sample=(images, labels),
         **self._known(heldout, context.config_text),
       )
-    return table([("weights", self.start.path), ("SavedModel", path)])
+    return format_table([("weights", self.start.path), ("SavedModel", path)])
 
   def _known(self, heldout: SplitInfo, configuration: str) -> dict:
     """Returns what the exporter is told: of the run, only what is of it."""
@@ -113,7 +112,7 @@ class ExportJob:
     metrics = {name: x for name, x in result.items() if name.startswith(kept)}
     if result.get("step") != _step_of(path):
       metrics = {}
-    known = known_of(self.training.data, heldout, metrics, configuration)
+    known = export_metadata(self.training.data, heldout, metrics, configuration)
     if folder is None:  # who knows what these weights have seen
       for name in ("trained on", "training examples"):
         del known["about"]["data"][name]

@@ -14,7 +14,7 @@ from nfnets_tf.fileio import report_write_errors, write_atomically
 from nfnets_tf.jobs.job import RunContext
 from nfnets_tf.scaling import allocation, compute, paper_data, plots, study
 from nfnets_tf.scaling.study import Fits, RunColumns, fit_study
-from nfnets_tf.train.plan import table as format_table
+from nfnets_tf.train.dry_run import format_table
 
 _PAPER_COLUMNS = RunColumns(
   compute="tpu_v4_core_hours",

@@ -12,13 +12,12 @@ from nfnets_tf.data.dataset_info import SplitInfo
 from nfnets_tf.errors import UserError, translate_tf_errors
 from nfnets_tf.jobs.job import RunContext
 from nfnets_tf.models import cost
-from nfnets_tf.train import plan
+from nfnets_tf.train import dry_run
 from nfnets_tf.train.assembly import compiled_classifier
 from nfnets_tf.train.checkpoint_files import newest_in
-from nfnets_tf.train.delivery import deliver
 from nfnets_tf.train.distribution import Workers, describe
+from nfnets_tf.train.finish import finish_run, summarize
 from nfnets_tf.train.inputs import Inputs
-from nfnets_tf.train.memory import describe_memory, estimate_memory
 from nfnets_tf.train.recovery import Recovery
 from nfnets_tf.train.run_config import (
   DataConfig,
@@ -29,7 +28,6 @@ from nfnets_tf.train.run_config import (
 )
 from nfnets_tf.train.run_dir import RunDir
 from nfnets_tf.train.session import Session
-from nfnets_tf.train.summary import summarize
 
 LOGGER = logging.getLogger("nfnets_tf")
 
@@ -70,15 +68,15 @@ class TrainJob:
 
   def plan(self) -> str:
     """Returns what would run; makes no weights and reads no data."""
-    return plan.table(
-      plan.describe_run(
+    return dry_run.format_table(
+      dry_run.describe_run(
         self.model, self.optimization, self.data, self.schedule, self.devices
       )
     )
 
   def figures(self, network: keras.Model | None = None) -> dict[str, float]:
-    """Returns the cost of the run in numbers; see `plan.figures`."""
-    return plan.figures(
+    """Returns the cost of the run in numbers; see `dry_run.estimate_costs`."""
+    return dry_run.estimate_costs(
       self.model,
       self.optimization,
       self.data,
@@ -185,7 +183,7 @@ class TrainJob:
     session.fit(context.terminal)
     record = session.evaluate()
     if workers.chief:
-      deliver(
+      finish_run(
         files,
         session.classifier,
         inputs.heldout_index,
@@ -200,7 +198,7 @@ class TrainJob:
     workers.meet()
 
   def _announce(self, strategy: tf.distribute.Strategy, train: SplitInfo):
-    for line in plan.announcement(
+    for line in dry_run.describe_start(
       self.model,
       self.optimization,
       self.data,
@@ -211,14 +209,14 @@ class TrainJob:
       LOGGER.info(line)
 
   def _describe_memory(self, strategy: tf.distribute.Strategy) -> str:
-    memory = estimate_memory(
+    memory = dry_run.estimate_memory(
       cost.abstractly(self.model.network),
       image_size=self.data.train_split.image_shape()[0],
       sam=self.optimization.sam,
       policy=self.devices.policy,
     )
     replicas = strategy.num_replicas_in_sync
-    return describe_memory(memory, self.data.batch_size // replicas)
+    return dry_run.describe_memory(memory, self.data.batch_size // replicas)
 
   def _prepare(self, workers: Workers) -> None:
     prepare = self.data.prepare

@@ -6,7 +6,7 @@ import json
 import logging
 import time
 from collections.abc import Callable, Sequence
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
 
 import matplotlib
 import tensorflow as tf
@@ -14,7 +14,9 @@ from matplotlib.figure import Figure
 from tqdm import tqdm
 
 from nfnets_tf.fileio import report_write_errors, write_atomically
-from nfnets_tf.train.run_dir import RunDir
+
+if TYPE_CHECKING:
+  from nfnets_tf.train.run_dir import RunDir
 
 LOGGER = logging.getLogger("nfnets_tf")
 

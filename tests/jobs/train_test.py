@@ -97,5 +97,5 @@ def test_a_run_on_two_replicas_leaves_everything(make_dataset, tmp_path):
 def test_the_plan_allocates_and_reads_nothing(tmp_path):
   plan = job("/nowhere").plan()
   assert "NFNet femto, 4 classes" in plan
-  assert "one_device, float32, 2 steps a call" in plan
+  assert "one_device, float32, 2 steps per call" in plan
   assert "/nowhere/train-*" in plan

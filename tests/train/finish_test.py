@@ -1,4 +1,4 @@
-"""What a finished run leaves, with real files and a real small classifier."""
+"""Finishing a run, with real files and a real small classifier."""
 
 import logging
 import os
@@ -12,7 +12,12 @@ from nfnets_tf.errors import RunError
 from nfnets_tf.optim.sgd import SGD
 from nfnets_tf.train.checkpoints import Checkpoints
 from nfnets_tf.train.classifier import Classifier
-from nfnets_tf.train.delivery import deliver
+from nfnets_tf.train.finish import (
+  export_metadata,
+  finish_run,
+  heldout_sample,
+  summarize,
+)
 from nfnets_tf.train.run_dir import RunDir, weights_sha256
 from nfnets_tf.train.run_log import MetricsLog, read_records
 from nfnets_tf.train.run_state import RunState
@@ -21,7 +26,7 @@ RECORD = {"heldout_loss": 0.5, "heldout_top1": 0.75}
 
 
 class Job:
-  """What `deliver` asks of a run; notes what it is called with."""
+  """Configuration of a run that records the calls of its functions."""
 
   num_classes, num_examples, batch_size = 4, 50, 7
 
@@ -50,15 +55,15 @@ class Job:
 
 
 @pytest.fixture
-def made(make_dataset, drawing_network, tmp_path):
-  """Makes a run that ends at step 3, the best of which was step 1."""
+def make_run(make_dataset, drawing_network, tmp_path):
+  """Makes a run that ends at step 3, with its best checkpoint at step 1."""
 
   def make(averages=True, report=True):
     job = Job(make_dataset(heldout=5), report)
     model = Classifier(drawing_network(), ema_decay=0.9 if averages else None)
     model.compile(SGD(0.1))
     for average in model.averages:
-      average.assign(average + 1.0)  # to be told from the weights
+      average.assign(average + 1.0)  # to differ from the weights
     files = RunDir(str(tmp_path / "run"))
     checkpoints = Checkpoints(
       files.checkpoints, model, RunState(seed=0), keep=1
@@ -72,7 +77,7 @@ def made(make_dataset, drawing_network, tmp_path):
     heldout = job.heldout_split.index()
 
     def call():
-      deliver(
+      finish_run(
         files,
         model,
         heldout,
@@ -86,16 +91,16 @@ def made(make_dataset, drawing_network, tmp_path):
       )
 
     return types.SimpleNamespace(
-      job=job, files=files, model=model, log=log, heldout=heldout, deliver=call
+      job=job, files=files, model=model, log=log, heldout=heldout, finish=call
     )
 
   return make
 
 
 @pytest.mark.parametrize("averages", [True, False])
-def test_the_result_names_the_weights_and_where_they_are(made, averages):
-  run = made(averages)
-  run.deliver()
+def test_result_names_weights_and_paths(make_run, averages):
+  run = make_run(averages)
+  run.finish()
   raw = weights_sha256(run.model.network.trainable_variables)
   record = {**RECORD, "weights_sha256": raw}
   if averages:
@@ -116,10 +121,10 @@ def test_the_result_names_the_weights_and_where_they_are(made, averages):
 
 
 @pytest.mark.parametrize("averages", [True, False])
-def test_reports_on_the_weights_that_it_exports(made, averages):
-  run = made(averages)
+def test_report_is_on_the_exported_weights(make_run, averages):
+  run = make_run(averages)
   raw = weights_sha256(run.model.network.trainable_variables)
-  run.deliver()
+  run.finish()
   names = ["a", "b", "c", "d"]
   directory, options, weights = run.job.calls["report"]
   assert directory == run.files.report
@@ -132,21 +137,21 @@ def test_reports_on_the_weights_that_it_exports(made, averages):
   about = options.pop("about")
   assert about["metrics"]["heldout_top1"] == 0.75
   assert "weights_sha256" in about["metrics"]
-  assert about["configuration"] is None  # no launcher has kept one
+  assert about["configuration"] is None
   operations = run.job.heldout_split.operations
   assert options == {"class_names": names, "operations": operations}
-  assert weights == raw  # the export puts the averages in place itself
+  assert weights == raw  # the exporter swaps in the averages
 
 
-def test_without_a_report_it_exports(made):
-  run = made(report=False)
-  run.deliver()
+def test_exports_without_a_report(make_run):
+  run = make_run(report=False)
+  run.finish()
   assert list(run.job.calls) == ["export"]
 
 
-def test_a_picture_and_a_sample_of_real_images_lie_beside_it(made):
-  run = made()
-  run.deliver()
+def test_writes_curves_and_a_sample_of_images(make_run):
+  run = make_run()
+  run.finish()
   sample = np.load(run.files.sample)
   assert sample.shape == (5, 8, 8, 3)  # no padding
   # Image i is filled with the value i, in two shards.
@@ -155,8 +160,8 @@ def test_a_picture_and_a_sample_of_real_images_lie_beside_it(made):
     assert file.read(4) == b"\x89PNG"
 
 
-def test_what_was_left_out_is_told(made, caplog):
-  run = made()
+def test_skipped_records_are_logged_by_cause(make_run, caplog):
+  run = make_run()
   split = run.job.heldout_split = pipeline.Split(
     directory=run.job.heldout_split.directory,
     split="heldout",
@@ -167,16 +172,104 @@ def test_what_was_left_out_is_told(made, caplog):
   batches = split.evaluation_batches(run.heldout, host_batch=5, replicas=1)
   assert len(list(batches)) == 1
   with caplog.at_level(logging.WARNING, "nfnets_tf"):
-    run.deliver()
+    run.finish()
   assert run.job.calls["export"][1]["sample"] is None
-  told = "Left out of the 'heldout' split, by cause: 5 image too large."
-  assert caplog.messages[-1] == told
+  warning = "Skipped records of the 'heldout' split, by cause: 5 image too"
+  assert caplog.messages[-1].startswith(warning)
 
 
-def test_what_fails_on_the_way_does_not_mark_the_run_as_done(made):
-  run = made()
+def test_a_failure_leaves_the_run_unfinished(make_run):
+  run = make_run()
   os.remove(run.files.metrics)
   os.symlink("/dev/full", run.files.metrics)
   with pytest.raises(RunError, match="metrics.jsonl' cannot be written"):
-    run.deliver()
+    run.finish()
   assert run.files.read_result() is None
+
+
+def test_export_metadata_describe_data_and_evaluation(make_dataset):
+  run = Job(make_dataset(heldout=13), report=False)
+  metadata = export_metadata(
+    run, run.heldout_split.index(), {"top1": 0.5}, "A = 1"
+  )
+  directory = run.heldout_split.directory
+  assert metadata == {
+    "class_names": ["a", "b", "c", "d"],
+    "operations": run.heldout_split.operations,
+    "about": {
+      "data": {
+        "trained on": f"{directory}, train",
+        "evaluated on": f"{directory}, heldout",
+        "training examples": "50",
+        "held-out examples": "13",
+      },
+      "metrics": {"top1": 0.5},
+      "configuration": "A = 1",
+    },
+  }
+
+
+def test_classes_without_names_are_numbered(make_dataset):
+  run = Job(make_dataset(heldout=13), report=False)
+  unnamed = types.SimpleNamespace(class_names=(), num_examples=13)
+  metadata = export_metadata(run, unnamed, {}, None)
+  assert metadata["class_names"] == ["0", "1", "2", "3"]
+
+
+@pytest.mark.parametrize("count", [1, 5, 64, 65, 70, 99])
+def test_sample_is_the_first_images_and_their_labels(make_dataset, count):
+  """Also across batches, of which one holds 64 images."""
+  split = Job(make_dataset(heldout=70), report=False).heldout_split
+  images, labels = heldout_sample(split, split.index(), count)
+  in_order = [*range(0, 70, 2), *range(1, 70, 2)]  # two shards in turn
+  assert images[:, 0, 0, 0].tolist() == in_order[:count]
+  assert labels.tolist() == [i % 4 for i in in_order[:count]]
+  assert images.dtype == np.uint8
+
+
+RESULT = {
+  "variant": "nano",
+  "step": 1234,
+  "heldout_examples": 360,
+  "checkpoint": "runs/x/checkpoints/ckpt-1234",
+  "best_checkpoint": "runs/x/checkpoints/ckpt-900",
+  "saved_model": "runs/x/saved_model/1",
+  "heldout_top1": 0.975,
+  "heldout_top5": 0.99,
+  "weights_sha256": "ab" * 32,
+}
+
+
+def test_summary_shows_accuracies_and_paths():
+  averaged = {
+    "ema_heldout_top1": 0.9875,
+    "ema_heldout_top5": 0.9975,
+    "ema_weights_sha256": "cd" * 32,
+  }
+  text = summarize({**RESULT, **averaged}, RunDir("runs/x"))
+  for part in (
+    "1,234 steps, finished",
+    "97.50% raw, 98.75% averaged weights, of 360 images",
+    "99.00% raw, 99.75% averaged weights, of 360 images",
+    "ab" * 32,
+    "cd" * 32,
+    "checkpoint      runs/x/checkpoints/ckpt-1234",
+    "best            runs/x/checkpoints/ckpt-900",
+    "runs/x/tensorboard",
+    "runs/x/metrics.jsonl",
+    "runs/x/config.gin",
+    "runs/x/curves.png",
+    "saved_model_cli run --dir runs/x/saved_model/1 ",
+  ):
+    assert part in text
+
+
+def test_summary_without_averages():
+  assert "averaged" not in summarize(RESULT, RunDir("runs/x"))
+
+
+def test_summary_shows_an_existing_report(tmp_path):
+  files = RunDir(str(tmp_path))
+  assert "report" not in summarize(RESULT, files).replace(str(tmp_path), "")
+  (tmp_path / "report").mkdir()
+  assert files.report in summarize(RESULT, files)

@@ -1,0 +1,228 @@
+"""Finishes a run: SavedModel, report, curves, result and summary."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import TYPE_CHECKING
+
+import numpy as np
+import tensorflow as tf
+
+from nfnets_tf.fileio import read_bytes
+from nfnets_tf.train.checkpoint_files import path_of
+from nfnets_tf.train.dry_run import format_table
+from nfnets_tf.train.run_dir import RunDir, weights_sha256
+from nfnets_tf.train.run_log import MetricsLog, draw_curves, read_records
+
+if TYPE_CHECKING:
+  from nfnets_tf.data.dataset_info import SplitInfo
+  from nfnets_tf.data.pipeline import Split
+  from nfnets_tf.train.checkpoints import Checkpoints
+  from nfnets_tf.train.classifier import Classifier
+  from nfnets_tf.train.run_config import DataConfig
+
+LOGGER = logging.getLogger("nfnets_tf")
+
+_SAVED_IMAGES = 8  # to try the SavedModel with
+_VERIFIED_IMAGES = 64  # on which the export is compared with the network
+_SAMPLE_BATCH = 64
+
+
+def finish_run(
+  files: RunDir,
+  classifier: Classifier,
+  heldout: SplitInfo,
+  checkpoints: Checkpoints,
+  log: MetricsLog,
+  record: dict,
+  *,
+  variant: str,
+  data: DataConfig,
+  export: Callable[..., str] | None,
+  report: Callable[..., object] | None,
+) -> None:
+  """Exports, reports, draws curves, and marks the run as finished.
+
+  The report is on the averaged weights if there are any, as the export is.
+
+  Args:
+    files: of the run.
+    classifier: trained; its state is left unchanged.
+    heldout: the held-out split.
+    checkpoints: the latest of which is written.
+    log: receives the final record.
+    record: metrics of the last evaluation; the weights' digests are added.
+    variant: name of the network's size.
+    data: the run's data.
+    export: writes a SavedModel, or None.
+    report: writes a classification report, or None.
+  """
+  _report_invalid_records(data)
+  network = classifier.network
+  record["weights_sha256"] = weights_sha256(network.trainable_variables)
+  if classifier.averages:
+    record["ema_weights_sha256"] = weights_sha256(classifier.averages)
+  if report is not None:
+    _write_report(report, data, files, classifier, heldout)
+  images, labels = heldout_sample(data.heldout_split, heldout, _VERIFIED_IMAGES)
+  with tf.io.gfile.GFile(files.sample, "wb") as file:
+    np.save(file, images[:_SAVED_IMAGES])
+  saved_model = None
+  if export is not None:
+    saved_model = export(
+      classifier,
+      files.saved_models,
+      sample=(images, labels) if len(images) else None,
+      **export_metadata(data, heldout, record, _read_config(files)),
+    )
+  log.write(checkpoints.step, record)
+  draw_curves(
+    read_records(files.metrics),
+    files.curves,
+    title=f"NFNet {variant}, {checkpoints.step:,} steps",
+  )
+  best_step = checkpoints.best["step"]
+  files.write_result(
+    {
+      "variant": variant,
+      "step": checkpoints.step,
+      "heldout_examples": heldout.num_examples,
+      "checkpoint": checkpoints.latest,
+      "best_step": best_step,
+      "best_checkpoint": path_of(files.checkpoints, best_step),
+      "saved_model": saved_model,
+      **record,
+    }
+  )
+
+
+def _report_invalid_records(data: DataConfig) -> None:
+  for split in (data.train_split, data.heldout_split):
+    if split.faults.collect():
+      LOGGER.warning(
+        "Skipped records of the %r split, by cause: %s.",
+        split.split,
+        split.faults,
+      )
+
+
+def _write_report(report, data, files, classifier, heldout) -> None:
+  averaged = bool(classifier.averages)
+  with classifier.averaged() if averaged else nullcontext():
+    report(
+      classifier,
+      data.heldout_split,
+      heldout,
+      files.report,
+      class_names=_class_names(heldout, data.num_classes),
+      batch_size=data.batch_size,
+    )
+
+
+def _read_config(files: RunDir) -> str | None:
+  """Returns the run's gin file; a run started from Python has none."""
+  if not tf.io.gfile.exists(files.config):
+    return None
+  return read_bytes(files.config).decode()
+
+
+def _class_names(heldout: SplitInfo, num_classes: int) -> list[str]:
+  """Returns a name for each class, its number where the data have none."""
+  return list(heldout.class_names or map(str, range(num_classes)))
+
+
+def export_metadata(
+  data: DataConfig,
+  heldout: SplitInfo,
+  metrics: dict[str, float],
+  config_text: str | None,
+) -> dict:
+  """Returns the arguments of an exporter that describe a run.
+
+  Args:
+    data: the run's data.
+    heldout: its held-out split.
+    metrics: for the model card.
+    config_text: of the run's gin file, or None.
+
+  Returns:
+    {"class_names", "operations", "about"} of `serving.export.Exporter`.
+  """
+  splits = {"trained on": data.train_split, "evaluated on": data.heldout_split}
+  sources = {name: f"{x.directory}, {x.split}" for name, x in splits.items()}
+  sources["training examples"] = f"{data.num_examples:,}"
+  sources["held-out examples"] = f"{heldout.num_examples:,}"
+  return {
+    "class_names": _class_names(heldout, data.num_classes),
+    "operations": data.heldout_split.operations,
+    "about": {
+      "data": sources,
+      "metrics": metrics,
+      "configuration": config_text,
+    },
+  }
+
+
+def heldout_sample(
+  split: Split, info: SplitInfo, count: int
+) -> tuple[np.ndarray, np.ndarray]:
+  """Returns the first images of a split, preprocessed, and their labels.
+
+  Args:
+    split: of the held-out data.
+    info: of the split.
+    count: maximum number of records to read; invalid ones are skipped.
+
+  Returns:
+    uint8 [images, height, width, 3] and integers [images].
+  """
+  count = min(count, info.num_examples)
+  size = min(count, _SAMPLE_BATCH)
+  batches = split.evaluation_batches(info, host_batch=size, replicas=1)
+  arrays = zip(*batches.take(-(-count // size)).as_numpy_iterator())
+  images, labels, weights = (np.concatenate(x)[:count] for x in arrays)
+  return images[weights > 0], labels[weights > 0]
+
+
+def summarize(result: dict, files: RunDir) -> str:
+  """Returns the summary that is printed at the end of a run.
+
+  Args:
+    result: of `RunDir.read_result`.
+    files: of the run.
+  """
+  lines = [
+    ("run", f"NFNet {result['variant']}, {result['step']:,} steps, finished"),
+    ("held-out top-1", _accuracy(result, "top1")),
+    ("held-out top-5", _accuracy(result, "top5")),
+    ("weights", f"sha256 {result['weights_sha256']}"),
+  ]
+  if "ema_weights_sha256" in result:
+    lines.append(("averaged", f"sha256 {result['ema_weights_sha256']}"))
+  lines += [
+    ("checkpoint", result["checkpoint"]),
+    ("best", result["best_checkpoint"]),
+    ("SavedModel", result["saved_model"] or "none"),
+    ("TensorBoard", files.tensorboard),
+    ("metrics", files.metrics),
+    ("configuration", files.config),
+    ("curves", files.curves),
+  ]
+  if tf.io.gfile.exists(files.report):
+    lines.append(("report", files.report))
+  if result["saved_model"]:
+    command = (
+      f"saved_model_cli run --dir {result['saved_model']} --tag_set serve"
+      f" --signature_def serving_default --inputs images={files.sample}"
+    )
+    lines.append(("serve it", command))
+  return format_table(lines)
+
+
+def _accuracy(result: dict, name: str) -> str:
+  text = f"{result[f'heldout_{name}']:.2%}"
+  if f"ema_heldout_{name}" in result:
+    text += f" raw, {result[f'ema_heldout_{name}']:.2%} averaged weights"
+  return f"{text}, of {result['heldout_examples']:,} images"
