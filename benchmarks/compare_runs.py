@@ -1,12 +1,12 @@
-"""Runs of `launch/train.py` side by side: a table and a picture.
+"""Compares runs of `launch/train.py` in a table and a picture.
 
   python -m benchmarks.compare_runs --output=docs/images/x.png \
       --runs="plain=runs/plain_*" --runs="SAM=runs/sam_*:ema"
 
 Each group is NAME=PATTERN of work directories, with ":ema" for the averaged
-weights. Top-1, held out and in training, is drawn against the images that were
-computed, twice each where SAM takes two passes over all. The last line is a
-JSON object with the mean and the range of every group's final held-out top-1.
+weights. Top-1, held out and in training, is drawn against the number of images
+computed, which SAM's two passes count twice. The last line is a JSON object
+with the mean and the range of every group's final held-out top-1.
 """
 
 import glob
@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 
 _RUNS = flags.DEFINE_multi_string("runs", [], "NAME=PATTERN, see above.")
 _OUTPUT = flags.DEFINE_string("output", None, "The picture, a PNG.")
-_TITLE = flags.DEFINE_string("title", "", "Of the picture.")
+_TITLE = flags.DEFINE_string("title", "", "Title of the picture.")
 
 
 def main() -> None:

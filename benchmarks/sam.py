@@ -1,10 +1,10 @@
-"""What SAM costs: whole training steps, side by side.
+"""The cost of SAM: complete training steps, side by side.
 
   python -m benchmarks.sam
 
-Three steps are timed in turn: plain, with SAM, and with SAM whose first pass
-takes a fifth of the batch (Brock et al. 2021, appendix A.4). AGC, momentum,
-decay, the average of the weights and all that is logged are part of each.
+Times three steps in turn: plain, with SAM, and with SAM whose first pass takes
+a fifth of the batch (Brock et al. 2021, appendix A.4). Each is complete: AGC,
+momentum, decay, averages of the weights and all metrics.
 """
 
 import json
@@ -15,21 +15,25 @@ import numpy as np
 from absl import flags
 from tensorflow import keras
 
-from benchmarks.timing import median_ratio, seconds_side_by_side
+from benchmarks.timing import (
+  median_ratio,
+  seconds_side_by_side,
+  train_steps,
+)
 from nfnets_tf.models.nfnet import NFNet
 from nfnets_tf.optim.sam import SAM
 from nfnets_tf.optim.sgd import SGD
 from nfnets_tf.train.classifier import Classifier
 
 _VARIANT = flags.DEFINE_string("variant", "F0", "Size of the network.")
-_IMAGE_SIZE = flags.DEFINE_integer("image_size", 128, "Pixels of a side.")
-_BATCH_SIZE = flags.DEFINE_integer("batch_size", 20, "Images a step.")
+_IMAGE_SIZE = flags.DEFINE_integer("image_size", 128, "Pixels per side.")
+_BATCH_SIZE = flags.DEFINE_integer("batch_size", 20, "Images per step.")
 _POLICY = flags.DEFINE_string("policy", "float32", "Keras' precision policy.")
-_ROUNDS = flags.DEFINE_integer("rounds", 7, "Steps that are timed.")
+_ROUNDS = flags.DEFINE_integer("rounds", 7, "Steps to time.")
 
 
 def main() -> None:
-  """Prints seconds a step and, last, the ratios as JSON."""
+  """Prints seconds per step and, last, the ratios as JSON."""
   flags.FLAGS(sys.argv)
   keras.mixed_precision.set_global_policy(_POLICY.value)
   size, batch = _IMAGE_SIZE.value, _BATCH_SIZE.value
@@ -41,7 +45,7 @@ def main() -> None:
   def step(sam):
     model = Classifier(NFNet(_VARIANT.value, 1000), sam=sam)
     model.compile(SGD(0.1))
-    return lambda: model.train_on_batch(images, labels)
+    return train_steps(model, images, labels)
 
   seconds = seconds_side_by_side(
     {
@@ -51,8 +55,8 @@ def main() -> None:
     },
     rounds=_ROUNDS.value,
   )
-  for name, taken in seconds.items():
-    print(f"{name:>10} {statistics.median(taken) * 1e3:8.0f} ms a step")
+  for name, times in seconds.items():
+    print(f"{name:>10} {statistics.median(times) * 1e3:8.0f} ms per step")
   ratios = {
     f"{name}_over_plain": median_ratio(seconds[name], seconds["plain"])
     for name in ("sam", "sam_fifth")

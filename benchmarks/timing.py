@@ -1,4 +1,4 @@
-"""Timing alternatives side by side, so that only their ratio matters."""
+"""Times alternatives side by side, so that only their ratio matters."""
 
 from __future__ import annotations
 
@@ -13,10 +13,15 @@ def seconds_side_by_side(
   rounds: int,
   prepare: Callable[[], object] | None = None,
 ) -> dict[str, list[float]]:
-  """Calls every function once a round, in turn; returns each round's seconds.
+  """Calls every function once per round, in turn.
 
-  A round before the first warms up and compiles. `prepare` is called before
-  each call and not timed.
+  Args:
+    functions: by name.
+    rounds: to time, after a first one that compiles and is not timed.
+    prepare: called before each call, outside the timing.
+
+  Returns:
+    {name: seconds of each round}.
   """
   times = {name: [] for name in functions}
   for turn in range(rounds + 1):
@@ -30,9 +35,30 @@ def seconds_side_by_side(
   return times
 
 
+def train_steps(model, images, labels) -> Callable[[], object]:
+  """Returns a function that makes one training step on a batch.
+
+  Not `train_on_batch`, which opens and destroys an iterator in each call: its
+  destruction waits until tf.data's autotuner wakes up, for up to a minute.
+
+  Args:
+    model: a compiled `keras.Model`.
+    images: of the batch, [batch, height, width, 3].
+    labels: of the batch, [batch].
+  """
+  import tensorflow as tf  # the other functions need none
+
+  options = tf.data.Options()
+  options.autotune.enabled = False
+  batches = tf.data.Dataset.from_tensors((images, labels)).repeat()
+  iterator = iter(batches.with_options(options))
+  step = model.make_train_function()
+  return lambda: float(step(iterator)["loss"])
+
+
 def median_ratio(above: Sequence[float], below: Sequence[float]) -> float:
   """Returns the median of the rounds' ratios.
 
-  Within a round a machine changes its speed less than from one to another.
+  The speed of a machine changes less within a round than between rounds.
   """
   return statistics.median(a / b for a, b in zip(above, below))

@@ -1,9 +1,9 @@
-"""Images a second of whole training steps on this machine.
+"""Images per second of complete training steps on this machine.
 
   python -m benchmarks.training_step --variant=F0 --batch_size=8
 
-Compares float32 with bfloat16 in one run; AGC, Nesterov, decay and the average
-of the weights are part of the step.
+Compares float32 with bfloat16 in one run. The steps are complete: AGC, Nesterov
+momentum, decay, averages of the weights and all metrics.
 """
 
 import json
@@ -14,19 +14,23 @@ import numpy as np
 from absl import flags
 from tensorflow import keras
 
-from benchmarks.timing import median_ratio, seconds_side_by_side
+from benchmarks.timing import (
+  median_ratio,
+  seconds_side_by_side,
+  train_steps,
+)
 from nfnets_tf.models.nfnet import NFNet
 from nfnets_tf.optim.sgd import SGD
 from nfnets_tf.train.classifier import Classifier
 
 _VARIANT = flags.DEFINE_string("variant", "F0", "Size of the network.")
-_IMAGE_SIZE = flags.DEFINE_integer("image_size", 192, "Pixels of a side.")
-_BATCH_SIZE = flags.DEFINE_integer("batch_size", 8, "Images a step.")
-_ROUNDS = flags.DEFINE_integer("rounds", 5, "Steps that are timed.")
+_IMAGE_SIZE = flags.DEFINE_integer("image_size", 192, "Pixels per side.")
+_BATCH_SIZE = flags.DEFINE_integer("batch_size", 8, "Images per step.")
+_ROUNDS = flags.DEFINE_integer("rounds", 5, "Steps to time.")
 
 
 def main() -> None:
-  """Prints images a second and, last, the figures as JSON."""
+  """Prints images per second and, last, the figures as JSON."""
   flags.FLAGS(sys.argv)
   size, batch = _IMAGE_SIZE.value, _BATCH_SIZE.value
   images = np.random.default_rng(0).integers(
@@ -38,15 +42,15 @@ def main() -> None:
     keras.mixed_precision.set_global_policy(policy)
     model = Classifier(NFNet(_VARIANT.value, 1000))
     model.compile(SGD(0.1))
-    return lambda: model.train_on_batch(images, labels)
+    return train_steps(model, images, labels)
 
   seconds = seconds_side_by_side(
     {policy: step(policy) for policy in ("float32", "mixed_bfloat16")},
     rounds=_ROUNDS.value,
   )
   rates = {
-    policy: batch / statistics.median(taken)
-    for policy, taken in seconds.items()
+    policy: batch / statistics.median(times)
+    for policy, times in seconds.items()
   }
   for policy, rate in rates.items():
     print(f"{policy:>15} {rate:8.2f} images/s")

@@ -20,15 +20,17 @@ from absl import flags
 from benchmarks.timing import median_ratio, seconds_side_by_side
 
 _VARIANT = flags.DEFINE_string("variant", "pico", "Size of the network.")
-_IMAGE_SIZE = flags.DEFINE_integer("image_size", 64, "Pixels of a side.")
-_BATCH_SIZE = flags.DEFINE_integer("batch_size", 128, "Images a step, in all.")
-_STEPS = flags.DEFINE_integer("steps", 4, "Steps that are timed at once.")
-_ROUNDS = flags.DEFINE_integer("rounds", 9, "How many times.")
+_IMAGE_SIZE = flags.DEFINE_integer("image_size", 64, "Pixels per side.")
+_BATCH_SIZE = flags.DEFINE_integer(
+  "batch_size", 128, "Images per step, in all."
+)
+_STEPS = flags.DEFINE_integer("steps", 4, "Steps per timing.")
+_ROUNDS = flags.DEFINE_integer("rounds", 9, "Number of timings.")
 _SERVE = flags.DEFINE_bool("serve", False, "Be one of the processes.")
 
 
 def main() -> None:
-  """Prints images a second and, last, the ratio as JSON."""
+  """Prints images per second and, last, the ratio as JSON."""
   flags.FLAGS(sys.argv)
   if _SERVE.value:
     _serve()
@@ -54,21 +56,21 @@ def main() -> None:
     for process in (*alone, *together):
       process.kill()
   images = _BATCH_SIZE.value * _STEPS.value
-  for name, taken in seconds.items():
-    rate = images / statistics.median(taken)
+  for name, times in seconds.items():
+    rate = images / statistics.median(times)
     print(f"{name:>4} {rate:8.1f} images/s")
   ratio = median_ratio(seconds["one"], seconds["two"])
   print(json.dumps({"two_workers_over_one": round(ratio, 3)}))
 
 
 def _cluster(count: int) -> list[str]:
-  """Returns TF_CONFIG of each process, at ports that are free."""
+  """Returns the TF_CONFIG of each process, with free ports."""
   sockets = [socket.socket() for _ in range(count)]
-  for one in sockets:
-    one.bind(("localhost", 0))
-  workers = [f"localhost:{one.getsockname()[1]}" for one in sockets]
-  for one in sockets:
-    one.close()
+  for port in sockets:
+    port.bind(("localhost", 0))
+  workers = [f"localhost:{port.getsockname()[1]}" for port in sockets]
+  for port in sockets:
+    port.close()
   cluster = {"worker": workers}
   return [
     json.dumps({"cluster": cluster, "task": {"type": "worker", "index": index}})
@@ -96,7 +98,7 @@ def _step(processes) -> None:
 
 
 def _serve() -> None:
-  """Makes some steps for each line that it reads."""
+  """Makes --steps steps for each line of standard input."""
   import tensorflow as tf
 
   from nfnets_tf.models.nfnet import NFNet
@@ -111,8 +113,11 @@ def _serve() -> None:
   batch = _BATCH_SIZE.value // strategy.num_replicas_in_sync
   images = np.zeros([batch, *[_IMAGE_SIZE.value] * 2, 3], np.uint8)
   data = tf.data.Dataset.from_tensors((images, np.zeros([batch], np.int32)))
+  # Destroying the iterator of `fit` would wait for tf.data's autotuner.
+  options = tf.data.Options()
+  options.autotune.enabled = False
   batches = strategy.distribute_datasets_from_function(
-    lambda context: data.repeat()
+    lambda context: data.repeat().with_options(options)
   )
   for _ in sys.stdin:
     model.fit(batches, steps_per_epoch=_STEPS.value, verbose=0)
