@@ -1,4 +1,4 @@
-"""Nothing in the training step is unfit for a TPU."""
+"""The training step compiles with XLA, as a TPU requires."""
 
 import numpy as np
 import pytest
@@ -13,9 +13,9 @@ from nfnets_tf.train.classifier import Classifier
 R = np.random.default_rng(0)
 IMAGES = R.integers(0, 255, [8, 32, 32, 3]).astype(np.uint8)
 LABELS = R.integers(0, 4, 8)
-# What would call the host, or have a shape that is known only when it runs.
-OF_THE_HOST = {"PyFunc", "EagerPyFunc", "PyFuncStateless", "Print", "PrintV2"}
-OF_ANY_SHAPE = {"Where", "Unique", "BooleanMask", "NonMaxSuppressionV5"}
+# Operations that call the host, or whose shapes depend on values.
+HOST_OPS = {"PyFunc", "EagerPyFunc", "PyFuncStateless", "Print", "PrintV2"}
+DYNAMIC_OPS = {"Where", "Unique", "BooleanMask", "NonMaxSuppressionV5"}
 
 
 def build(network, policy="float32", **options):
@@ -42,11 +42,11 @@ def step_of(model, **options):
     {"sam": SAM(0.1, every=2, ascent_fraction=0.5), "micro_batches": 2},
   ],
 )
-def test_a_step_compiles_and_computes_the_same(drawing_network, options):
+def test_compiled_step_computes_the_same(tiny_network, options):
   """With dropout, stochastic depth, AGC, averages and the guard."""
   results = []
   for compiled in (False, True):
-    model = build(drawing_network, **options)
+    model = build(tiny_network, **options)
     step = step_of(model, jit_compile=compiled)
     for _ in range(3):
       logs = step(tf.constant(IMAGES), tf.constant(LABELS))
@@ -54,37 +54,37 @@ def test_a_step_compiles_and_computes_the_same(drawing_network, options):
     values = [*model.network.trainable_variables, *model.averages]
     results.append(([v.numpy() for v in values], logs))
   tolerance = 1e-2 if "policy" in options else 1e-5
-  (plain, logs), (fused, others) = results
+  (plain, logs), (fused, fused_logs) = results
   for a, b in zip(plain, fused):
     np.testing.assert_allclose(a, b, rtol=0, atol=tolerance)
-  assert logs.keys() == others.keys()
-  np.testing.assert_allclose(logs["loss"], others["loss"], rtol=tolerance)
+  assert logs.keys() == fused_logs.keys()
+  np.testing.assert_allclose(logs["loss"], fused_logs["loss"], rtol=tolerance)
 
 
-def test_an_nfnets_step_calls_no_host_and_knows_its_shapes():
+def test_step_of_an_nfnet_has_no_host_calls_and_static_shapes():
   model = build(
     lambda: NFNet("femto", 4, stochdepth_rate=0.2, drop_rate=0.2),
     sam=SAM(0.1, every=2),
     micro_batches=2,
   )
   step = step_of(model)
-  found = step.get_concrete_function(
+  concrete = step.get_concrete_function(
     tf.TensorSpec([8, 32, 32, 3], tf.uint8), tf.TensorSpec([8], tf.int64)
   )
-  definition = found.graph.as_graph_def()
+  definition = concrete.graph.as_graph_def()
   nodes = [*definition.node]
   for function in definition.library.function:
     nodes += function.node_def
   kinds = {node.op for node in nodes}
   assert {"While", "StatelessWhile"} & kinds and {"If", "StatelessIf"} & kinds
-  assert not kinds & (OF_THE_HOST | OF_ANY_SHAPE)
+  assert not kinds & (HOST_OPS | DYNAMIC_OPS)
   unknown = [
     operation.name
-    for operation in found.graph.get_operations()
+    for operation in concrete.graph.get_operations()
     for tensor in operation.outputs
     if tensor.dtype.is_floating
     and not tensor.shape.is_fully_defined()
-    # Until the next operation tells it, TensorFlow does not know.
+    # ensure_shape states what TensorFlow does not infer.
     and {user.type for user in tensor.consumers()} != {"EnsureShape"}
   ]
   assert not unknown

@@ -7,14 +7,11 @@ import pytest
 import tensorflow as tf
 from tensorflow import keras
 
-from nfnets_tf.models import layers
 from nfnets_tf.models.nfnet import NFBlock, NFNet
-from nfnets_tf.ops import stateless_random
 from nfnets_tf.optim.sam import SAM
 from nfnets_tf.optim.sgd import SGD
 from nfnets_tf.train.classifier import Classifier
-from nfnets_tf.train.metrics import compute_example_metrics
-from nfnets_tf.train.train_step import ReplicaBatch
+from tests.support import tiny
 
 STEPS, BATCH = 3, 8
 R = np.random.default_rng(0)
@@ -29,20 +26,24 @@ def batches(strategy, weights=None):
   return strategy.distribute_datasets_from_function(lambda context: dataset)
 
 
+ONE = tf.distribute.OneDeviceStrategy("CPU:0")
+# Without random numbers.
+PLAIN = functools.partial(tiny.network, drop_rate=0.0, stochdepth_rate=0.0)
+
+
 def femto():
   network = NFNet("femto", 4)
   for layer in network.layers:
     if isinstance(layer, NFBlock):
-      layer.skip_gain.assign(1.0)  # else the branches have no part in it
+      layer.skip_gain.assign(1.0)  # at 0 the branches would not matter
   return network
 
 
-def build(strategy, network=femto, **options):
+def build(strategy, network=tiny.network, **options):
   keras.utils.set_random_seed(1)
   with strategy.scope():
-    network = network()
-    model = Classifier(network, ema_decay=0.9, **options)
-    # A clipping that bites some units and a decay that can be seen.
+    model = Classifier(network(), ema_decay=0.9, **options)
+    # A clipping that affects some units and a decay that is visible.
     model.compile(SGD(0.5, clipping=0.05, weight_decay=1e-2))
   return model
 
@@ -60,87 +61,96 @@ def train(strategy, **options):
   return [v.numpy() for v in variables], history, result
 
 
-@pytest.fixture(scope="module")
-def one_device():
-  return train(tf.distribute.OneDeviceStrategy("CPU:0"))
-
-
 def mirrored(replicas, collectives=False):
-  # One process cannot hold the collectives of two strategies; SAM's are run by
-  # the processes of workers_test.py.
+  # One process cannot hold the collectives of two strategies; the processes of
+  # workers_test.py run SAM's.
   return tf.distribute.MirroredStrategy(
     [f"CPU:{i}" for i in range(replicas)],
     None if collectives else tf.distribute.ReductionToOneDevice(),
   )
 
 
-def assert_same(got, want):
-  """Weights and averages to 1e-6; what is logged, clipping included, too."""
-  for a, b in zip(got[0], want[0]):
+def assert_same(actual, expected):
+  """Compares weights and averages to 1e-6, and all metrics."""
+  for a, b in zip(actual[0], expected[0]):
     np.testing.assert_allclose(a, b, rtol=0, atol=1e-6)
   for part in (1, 2):
-    assert got[part].keys() == want[part].keys()
-    for name, value in want[part].items():
-      np.testing.assert_allclose(got[part][name], value, rtol=1e-5)
+    assert actual[part].keys() == expected[part].keys()
+    for name, value in expected[part].items():
+      np.testing.assert_allclose(actual[part][name], value, rtol=1e-5)
 
 
-@pytest.mark.parametrize("replicas", [2, 4])
-def test_weights_averages_and_metrics_equal_one_devices(one_device, replicas):
-  got = train(mirrored(replicas, collectives=replicas == 2))
-  assert_same(got, one_device)
-  assert 0 < got[1]["clipped"][0] < 1
+@pytest.fixture(scope="module")
+def femto_on_one_device():
+  return train(ONE, network=femto)
 
 
-@pytest.fixture
-def small(drawing_network):
-  """Trains a network that compiles at once, and draws nothing."""
-  network = functools.partial(
-    drawing_network, dropout=0.0, stochastic_depth=0.0
-  )
-  return functools.partial(train, network=network)
+def test_an_nfnet_trains_the_same_on_two_replicas(femto_on_one_device):
+  actual = train(mirrored(2, collectives=True), network=femto)
+  assert_same(actual, femto_on_one_device)
+  assert 0 < actual[1]["clipped"][0] < 1
 
 
-ONE = tf.distribute.OneDeviceStrategy("CPU:0")
+def test_training_moves_every_weight(femto_on_one_device):
+  start = build(ONE, femto)
+  changes = [
+    np.abs(a - b.numpy()).max()
+    for a, b in zip(femto_on_one_device[0], start.network.trainable_variables)
+  ]
+  assert max(changes) > 1e-2 and min(changes) > 0
 
 
-def test_sam_of_global_scope_equals_one_device_with_the_whole_batch(small):
-  how = SAM(0.2, scope="global")
-  want = small(ONE, sam=how)
-  assert_same(small(mirrored(2), sam=how), want)
-  alone = small(mirrored(2), sam=SAM(0.2, scope="replica"))
-  moved = max(np.abs(a - b).max() for a, b in zip(alone[0], want[0]))
-  assert moved > 1e-4  # the scope makes a difference
+@pytest.mark.parametrize("sam", [None, SAM(0.2, scope="global", every=2)])
+def test_random_numbers_follow_the_example_not_the_replica(sam):
+  """With dropout and stochastic depth, too, replicas equal one device."""
+  expected = train(ONE, sam=sam)
+  repeated = train(ONE, sam=sam)
+  for a, b in zip(expected[0], repeated[0]):
+    np.testing.assert_array_equal(a, b)
+  for replicas in (2, 4):
+    assert_same(train(mirrored(replicas), sam=sam), expected)
 
 
-def test_sam_of_each_replica_equals_one_devices_micro_batches(small):
-  """Which is how one device mimics many (Brock et al. 2021, A.4)."""
-  how = SAM(0.2, scope="micro_batch")
-  want = small(ONE, sam=how, micro_batches=2)
-  assert_same(small(mirrored(2), sam=SAM(0.2, scope="replica")), want)
+def test_sam_of_global_scope_equals_one_device_with_the_whole_batch():
+  sam = SAM(0.2, scope="global")
+  expected = train(ONE, network=PLAIN, sam=sam)
+  assert_same(train(mirrored(2), network=PLAIN, sam=sam), expected)
+  sam = SAM(0.2, scope="replica")
+  separate = train(mirrored(2), network=PLAIN, sam=sam)
+  changes = [np.abs(a - b).max() for a, b in zip(separate[0], expected[0])]
+  assert max(changes) > 1e-4  # the scope makes a difference
 
 
-def test_sam_now_and_then_in_parts_on_replicas(small, monkeypatch):
-  """Branches, loops and what replicas do together, all in one step."""
-  how = SAM(0.2, scope="global", ascent_fraction=0.5, every=2)
-  got = small(mirrored(2), sam=how, micro_batches=2)
+def test_sam_of_replica_scope_equals_one_devices_micro_batches():
+  """By which one device mimics many (Brock et al. 2021, A.4)."""
+  sam = SAM(0.2, scope="micro_batch")
+  expected = train(ONE, network=PLAIN, sam=sam, micro_batches=2)
+  sam = SAM(0.2, scope="replica")
+  assert_same(train(mirrored(2), network=PLAIN, sam=sam), expected)
+
+
+def test_sam_every_second_step_in_micro_batches_on_replicas(monkeypatch):
+  """Branches, loops and all-reduces in one step."""
+  sam = SAM(0.2, scope="global", ascent_fraction=0.5, every=2)
+  actual = train(mirrored(2), network=PLAIN, sam=sam, micro_batches=2)
   # The first half of each replica's images is the first half of one device's.
   order = np.arange(STEPS * BATCH).reshape(STEPS, 2, 2, 2).swapaxes(1, 2)
   for name, array in (("IMAGES", IMAGES), ("LABELS", LABELS)):
     monkeypatch.setitem(globals(), name, array[order.ravel()])
-  want = small(ONE, sam=how, micro_batches=4)
-  # Evaluation counts the first 19 images, which are others now.
-  assert_same((*got[:2], {}), (*want[:2], {}))
-  assert got[1]["sam_active"] == [pytest.approx(2 / 3)]
+  expected = train(ONE, network=PLAIN, sam=sam, micro_batches=4)
+  # Evaluation counts the first 19 images, which differ now.
+  assert_same((*actual[:2], {}), (*expected[:2], {}))
+  assert actual[1]["sam_active"] == [pytest.approx(2 / 3)]
 
 
-@pytest.mark.parametrize("rest", [1, 3])
-def test_a_last_batch_that_replicas_do_not_share_evenly(rest):
-  """Each example counts as much, and a replica may get none."""
+@pytest.mark.parametrize("remainder", [1, 3])
+def test_uneven_last_batch(remainder):
+  """Each example counts as much, and one replica may have none."""
   results = []
-  for strategy in (tf.distribute.OneDeviceStrategy("CPU:0"), mirrored(2)):
+  for strategy in (ONE, mirrored(2)):
     model = build(strategy)
     data = tf.data.Dataset.from_tensor_slices((IMAGES, LABELS))
-    data = data.take(4 + rest).batch(4)
+    data = data.take(4 + remainder).batch(4)
     history = model.fit(data, verbose=0).history
     results.append((model.get_weights(), history["loss"]))
   for a, b in zip(results[0][0], results[1][0]):
@@ -148,66 +158,17 @@ def test_a_last_batch_that_replicas_do_not_share_evenly(rest):
   assert results[0][1] == pytest.approx(results[1][1], rel=1e-5)
 
 
-def test_training_has_moved_the_weights(one_device):
-  start = build(tf.distribute.OneDeviceStrategy("CPU:0"))
-  moved = [
-    np.abs(a - b.numpy()).max()
-    for a, b in zip(one_device[0], start.network.trainable_variables)
-  ]
-  assert max(moved) > 1e-2 and min(moved) > 0
-
-
-@pytest.mark.parametrize("how", [None, SAM(0.2, scope="global", every=2)])
-def test_draws_follow_the_example_and_not_the_replica(drawing_network, how):
-  """With dropout and stochastic depth, too, replicas are one device."""
-  want = train(ONE, network=drawing_network, sam=how)
-  again = train(ONE, network=drawing_network, sam=how)
-  for a, b in zip(want[0], again[0]):
-    np.testing.assert_array_equal(a, b)
-  for replicas in (2, 4):
-    got = train(mirrored(replicas), network=drawing_network, sam=how)
-    assert_same(got, want)
-
-
-@pytest.mark.parametrize("known", [True, False])
-def test_replicas_draw_differently_and_the_same_from_run_to_run(known):
-  strategy = tf.distribute.MirroredStrategy(
-    ["CPU:0", "CPU:1"], tf.distribute.ReductionToOneDevice()
-  )
-  network = keras.Sequential([keras.Input([4]), layers.Dropout(0.5)])
-
-  @tf.function
-  def step(size):
-    def compute_losses(images, labels):
-      logits = network(images, training=True)
-      losses = tf.reduce_sum(logits, axis=1)
-      return losses, compute_example_metrics(logits, labels, losses)
-
-    def replica():
-      data = [tf.ones([8, 4]), tf.zeros([8], tf.int32)]
-      data = data if known else [tensor[:size] for tensor in data]
-      seed = stateless_random.step_seed(0, tf.constant(3))
-      options = dict(seed=seed, replicas=2, micro_batches=1)
-      batch = ReplicaBatch(compute_losses, [], data, **options)
-      return batch.gradient(None, tf.constant(3)).clean.losses
-
-    return strategy.run(replica)
-
-  first, second = (
-    [x.numpy() for x in strategy.experimental_local_results(step(8))]
-    for _ in range(2)
-  )
-  np.testing.assert_array_equal(first, second)
-  assert np.any(first[0] != first[1])
-
-
-@pytest.mark.parametrize("how", [None, SAM(0.2), SAM(0.2, scope="global")])
-@pytest.mark.parametrize("optimizer", [SGD(0.5), keras.optimizers.SGD(0.5)])
-def test_what_one_replica_finds_not_finite_changes_no_replica(
-  drawing_network, how, optimizer
-):
+@pytest.mark.parametrize(
+  "optimizer, sam",
+  [
+    (SGD(0.5), None),
+    (SGD(0.5), SAM(0.2, scope="global")),
+    (keras.optimizers.SGD(0.5), SAM(0.2)),
+  ],
+)
+def test_nonfinite_values_of_one_replica_are_skipped_by_all(optimizer, sam):
   strategy = mirrored(2)
-  model = build(strategy, drawing_network, sam=how)
+  model = build(strategy, sam=sam)
   with strategy.scope():
     model.compile(type(optimizer).from_config(optimizer.get_config()))
   good = np.float32(LABELS[:BATCH, None] == np.arange(4))
@@ -220,7 +181,7 @@ def test_what_one_replica_finds_not_finite_changes_no_replica(
     data = strategy.distribute_datasets_from_function(lambda context: data)
     history = model.fit(data, steps_per_epoch=1, verbose=0).history
     state = [*model.network.weights, *model.averages]
-    if isinstance(optimizer, SGD):  # Keras' own keeps its last step
+    if isinstance(optimizer, SGD):  # Keras' own moves by its last momentum
       state += model.optimizer.momentums
     return history, [
       copy.numpy()
@@ -230,17 +191,13 @@ def test_what_one_replica_finds_not_finite_changes_no_replica(
 
   _, before = step(good)
   history, after = step(bad)
-  assert (
-    history["skipped_steps"] == [1.0]
-    and model.guard.consecutive_skips.numpy() == 1
-  )
+  assert history["skipped_steps"] == [1.0]
+  assert model.guard.consecutive_skips.numpy() == 1
   assert model.optimizer.iterations.numpy() == 2
   for a, b in zip(before, after):
     np.testing.assert_array_equal(a, b)
-  history, moved = step(good)
-  assert (
-    history["skipped_steps"] == [0.0]
-    and model.guard.consecutive_skips.numpy() == 0
-  )
-  assert any(np.any(a != b) for a, b in zip(after, moved))
+  history, changed = step(good)
+  assert history["skipped_steps"] == [0.0]
+  assert model.guard.consecutive_skips.numpy() == 0
+  assert any(np.any(a != b) for a, b in zip(after, changed))
   assert np.isfinite([value[0] for value in history.values()]).all()

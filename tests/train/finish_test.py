@@ -55,12 +55,12 @@ class Job:
 
 
 @pytest.fixture
-def make_run(make_dataset, drawing_network, tmp_path):
+def make_run(make_dataset, tiny_network, tmp_path):
   """Makes a run that ends at step 3, with its best checkpoint at step 1."""
 
   def make(averages=True, report=True):
     job = Job(make_dataset(heldout=5), report)
-    model = Classifier(drawing_network(), ema_decay=0.9 if averages else None)
+    model = Classifier(tiny_network(), ema_decay=0.9 if averages else None)
     model.compile(SGD(0.1))
     for average in model.averages:
       average.assign(average + 1.0)  # to differ from the weights

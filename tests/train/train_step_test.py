@@ -29,8 +29,8 @@ STRATEGY = tf.distribute.OneDeviceStrategy("CPU:0")
 
 
 @pytest.fixture
-def model(drawing_network):
-  return Classifier(drawing_network(), ema_decay=None)
+def model(tiny_network):
+  return Classifier(tiny_network(), ema_decay=None)
 
 
 def compute_losses(model, images, labels, weights=None):
@@ -134,9 +134,9 @@ def test_a_step_is_the_two_passes_worked_out_in_numpy(fraction, few):
 
 
 @pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16"])
-def test_sam_of_rho_0_is_the_plain_step_bit_for_bit(drawing_network, policy):
+def test_sam_of_rho_0_is_the_plain_step_bit_for_bit(tiny_network, policy):
   keras.mixed_precision.set_global_policy(policy)
-  model = Classifier(drawing_network(), ema_decay=None)
+  model = Classifier(tiny_network(), ema_decay=None)
   plain = gradient(model)
   for scope in ("replica", "global"):
     sharp = gradient(model, SAM(0.0, scope=scope))
@@ -155,9 +155,9 @@ def test_ascent_examples_draw_the_same_numbers_in_both_passes(model):
 
 
 @pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16"])
-def test_sam_changes_the_gradient_but_no_weight(drawing_network, policy):
+def test_sam_changes_the_gradient_but_no_weight(tiny_network, policy):
   keras.mixed_precision.set_global_policy(policy)
-  model = Classifier(drawing_network(), ema_decay=None)
+  model = Classifier(tiny_network(), ema_decay=None)
   before, plain = values(model), gradient(model)
   sharp = gradient(model, SAM(0.5))
   assert_equal(values(model), before)
@@ -197,9 +197,9 @@ def test_micro_batches_share_one_perturbation(model, sam, count):
   assert_close(split.perturbed, whole.perturbed)
 
 
-def test_scope_micro_batch_perturbs_each_micro_batch_alone(drawing_network):
+def test_scope_micro_batch_perturbs_each_micro_batch_alone(tiny_network):
   """The mean of their SAM gradients, as in the SAM paper's section 4.1."""
-  network = drawing_network(dropout=0.0, stochastic_depth=0.0)
+  network = tiny_network(drop_rate=0.0, stochdepth_rate=0.0)
   model = Classifier(network, ema_decay=None)
   sam = SAM(0.5, scope="micro_batch")
   split = gradient(model, sam, micro_batches=2)
