@@ -23,7 +23,7 @@ _PRINTED = {
   "tpu_v4_core_hours": ("core-hours", None, 1),
   "utilization": ("of peak", "{:.1%}", 1),
   "memory_bytes": ("GB", None, 1e9),
-  "memory_bytes_an_image": ("MB/image", None, 1e6),
+  "memory_bytes_per_image": ("MB/image", None, 1e6),
   "cost": ("cost", "{:,.2f}", 1),
 }
 _RESULTS = ("point", "cell", "state")

@@ -316,7 +316,7 @@ def estimate_costs(
   Returns:
     parameters; macs of an image's forward pass; images, steps and epochs;
     flops of the run; tpu_v4_core_hours at utilization, in (0, 1]; and
-    memory_bytes of a device, plus memory_bytes_an_image computed at a time.
+    memory_bytes of a device, plus memory_bytes_per_image computed at a time.
   """
   network = network or cost.abstractly(model.network)
   images = schedule.total_steps * data.batch_size
@@ -339,5 +339,5 @@ def estimate_costs(
     ),
     "utilization": compute.utilization_of(model.variant),
     "memory_bytes": memory.fixed,
-    "memory_bytes_an_image": memory.per_image,
+    "memory_bytes_per_image": memory.per_image,
   }

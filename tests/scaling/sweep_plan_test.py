@@ -27,7 +27,7 @@ def figures(point):
     "tpu_v4_core_hours": size * epochs / 7e4,
     "utilization": 1 / 3,
     "memory_bytes": 16 * size,
-    "memory_bytes_an_image": size / 10,
+    "memory_bytes_per_image": size / 10,
   }
 
 
