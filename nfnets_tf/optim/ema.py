@@ -1,7 +1,7 @@
 """Exponential moving average of the weights.
 
-Functions over parallel lists of variables: `averages[i]` follows
-`variables[i]`. The averages start as a copy, so no bias is to be corrected.
+Functions over parallel lists of variables: `averages[i]` follows `variables[i]`
+and has its shape. The averages start as a copy, so there is no bias to correct.
 """
 
 import contextlib
@@ -14,7 +14,15 @@ from tensorflow import keras
 def add_averages(
   model: keras.Model, variables: Sequence[tf.Variable]
 ) -> list[tf.Variable]:
-  """Adds to a model an average of each variable, float32 and of value 0."""
+  """Adds an average of each variable to a model.
+
+  Args:
+    model: the averages become its untrainable weights.
+    variables: of any shape.
+
+  Returns:
+    float32 variables of the same shapes, filled with 0.
+  """
   return [
     model.add_weight(
       f"average_{index}",
@@ -29,10 +37,14 @@ def add_averages(
 
 
 def warmed_decay(step: tf.Tensor, decay: float) -> tf.Tensor:
-  """Returns min(decay, (1 + t) / (10 + t)) for step t (float32).
+  """Returns min(decay, (1 + t) / (10 + t)) for step t, a float32 scalar.
 
   The published decay of 0.99999 would remember the initial weights for 100,000
-  steps; the warm-up of the released code forgets them at once.
+  steps; the warm-up of the released code forgets them within a few.
+
+  Args:
+    step: number of the step, from 0, a scalar.
+    decay: in [0, 1).
   """
   step = tf.cast(step, tf.float32)
   return tf.minimum(decay, (1.0 + step) / (10.0 + step))
@@ -45,10 +57,15 @@ def update(
 ) -> None:
   """Moves every average: a <- decay * a + (1 - decay) * w.
 
-  Written a <- a - (1 - decay) * (a - w), which needs one array of its own.
+  Computed as a <- a - (1 - decay) * (a - w), which needs one temporary array.
 
-  To be called in a replica context, after the weights' own update; each device
-  updates its own copy, and nothing is sent.
+  To be called in a replica context, after the update of the weights; each
+  device updates its own copy, without communication.
+
+  Args:
+    averages: float32, parallel to `variables`.
+    variables: the weights, of the same shapes.
+    decay: a float32 scalar in [0, 1].
   """
 
   def move(average, variable, decay):
@@ -75,10 +92,10 @@ def start(
 def exchanged(
   averages: Sequence[tf.Variable], variables: Sequence[tf.Variable]
 ) -> Iterator[None]:
-  """Puts the averages in the weights' place, and both back at the end.
+  """Swaps averages and weights, and swaps them back at the end.
 
-  Values are copied, never added and subtracted: afterwards every variable holds
-  the same bits as before. One variable at a time needs a copy.
+  Values are copied, never added and subtracted, so every variable is restored
+  bit for bit. Only one variable at a time needs a temporary copy.
   """
   _exchange(averages, variables)
   try:
@@ -89,6 +106,6 @@ def exchanged(
 
 def _exchange(averages, variables):
   for average, variable in zip(averages, variables):
-    held = tf.identity(variable.read_value())
+    value = tf.identity(variable.read_value())
     variable.assign(average)
-    average.assign(held)
+    average.assign(value)

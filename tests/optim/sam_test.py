@@ -81,7 +81,10 @@ def test_ascent_examples(fraction, examples, expected):
   [
     ({"rho": -0.1}, "SAM.rho = -0.1"),
     ({"rho": float("nan")}, "SAM.rho = nan"),
-    ({"scope": "batch"}, "'batch' is unknown; expected 'micro_batch', 'rep"),
+    (
+      {"scope": "batch"},
+      "SAM.scope = 'batch' .* expected one of 'micro_batch', 'rep",
+    ),
     ({"ascent_fraction": 0.0}, "SAM.ascent_fraction = 0.0"),
     ({"ascent_fraction": 1.5}, "SAM.ascent_fraction = 1.5"),
     ({"every": 0}, "SAM.every = 0"),
