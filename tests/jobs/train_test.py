@@ -51,7 +51,10 @@ def test_a_batch_that_does_not_divide_among_the_replicas(
     ("NUM_CLASSES = 3", "has 4 classes, but NUM_CLASSES = 3"),
     ("DATA_DIR = '/nowhere'", "'/nowhere' does not exist"),
     ("VARIANT = 'F9'", "'F9' does not exist"),
-    ("classifier.Classifier.micro_batches = 3", "32 examples per replica do not"),
+    (
+      "classifier.Classifier.micro_batches = 3",
+      "32 examples per replica do not",
+    ),
     ("MULTIPLICITY = 3", "batch of 32 does not divide by MULTIPLICITY = 3"),
     ("TRAIN_OPERATIONS = []", "images of shape .* expected a fixed size"),
     ("classifier.Classifier.frozen = 'head'", "frozen names 'head'"),

@@ -41,5 +41,5 @@ def test_everything_is_made_under_the_strategy():
 
 
 def test_a_replicas_batch_must_divide_into_the_micro_batches():
-  with pytest.raises(UserError, match="12 examples a replica do not divide"):
+  with pytest.raises(UserError, match="12 examples per replica do not divide"):
     build(5, tf.distribute.get_strategy())
