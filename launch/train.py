@@ -71,6 +71,7 @@ def main(argv: list[str]) -> int:
 def _launch(quiet) -> int:
   from nfnets_tf.config import Configuration
   from nfnets_tf.jobs.job import RunContext
+  from nfnets_tf.train.run_dir import RunDir
 
   configuration = Configuration(_GIN_FILE.value, _GIN_PARAM.value)
   workdir = _WORKDIR.value or configuration.workdir
@@ -82,6 +83,7 @@ def _launch(quiet) -> int:
     print("\n".join(f"  {line}" for line in configuration.differences()))
     quiet.discard_log()
     return 0
+  RunDir(workdir).check_layout()  # before its configuration is read
   if configuration.run_folder is None:
     configuration.check_workdir(os.path.join(workdir, "config.gin"))
   job = configuration.build_job()

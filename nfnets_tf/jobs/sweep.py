@@ -30,7 +30,13 @@ from nfnets_tf.models import cost
 from nfnets_tf.scaling import sweep_plan
 from nfnets_tf.scaling.sweep import GridPoint, select_points
 from nfnets_tf.scaling.sweep_report import SweepStatus
-from nfnets_tf.scaling.sweep_store import DONE, FAILED, SweepStore, Trial
+from nfnets_tf.scaling.sweep_store import (
+  DONE,
+  FAILED,
+  SweepStore,
+  Trial,
+  Trials,
+)
 from nfnets_tf.train.distribution import read_cluster
 from nfnets_tf.train.run_dir import RunDir, RunLocked
 
@@ -202,11 +208,11 @@ class SweepJob:
       self._networks.append((part, network))
     return job.figures(network)
 
-  def _results(self, trials: Mapping[str, Trial]) -> pd.DataFrame:
+  def _results(self, trials: Trials) -> pd.DataFrame:
     plan = sweep_plan.read_table(self._store.plan)
     return sweep_plan.results_table(self._sweep, trials, plan)
 
-  def _refresh(self, trials: Mapping[str, Trial]) -> None:
+  def _refresh(self, trials: Trials) -> None:
     """Writes results.csv and the report."""
     sweep, store = self._sweep, self._store
     results = self._results(trials)

@@ -19,6 +19,7 @@ from nfnets_tf.scaling.sweep_store import (
   RUNNING,
   SweepStore,
   Trial,
+  Trials,
   point_name,
 )
 
@@ -208,15 +209,10 @@ class Sweep:
     price: float | None,
     report: Callable[[SweepStatus, str], None] | None,
   ):
-    require(
-      poll_seconds > 0, "sweep.Sweep.poll_seconds", poll_seconds, "a number > 0"
-    )
-    require(
-      price is None or price >= 0,
-      "sweep.Sweep.price",
-      price,
-      "the price of a TPU-v4 core-hour, such as 1.61, or None",
-    )
+    name = "sweep.Sweep.poll_seconds"
+    require(poll_seconds > 0, name, poll_seconds, "a number > 0")
+    valid = price is None or price >= 0
+    require(valid, "sweep.Sweep.price", price, "a number >= 0, or None")
     self.points = grid_points(grid)
     self.tuning, self.engine, self.loss = tuning, engine, loss
     self.poll_seconds, self.price, self.report = poll_seconds, price, report
@@ -226,7 +222,7 @@ class Sweep:
         " config.grid, or bind sweep.Sweep.tuning to None."
       )
 
-  def find(self, name: str, trials: Mapping[str, Trial]) -> Trial:
+  def find(self, name: str, trials: Trials) -> Trial:
     """Returns the trial of a name that `--points` gives.
 
     Args:
@@ -243,14 +239,12 @@ class Sweep:
           return trial
     example = self.next_trials(self.points[0], {})[0].name
     raise UserError(
-      f"--points={name} is not a point of the sweep; expected 'list', 'plan',"
-      f" 'left', 'failed', a number from 1 to {len(self.points)}, a share such"
-      f" as 1/4, or a name from --points=list, such as {example!r}."
+      f"--points={name} is invalid; expected left, failed, list, plan, a number"
+      f" from 1 to {len(self.points)}, a share such as 1/4, or a name from"
+      f" --points=list, such as {example!r}."
     )
 
-  def trials_at(
-    self, point: GridPoint, trials: Mapping[str, Trial]
-  ) -> list[Trial]:
+  def trials_at(self, point: GridPoint, trials: Trials) -> list[Trial]:
     """Returns the started trials of a point, lowest tuned value first."""
     tuned = (self.tuning.macro,) if self.tuning else ()
     # The store may also hold trials of another macro, or of none.
@@ -267,9 +261,7 @@ class Sweep:
       for t in same
     ]
 
-  def next_trials(
-    self, point: GridPoint, trials: Mapping[str, Trial]
-  ) -> list[Trial]:
+  def next_trials(self, point: GridPoint, trials: Trials) -> list[Trial]:
     """Returns the trials that a point needs next, in order.
 
     Those that another process is running are among them; none once the point
@@ -293,30 +285,24 @@ class Sweep:
     new = [self._trial(point, value) for value in values]
     return [known.get(trial.name, trial) for trial in new]
 
-  def losses(
-    self, point: GridPoint, trials: Mapping[str, Trial]
-  ) -> dict[float, float]:
+  def losses(self, point: GridPoint, trials: Trials) -> dict[float, float]:
     """Returns {tuned value: loss} of the trials of a point that have ended.
 
     The loss is infinite if a trial diverged, NaN if it failed otherwise.
     """
     losses = {}
-    for trial in self.trials_at(point, trials):
-      if self.tuning and trial.state in (DONE, FAILED):
-        loss = math.inf if trial.diverged else math.nan
-        if trial.state == DONE:
-          loss = trial.result.get(self.loss, math.nan)
-        losses[float(trial.bindings[self.tuning.macro])] = loss
+    for trial in self.trials_at(point, trials) if self.tuning else ():
+      loss = math.inf if trial.diverged else math.nan
+      if trial.state in (DONE, FAILED):
+        value = float(trial.bindings[self.tuning.macro])
+        losses[value] = trial.result.get(self.loss, loss)
     return losses
 
-  def optimum(
-    self, point: GridPoint, trials: Mapping[str, Trial]
-  ) -> float | None:
+  def optimum(self, point: GridPoint, trials: Trials) -> float | None:
     """Returns the tuned value of a point once it is decided."""
     losses = self.losses(point, trials)
-    if not losses or any(map(math.isnan, losses.values())):
-      return None
-    if self.tuning.next_values(losses):
+    failed = any(map(math.isnan, losses.values()))
+    if not losses or failed or self.tuning.next_values(losses):
       return None
     return self.tuning.best(losses)
 
@@ -325,7 +311,7 @@ class Sweep:
     store: SweepStore,
     points: Sequence[GridPoint],
     command: Sequence[str],
-    refresh: Callable[[Mapping[str, Trial]], None],
+    refresh: Callable[[Trials], None],
   ) -> None:
     """Runs all trials that some points need, together with other processes.
 
@@ -382,8 +368,7 @@ class Sweep:
       ended = len(self.losses(point, trials))
       most = self.tuning.most_trials if ended else 1
       room = max(most - ended - len(busy | others), 0)
-      new = [trial for trial in new if trial.name not in busy | others]
-      ready += new[:room]
+      ready += [t for t in new if t.name not in busy | others][:room]
     return ready, elsewhere
 
   def _trial(self, point: GridPoint, value: float | None = None) -> Trial:
@@ -400,12 +385,12 @@ class Sweep:
     # A locked one may be running elsewhere; if its machine was lost, the lock
     # expires.
     failed = outcome.state == PENDING and code != 0
-    exhausted = starts >= _MAX_STARTS and outcome.state in (PENDING, RUNNING)
-    if failed or exhausted:
-      reason = f"its process ended with exit code {code}"
+    often = outcome.state in (PENDING, RUNNING) and starts >= _MAX_STARTS
+    if failed or often:
+      how = f"ended with exit code {code}"
       if code < 0:
-        reason = f"its process was killed by {signal.Signals(-code).name}"
-      reason += f"; see {store.log(trial.name)}"
+        how = f"was killed by {signal.Signals(-code).name}"
+      reason = f"its process {how}; see {store.log(trial.name)}"
       store.finish(trial, FAILED, reason=reason)
       outcome = store.trial(trial.name)
     if outcome.state == FAILED:

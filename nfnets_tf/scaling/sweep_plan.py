@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from nfnets_tf.fileio import read_bytes, report_write_errors, write_atomically
 from nfnets_tf.scaling.sweep import GridPoint, Sweep
-from nfnets_tf.scaling.sweep_store import DONE, PENDING, Trial
+from nfnets_tf.scaling.sweep_store import DONE, PENDING, Trials
 
 # Column of the plan: (title when printed, format, divisor).
 _PRINTED = {
@@ -98,7 +98,7 @@ def read_table(path: str) -> pd.DataFrame | None:
 
 
 def results_table(
-  sweep: Sweep, trials: Mapping[str, Trial], plan: pd.DataFrame | None
+  sweep: Sweep, trials: Trials, plan: pd.DataFrame | None
 ) -> pd.DataFrame:
   """Returns a row for each trial that has ended, is running, or comes next.
 

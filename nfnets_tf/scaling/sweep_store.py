@@ -55,6 +55,9 @@ class Trial:
   diverged: bool = False
 
 
+Trials = Mapping[str, Trial]  # by name
+
+
 def point_name(bindings: Mapping) -> str:
   """Returns the readable directory name of a point, such as "A=1,B=F0"."""
   return ",".join(

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
@@ -13,7 +14,7 @@ import tensorflow as tf
 from nfnets_tf.fileio import read_bytes
 from nfnets_tf.train.checkpoint_files import path_of
 from nfnets_tf.train.dry_run import format_table
-from nfnets_tf.train.run_dir import RunDir, weights_sha256
+from nfnets_tf.train.run_dir import RunDir
 from nfnets_tf.train.run_log import MetricsLog, draw_curves, read_records
 
 if TYPE_CHECKING:
@@ -226,3 +227,11 @@ def _accuracy(result: dict, name: str) -> str:
   if f"ema_heldout_{name}" in result:
     text += f" raw, {result[f'ema_heldout_{name}']:.2%} averaged weights"
   return f"{text}, of {result['heldout_examples']:,} images"
+
+
+def weights_sha256(variables: Iterable[tf.Variable]) -> str:
+  """Returns the SHA-256, in hexadecimal digits, of the variables' bytes."""
+  digest = hashlib.sha256()
+  for variable in variables:
+    digest.update(variable.numpy().tobytes())
+  return digest.hexdigest()

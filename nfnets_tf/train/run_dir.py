@@ -15,7 +15,6 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import dataclasses
-import hashlib
 import json
 import logging
 import os
@@ -26,11 +25,11 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
 
 import tensorflow as tf
 
-from nfnets_tf.data.dataset_info import SplitInfo
 from nfnets_tf.errors import RunError, UserError
 from nfnets_tf.fileio import (
   read_bytes,
@@ -38,6 +37,9 @@ from nfnets_tf.fileio import (
   report_write_errors,
   write_atomically,
 )
+
+if TYPE_CHECKING:
+  from nfnets_tf.data.dataset_info import SplitInfo
 
 LOGGER = logging.getLogger("nfnets_tf")
 
@@ -52,7 +54,7 @@ _HELD: contextvars.ContextVar[frozenset[str]] = contextvars.ContextVar(
 
 
 class RunDir:
-  """Paths of one run's files, and reading and writing of the small ones.
+  """Paths of one run's files; reads and writes the small ones.
 
   Args:
     root: directory of the run, local or gs://; created by the first write.
@@ -114,11 +116,7 @@ class RunDir:
     write_atomically(self.config, text)
 
   def read_num_data_streams(self) -> int | None:
-    """Returns the number of data streams of the run, None before its start.
-
-    Raises:
-      UserError: if the directory has the layout of an earlier release.
-    """
+    """Returns the number of data streams of the run, None before its start."""
     return self._read_data().get("num_data_streams")
 
   def record_data(self, *, num_data_streams: int, **splits: SplitInfo) -> None:
@@ -141,9 +139,9 @@ class RunDir:
     }
     recorded = self._read_data()
     if not recorded:
-      content = {"format": _LAYOUT_FORMAT, **data}
-      content["num_data_streams"] = num_data_streams
-      write_atomically(self.data, json.dumps(content, indent=1) + "\n")
+      data = {"format": _LAYOUT_FORMAT, **data}
+      data["num_data_streams"] = num_data_streams
+      write_atomically(self.data, json.dumps(data, indent=1) + "\n")
       return
     for split in data:
       if recorded.get(split) != data[split]:
@@ -167,9 +165,8 @@ class RunDir:
 
   def read_result(self) -> dict | None:
     """Returns the result of a finished run, None for an unfinished one."""
-    if not tf.io.gfile.exists(self.result):
-      return None
-    return read_json(self.result)
+    is_finished = tf.io.gfile.exists(self.result)
+    return read_json(self.result) if is_finished else None
 
   def write_result(self, result: dict) -> None:
     """Writes result.json, which marks the run as finished."""
@@ -283,11 +280,13 @@ class RunLock:
 
   def renew(self) -> None:
     """Extends the lease; calls `on_lost` if another process took over."""
-    previous = self._expires
+    # Nobody takes over before the lease expires, unless their clock is ahead;
+    # they remove the file then.
+    previous, exists = self._expires, tf.io.gfile.exists(self._path)
     self._write()
-    # Before it had expired, nobody could take over. After, this one may be the
-    # second: it has written its file, so it lists last.
-    if self._clock() >= previous and self.holder() is not None:
+    late = self._clock() >= previous
+    # This process has written its file, so it lists last.
+    if (late or not exists) and self.holder() is not None:
       self.release()
       self._on_lost(self._root)
 
@@ -297,11 +296,7 @@ class RunLock:
 
   @contextlib.contextmanager
   def hold(self) -> Iterator[None]:
-    """Holds the lock for the duration of a `with`, renewed by a thread.
-
-    Raises:
-      RunLocked: if another process holds it.
-    """
+    """Acquires the lock for the duration of a `with`, renewed by a thread."""
     root = self._root.rstrip("/")
     if root in _HELD.get():
       yield
@@ -321,8 +316,7 @@ class RunLock:
 
   def _beat(self, ended: threading.Event) -> None:
     while not ended.wait(self._lease_seconds / _HEARTBEATS_PER_LEASE):
-      # A lease outlives a few failed writes; the run itself reports those that
-      # matter.
+      # A lease outlives a few failed writes.
       with contextlib.suppress(RunError, tf.errors.OpError):
         self.renew()
 
@@ -352,11 +346,10 @@ class RunLock:
     leases = {}
     for name in sorted(names):
       path = os.path.join(self._root, name)
-      if name.startswith(_PREFIX) and name.endswith(_SUFFIX):
-        # Its holder may release it between the listing and the reading.
-        with contextlib.suppress(tf.errors.NotFoundError):
-          if path != self._path:
-            leases[path] = _read_lease(path, self._lease_seconds)
+      is_lease = name.startswith(_PREFIX) and name.endswith(_SUFFIX)
+      if is_lease and path != self._path:
+        with contextlib.suppress(tf.errors.NotFoundError):  # released by now
+          leases[path] = _read_lease(path, self._lease_seconds)
     return leases
 
 
@@ -378,8 +371,8 @@ def _read_lease(path: str, lease_seconds: float) -> Lease:
 def _machine() -> str:
   parts = [socket.gethostname()]
   with contextlib.suppress(OSError):  # without /proc, the host name must do
-    boot = pathlib.Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    parts += [boot, os.readlink("/proc/self/ns/pid")]
+    boot_id = pathlib.Path("/proc/sys/kernel/random/boot_id").read_text()
+    parts += [boot_id.strip(), os.readlink("/proc/self/ns/pid")]
   return " ".join(parts)
 
 
@@ -400,18 +393,6 @@ def _remove(path: str) -> None:
 
 
 def _exit_process(root: str) -> None:
-  LOGGER.error(
-    "Lost the lock of %s: this process stalled for longer than its lease, and"
-    " another process took over; exiting.",
-    root,
-  )
+  LOGGER.error("Exiting: the process stalled and lost the lock of %s.", root)
   sys.stderr.flush()
   os._exit(1)
-
-
-def weights_sha256(variables: Iterable[tf.Variable]) -> str:
-  """Returns the SHA-256, in hexadecimal digits, of the variables' bytes."""
-  digest = hashlib.sha256()
-  for variable in variables:
-    digest.update(variable.numpy().tobytes())
-  return digest.hexdigest()

@@ -356,7 +356,7 @@ def test_trial_is_found_by_name(tuned, tmp_path):
     assert sweep.find(trial.name, {}) == trial
   if tuned:
     other = Trial(f"{point.name},LR=0.3", point.name, {**point.bindings})
-    with pytest.raises(UserError, match="is not a point of the sweep"):
+    with pytest.raises(UserError, match="LR=0.3 is invalid"):
       sweep.find(other.name, {})
     other.bindings["LR"] = 0.30000000000000004
     store.start(other)
@@ -364,7 +364,7 @@ def test_trial_is_found_by_name(tuned, tmp_path):
   with pytest.raises(UserError) as error:
     sweep.find("x", {})
   message = str(error.value)
-  assert "--points=x is not" in message and "from 1 to 12" in message
+  assert "--points=x is invalid" in message and "from 1 to 12" in message
   assert LADDER[0]["VARIANT"] in message
 
 

@@ -1,11 +1,13 @@
 """Finishing a run, with real files and a real small classifier."""
 
+import hashlib
 import logging
 import os
 import types
 
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from nfnets_tf.data import pipeline, preprocess
 from nfnets_tf.errors import RunError
@@ -17,8 +19,9 @@ from nfnets_tf.train.finish import (
   finish_run,
   heldout_sample,
   summarize,
+  weights_sha256,
 )
-from nfnets_tf.train.run_dir import RunDir, weights_sha256
+from nfnets_tf.train.run_dir import RunDir
 from nfnets_tf.train.run_log import MetricsLog, read_records
 from nfnets_tf.train.run_state import RunState
 
@@ -273,3 +276,10 @@ def test_summary_shows_an_existing_report(tmp_path):
   assert "report" not in summarize(RESULT, files).replace(str(tmp_path), "")
   (tmp_path / "report").mkdir()
   assert files.report in summarize(RESULT, files)
+
+
+def test_digest_covers_bytes_in_variable_order():
+  a, b = np.float32([1, 2]), np.float32([[3]])
+  digest = weights_sha256([tf.Variable(a), tf.Variable(b)])
+  assert digest == hashlib.sha256(a.tobytes() + b.tobytes()).hexdigest()
+  assert digest != weights_sha256([tf.Variable(b), tf.Variable(a)])

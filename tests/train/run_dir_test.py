@@ -1,15 +1,12 @@
 import dataclasses
-import hashlib
 import json
 import os
 
-import numpy as np
 import pytest
-import tensorflow as tf
 
 from nfnets_tf.data.dataset_info import SplitInfo
 from nfnets_tf.errors import UserError
-from nfnets_tf.train.run_dir import RunDir, weights_sha256
+from nfnets_tf.train.run_dir import RunDir
 
 
 def test_result_marks_run_as_finished(tmp_path):
@@ -98,10 +95,3 @@ def test_refuses_layout_of_earlier_release(tmp_path):
   ):
     with pytest.raises(UserError, match="layout 1 of another release"):
       access()
-
-
-def test_digest_covers_bytes_in_variable_order():
-  a, b = np.float32([1, 2]), np.float32([[3]])
-  digest = weights_sha256([tf.Variable(a), tf.Variable(b)])
-  assert digest == hashlib.sha256(a.tobytes() + b.tobytes()).hexdigest()
-  assert digest != weights_sha256([tf.Variable(b), tf.Variable(a)])

@@ -115,6 +115,19 @@ def test_stalled_holder_gives_up_after_takeover(make_lock, clock):
   assert second.holder() is None  # the only lease is its own
 
 
+def test_holder_gives_up_after_takeover_by_fast_clock(make_lock, clock):
+  lost, fast = [], Clock()
+  fast.now += 3600
+  first = make_lock(on_lost=lost.append)
+  second = make_lock(clock=fast)
+  first.acquire()
+  second.acquire()
+  clock.now += 15  # in time, by its own clock
+  first.renew()
+  assert len(lost) == 1
+  second.renew()
+
+
 def test_stalled_holder_continues_without_takeover(make_lock, clock):
   first, second = make_lock(), make_lock()
   first.acquire()

@@ -11,9 +11,9 @@ from nfnets_tf.errors import Preempted
 from nfnets_tf.models.nfnet import NFNet
 from nfnets_tf.train import session as session_module
 from nfnets_tf.train.checkpoints import Checkpoints
+from nfnets_tf.train.finish import weights_sha256
 from nfnets_tf.train.preemption import EndOnNotice, Notice
 from nfnets_tf.train.pretrained import Start, save_deepmind
-from nfnets_tf.train.run_dir import weights_sha256
 from nfnets_tf.train.run_state import RunState
 
 
