@@ -61,42 +61,43 @@ def finish_run(
     report: writes a classification report, or None.
   """
   _report_invalid_records(data)
-  network = classifier.network
-  record["weights_sha256"] = weights_sha256(network.trainable_variables)
-  if classifier.averages:
-    record["ema_weights_sha256"] = weights_sha256(classifier.averages)
+  record.update(_digests(classifier))
   if report is not None:
     _write_report(report, data, files, classifier, heldout)
-  images, labels = heldout_sample(data.heldout_split, heldout, _VERIFIED_IMAGES)
+  sample = heldout_sample(data.heldout_split, heldout, _VERIFIED_IMAGES)
   with tf.io.gfile.GFile(files.sample, "wb") as file:
-    np.save(file, images[:_SAVED_IMAGES])
+    np.save(file, sample[0][:_SAVED_IMAGES])
   saved_model = None
   if export is not None:
+    metadata = export_metadata(data, heldout, record, _read_config(files))
     saved_model = export(
       classifier,
       files.saved_models,
-      sample=(images, labels) if len(images) else None,
-      **export_metadata(data, heldout, record, _read_config(files)),
+      sample=sample if len(sample[0]) else None,
+      **metadata,
     )
   log.write(checkpoints.step, record)
-  draw_curves(
-    read_records(files.metrics),
-    files.curves,
-    title=f"NFNet {variant}, {checkpoints.step:,} steps",
-  )
+  title = f"NFNet {variant}, {checkpoints.step:,} steps"
+  draw_curves(read_records(files.metrics), files.curves, title=title)
   best_step = checkpoints.best["step"]
-  files.write_result(
-    {
-      "variant": variant,
-      "step": checkpoints.step,
-      "heldout_examples": heldout.num_examples,
-      "checkpoint": checkpoints.latest,
-      "best_step": best_step,
-      "best_checkpoint": path_of(files.checkpoints, best_step),
-      "saved_model": saved_model,
-      **record,
-    }
-  )
+  result = {
+    "variant": variant,
+    "step": checkpoints.step,
+    "heldout_examples": heldout.num_examples,
+    "checkpoint": checkpoints.latest,
+    "best_step": best_step,
+    "best_checkpoint": path_of(files.checkpoints, best_step),
+    "saved_model": saved_model,
+  }
+  files.write_result({**result, **record})
+
+
+def _digests(classifier: Classifier) -> dict[str, str]:
+  weights = classifier.network.trainable_variables
+  digests = {"weights_sha256": weights_sha256(weights)}
+  if classifier.averages:
+    digests["ema_weights_sha256"] = weights_sha256(classifier.averages)
+  return digests
 
 
 def _report_invalid_records(data: DataConfig) -> None:
