@@ -62,11 +62,9 @@ def finish_run(
   """
   _report_invalid_records(data)
   record.update(_digests(classifier))
-  if report is not None:
-    _write_report(report, data, files, classifier, heldout)
+  _write_report(report, data, files, classifier, heldout)
   sample = heldout_sample(data.heldout_split, heldout, _VERIFIED_IMAGES)
-  with tf.io.gfile.GFile(files.sample, "wb") as file:
-    np.save(file, sample[0][:_SAVED_IMAGES])
+  _save_images(files.sample, sample[0][:_SAVED_IMAGES])
   saved_model = None
   if export is not None:
     metadata = export_metadata(data, heldout, record, _read_config(files))
@@ -111,6 +109,8 @@ def _report_invalid_records(data: DataConfig) -> None:
 
 
 def _write_report(report, data, files, classifier, heldout) -> None:
+  if report is None:
+    return
   averaged = bool(classifier.averages)
   with classifier.averaged() if averaged else nullcontext():
     report(
@@ -121,6 +121,11 @@ def _write_report(report, data, files, classifier, heldout) -> None:
       class_names=_class_names(heldout, data.num_classes),
       batch_size=data.batch_size,
     )
+
+
+def _save_images(path: str, images: np.ndarray) -> None:
+  with tf.io.gfile.GFile(path, "wb") as file:
+    np.save(file, images)
 
 
 def _read_config(files: RunDir) -> str | None:
