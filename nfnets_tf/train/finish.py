@@ -65,15 +65,12 @@ def finish_run(
   _write_report(report, data, files, classifier, heldout)
   sample = heldout_sample(data.heldout_split, heldout, _VERIFIED_IMAGES)
   _save_images(files.sample, sample[0][:_SAVED_IMAGES])
-  saved_model = None
-  if export is not None:
-    metadata = export_metadata(data, heldout, record, _read_config(files))
-    saved_model = export(
-      classifier,
-      files.saved_models,
-      sample=sample if len(sample[0]) else None,
-      **metadata,
-    )
+  saved_model = export and export(
+    classifier,
+    files.saved_models,
+    sample=sample if len(sample[0]) else None,
+    **export_metadata(data, heldout, record, _read_config(files)),
+  )
   log.write(checkpoints.step, record)
   title = f"NFNet {variant}, {checkpoints.step:,} steps"
   draw_curves(read_records(files.metrics), files.curves, title=title)
