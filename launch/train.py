@@ -1,9 +1,10 @@
-"""The single entry point: flags say where, gin says what.
+"""The single entry point: flags select files, gin configures the job.
 
   python launch/train.py --gin_file=gin/quickstart.gin
 
-Exit codes: 0 done, 1 failed, 2 unusable input, 130 interrupted, 143 asked to
-end (SIGTERM) and all saved. After 1, 130 and 143 the same command goes on.
+Exit codes: 0 finished, 1 failed, 2 invalid input, 130 interrupted, 143
+terminated by SIGTERM with a checkpoint. After 1, 130 and 143 the same command
+resumes.
 """
 
 import os
@@ -16,7 +17,7 @@ from absl import flags
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "0")
 
 _GIN_FILE = flags.DEFINE_multi_string(
-  "gin_file", [], "The run's gin file, then overlays; later ones win."
+  "gin_file", [], "The gin file of the run, then overlays; later ones win."
 )
 _GIN_PARAM = flags.DEFINE_multi_string(
   "gin_param", [], 'Single bindings, e.g. "EPOCHS = 2".'
@@ -24,19 +25,19 @@ _GIN_PARAM = flags.DEFINE_multi_string(
 _WORKDIR = flags.DEFINE_string(
   "workdir",
   None,
-  "Where the run's files go; runs/NAME of the gin file if not given.",
+  "Work directory of the run; defaults to runs/NAME_OF_THE_GIN_FILE.",
 )
 _DRY_RUN = flags.DEFINE_bool(
-  "dry_run", False, "Print what would run, allocate nothing, and end."
+  "dry_run", False, "Print what would run and exit without allocating anything."
 )
 _POINTS = flags.DEFINE_string(
   "points",
   None,
-  "Of a sweep: left (the default), failed, list, plan, a number K, the K-th of"
-  " N shares K/N, or a point's name.",
+  "Points of a sweep to run: left (the default), failed, list, plan, a number"
+  " K, the K-th of N shares K/N, or the name of a point.",
 )
 _TRACEBACK = flags.DEFINE_bool(
-  "traceback", False, "Print the traceback of an error as well."
+  "traceback", False, "Also print the traceback of an error."
 )
 
 
@@ -49,7 +50,7 @@ def main(argv: list[str]) -> int:
     return 2
   if rest:
     print(
-      f"error: {rest[0]!r} is no flag; did you mean --gin_file={rest[0]}?",
+      f"error: {rest[0]!r} is not a flag; did you mean --gin_file={rest[0]}?",
       file=sys.stderr,
     )
     return 2
@@ -60,7 +61,7 @@ def main(argv: list[str]) -> int:
     return _launch(quiet)
   except KeyboardInterrupt:
     print(
-      "\nInterrupted; the same command goes on from what has been saved.",
+      "\nInterrupted; rerun the same command to resume from the last checkpoint.",
       file=quiet.screen,
     )
     return 130
@@ -140,7 +141,8 @@ def _report(error: Exception, quiet) -> int:
     return 0
   if isinstance(error, errors.Preempted):
     print(
-      "Asked to end; all is saved, and the same command goes on.",
+      "Terminated by SIGTERM; checkpoint saved. Rerun the same command to"
+      " resume.",
       file=quiet.screen,
     )
     return 143
@@ -154,17 +156,15 @@ def _report(error: Exception, quiet) -> int:
     return 2
   if not isinstance(error, errors.RunError):
     first = f"{type(error).__name__}: {first}"
-  print(
-    f"error: {first} (the whole traceback is in {quiet.log})", file=quiet.screen
-  )
+  print(f"error: {first} (full traceback in {quiet.log})", file=quiet.screen)
   return 1
 
 
 if __name__ == "__main__":
   code = main(sys.argv)
   if code:
-    # Threads of libraries that still work, or wait for another machine, would
-    # abort the process or keep it.
+    # Library threads that still run, or wait for another machine, would abort
+    # the process or keep it alive.
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
