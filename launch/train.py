@@ -61,7 +61,8 @@ def main(argv: list[str]) -> int:
     return _launch(quiet)
   except KeyboardInterrupt:
     print(
-      "\nInterrupted; rerun the same command to resume from the last checkpoint.",
+      "\nInterrupted; rerun the same command to resume from the last"
+      " checkpoint.",
       file=quiet.screen,
     )
     return 130

@@ -171,7 +171,7 @@ def test_stopped_twice_and_started_again_it_ends_in_the_same_bits(
     *SMOKE, data, "--gin_param=EPOCHS = 2", f"--workdir={workdir}"
   )
   code, screen = stop_after_a_checkpoint(arguments, workdir, signal.SIGINT)
-  assert code == 130 and "the same command goes on" in screen
+  assert code == 130 and "rerun the same command" in screen
   assert "Traceback" not in screen
   code, screen = stop_after_a_checkpoint(arguments, workdir, signal.SIGTERM)
   assert code == 143 and "all is saved, and the same command goes" in screen

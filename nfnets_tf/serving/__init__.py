@@ -1,1 +1,1 @@
-"""Floor 2: what is handed out to those who never see this code."""
+"""Export of trained networks as SavedModels and files for other runtimes."""

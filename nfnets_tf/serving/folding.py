@@ -1,19 +1,19 @@
-"""An NFNet as plain convolutions with bias: the same function, less work.
+"""Folds a trained NFNet into plain convolutions with bias.
 
-A network in training standardizes its kernels at every call and multiplies by
-gains, alpha, beta, gamma and skip gains. Once it is trained all of these are
-numbers, and each of them moves into the next kernel:
+In training an NFNet standardizes its kernels at every call and multiplies by
+gains, alpha, beta, gamma and skip gains. After training these are constants
+that fold into the next kernel:
 
   conv(gamma * beta * f(x); W) = conv(f(x); gamma * beta * W)
   alpha * skip_gain * 2 * gate * (W h + b)
       = gate * (s W h + s b),  s = 2 * alpha * skip_gain
 
 The gate of a block, sigmoid(E relu(R mean(W h + b) + r) + e), needs the mean of
-what the last 1x1 convolution gives, which is that convolution of the mean of
-what it takes: R (W mean(h) + b) + r = (R W) mean(h) + (R b + r). R W has half
-the entries of R. A branch whose skip gain is 0 is left out.
+the output of the last 1x1 convolution, which equals that convolution applied to
+the mean of its input: R (W mean(h) + b) + r = (R W) mean(h) + (R b + r). R W
+has half the entries of R. Branches with a skip gain of 0 are dropped.
 
-Everything is worked out in float64.
+All folding is computed in float64.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ from nfnets_tf.ops.weight_standardization import standardize
 
 @dataclasses.dataclass(frozen=True)
 class Affine:
-  """A plain convolution or, with a kernel of two axes, a product.
+  """A plain convolution or, for a kernel of rank 2, a matrix product.
 
   Attributes:
     kernel: float32 [height, width, in / groups, out] or [in, out].
     bias: float32 [out].
-    strides: of a convolution, SAME padded.
+    strides: of a convolution with SAME padding.
   """
 
   kernel: np.ndarray
@@ -47,7 +47,7 @@ class Affine:
 
   @property
   def num_bytes(self) -> int:
-    """Bytes of kernel and bias in float32."""
+    """Size of kernel and bias in bytes, float32."""
     return self.kernel.nbytes + self.bias.nbytes
 
 
@@ -56,10 +56,10 @@ class FoldedBlock:
   """A residual block: y = shortcut(f(x)) + gate(h) * last(h), h = branch(f(x)).
 
   Attributes:
-    shortcut: 1x1, after average pooling by its `strides`; None is x itself.
+    shortcut: 1x1, after average pooling by its `strides`; None for identity.
     branch: three convolutions, each followed by f; empty if the skip gain is 0.
     last: 1x1; None if the skip gain is 0.
-    gate: two products, of the mean of h.
+    gate: two products, applied to the mean of h.
   """
 
   shortcut: Affine | None
@@ -70,15 +70,15 @@ class FoldedBlock:
 
 @dataclasses.dataclass(frozen=True)
 class FoldedNFNet:
-  """All numbers of a network that is not trained any more.
+  """The constants of a trained network.
 
   Attributes:
-    activation: name of f, the plain nonlinearity; its gamma is in the kernels.
+    activation: name of f, the unscaled nonlinearity; gamma is in the kernels.
     stem: four convolutions, f between them.
     blocks: in the order of the data.
     final_conv: 1x1, before the last f.
-    feature_scale: what the mean of the last f is multiplied by: its gamma.
-    classifier: product of the features.
+    feature_scale: gamma, which multiplies the pooled features.
+    classifier: product applied to the features.
   """
 
   activation: str
@@ -90,23 +90,23 @@ class FoldedNFNet:
 
   @property
   def num_bytes(self) -> int:
-    """Bytes of all kernels and biases in float32."""
+    """Size of all kernels and biases in bytes, float32."""
     return sum(affine.num_bytes for affine in _affines(self))
 
 
 def fold(network: keras.Model) -> FoldedNFNet:
-  """Folds an NFNet with its top; its weights are read, not changed.
+  """Folds an NFNet with its top; does not change its weights.
 
   Args:
     network: an `NFNet`.
 
   Raises:
-    UserError: if it is another network, or has no classifier.
+    UserError: if it is not an NFNet or has no classifier.
   """
   if not isinstance(network, NFNet):
     raise UserError(
-      f"a network of {type(network).__name__} cannot be folded; expected an"
-      " NFNet: give fold=False for any other."
+      f"a {type(network).__name__} was given to fold; expected an NFNet, or"
+      " fold=False for other networks."
     )
   config = network.get_config()
   if not config["include_top"]:
@@ -167,7 +167,7 @@ def _fold_gate(
 
 
 def _plain(layer: WSConv2D, before: float = 1.0, after: float = 1.0) -> Affine:
-  """Folds a convolution whose input and output are scaled."""
+  """Folds a convolution with scales on its input and output."""
   kernel, bias = _standardized(layer)
   return _affine(before * after * kernel, after * bias, layer.strides)
 

@@ -1,4 +1,4 @@
-"""What whoever finds a SavedModel has to know, as MODEL_CARD.md beside it."""
+"""Renders MODEL_CARD.md for an exported SavedModel."""
 
 from __future__ import annotations
 
@@ -16,33 +16,56 @@ from nfnets_tf.models.nfnet import NFNet
 
 _ROOT = pathlib.Path(__file__).parents[2]
 
-_ANSWERS = (
+_OUTPUTS = (
   "`probabilities` and `logits`, float32 [batch, classes]; `classes`, the most"
   " likely names, [batch]"
 )
 _SIGNATURES = {
   "serving_default": (
-    "`images`, float32 [batch, height, width, 3] in [0, 255]",
-    _ANSWERS,
+    f"`images`, float32 [batch, height, width, 3] in [0, 255] -> {_OUTPUTS}"
   ),
-  "serving_uint8": ("`images`, the same as uint8", "the same"),
+  "serving_uint8": "`images`, the same as uint8 -> the same",
   "serving_bytes": (
-    "`encoded`, strings [batch]: JPEG, PNG, GIF or BMP, of any sizes",
-    "the same",
+    "`encoded`, strings [batch]: JPEG, PNG, GIF or BMP of any size -> the same"
   ),
   "features": (
-    "`images`, float32",
-    "`features`, float32 [batch, channels]: the pooled vector",
+    "`images`, float32 -> `features`, float32 [batch, channels]: the pooled"
+    " vector"
   ),
 }
-_USE = """\
-Images are resized inside, as in the evaluation. TensorFlow alone is needed:
+_CARD = """\
+# {title}, {num_classes:,} classes
+
+{exported}
+## Use
+
+{signatures}
+Images are resized inside, as in evaluation. Only TensorFlow is needed:
 
 ```python
 served = tf.saved_model.load("THIS_FOLDER")
 served(images)["classes"]
 ```
-"""
+
+{num_classes:,} classes, all in classes.txt: {class_names}
+
+## Compared with the network in training
+
+{comparisons}
+
+## Data
+
+{data}
+## Metrics
+
+{metrics}
+## Configuration
+
+{configuration}
+
+## Origin
+
+{origin}"""
 
 
 def render(
@@ -52,7 +75,7 @@ def render(
   comparisons: Iterable[str],
   class_names: Sequence[str],
   signatures: Iterable[str],
-  licence: str | None,
+  license_name: str | None,
   data: Mapping[str, object] | None = None,
   metrics: Mapping[str, object] | None = None,
   configuration: str | None = None,
@@ -60,54 +83,44 @@ def render(
   """Returns the card as Markdown.
 
   Args:
-    network: what it is a card of.
-    exported: what was exported and how.
-    comparisons: lines about its difference from the network in training.
+    network: that was exported.
+    exported: {name: value} of what was exported and how.
+    comparisons: a line for each form, compared with the network in training.
     class_names: in the order of the logits.
-    signatures: names of those that it has.
-    licence: of the weights, None if it was not stated.
+    signatures: names of the SavedModel's signatures.
+    license_name: of the weights, None if not stated.
     data: what it was trained and evaluated on, None if unknown.
     metrics: of the evaluation, None if unknown.
-    configuration: of the run, None if there was none; it lies beside the card.
+    configuration: of the run, None without one; it is next to the card.
   """
-  origin = {
-    "written": datetime.datetime.now(datetime.timezone.utc).isoformat(
-      " ", "seconds"
+  now = datetime.datetime.now(datetime.timezone.utc)
+  more = ", ..." if len(class_names) > 20 else ""
+  return _CARD.format(
+    title=_title(network),
+    num_classes=len(class_names),
+    exported=_table(exported),
+    signatures=_table({f"`{x}`": _SIGNATURES[x] for x in signatures}),
+    class_names=", ".join(class_names[:20]) + more,
+    comparisons="\n".join(f"- {line}" for line in comparisons),
+    data=_table(data),
+    metrics=_table(metrics),
+    configuration="See config.gin." if configuration else "Not stated.",
+    origin=_table(
+      {
+        "written": now.isoformat(" ", "seconds"),
+        "by": f"nfnets_tf {__version__}, {git_revision()}",
+        "TensorFlow": tf.__version__,
+        "license of the weights": license_name or "not stated",
+        "license of the code": "Apache 2.0",
+      }
     ),
-    "by": f"nfnets_tf {__version__}, {git_revision()}",
-    "TensorFlow": tf.__version__,
-    "licence of the weights": licence or "not stated",
-    "licence of the code": "Apache 2.0",
-  }
-  names = ", ".join(class_names[:20])
-  if len(class_names) > 20:
-    names += ", ..."
-  return "\n".join(
-    [
-      f"# {_title(network)}, {len(class_names):,} classes\n",
-      _table(exported),
-      "## Use\n",
-      _table({f"`{x}`": " -> ".join(_SIGNATURES[x]) for x in signatures}),
-      _USE,
-      f"{len(class_names):,} classes, all in classes.txt: {names}\n",
-      "## Against the network in training\n",
-      *(f"- {line}" for line in comparisons),
-      "\n## Data\n",
-      _table(data),
-      "## Metrics\n",
-      _table(metrics),
-      "## Configuration\n",
-      "config.gin beside this file.\n" if configuration else "Not stated.\n",
-      "## Origin\n",
-      _table(origin),
-    ]
   )
 
 
 def describe_network(
   network: keras.Model, operations: Sequence[preprocess.Operation]
 ) -> dict[str, str]:
-  """Returns the card's lines about a network and its preprocessing.
+  """Returns {name: value} about a network and its preprocessing.
 
   Args:
     network: in training.
@@ -117,7 +130,7 @@ def describe_network(
   return {
     "architecture": _title(network),
     "parameters": f"{network.count_params():,} in training",
-    "preprocessing": names or "none; images are taken at their own size",
+    "preprocessing": names or "none; images keep their size",
   }
 
 
@@ -140,7 +153,7 @@ def _table(rows: Mapping[str, object] | None) -> str:
 
 
 def git_revision() -> str:
-  """Returns the revision of the code's own checkout, or that it has none."""
+  """Returns the revision of this package's own checkout, if there is one."""
 
   def git(*arguments):
     done = subprocess.run(

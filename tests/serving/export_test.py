@@ -85,7 +85,7 @@ def test_bfloat16_halves_the_weights_and_answers_in_float32(
 def test_what_lies_beside_it_tells_where_it_comes_from(
   save, model, images, caplog, tmp_path, names, operations
 ):
-  exporter = Exporter(formats=["tflite"], licence="CC0")
+  exporter = Exporter(formats=["tflite"], license="CC0")
   with caplog.at_level(logging.INFO, "nfnets_tf"):
     path = exporter(
       model,
@@ -165,13 +165,13 @@ def test_files_for_other_runtimes_are_written_for_them(
 ):
   """And a SavedModel for the target that is asked for."""
   targets = []
-  real = export.network_of
+  real = export.inference_network
 
-  def network_of(*arguments, **options):
+  def inference_network(*arguments, **options):
     targets.append((options["target"], options["dtype"]))
     return real(*arguments, **options)
 
-  monkeypatch.setattr(export, "network_of", network_of)
+  monkeypatch.setattr(export, "inference_network", inference_network)
   sample = images[:, :32, :32], None
   save(model, "1", dtype="bfloat16", formats=["tflite"], sample=sample)
   save(model, "2", target="accelerator")

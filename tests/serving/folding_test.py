@@ -8,8 +8,8 @@ from nfnets_tf.models.deepmind import assign_parameters, parameter_table
 from nfnets_tf.models.nfnet import ALPHA, NFBlock, NFNet
 from nfnets_tf.ops.activations import GAMMAS
 from nfnets_tf.ops.weight_standardization import standardize
+from nfnets_tf.serving.folded_network import FoldedInference
 from nfnets_tf.serving.folding import Affine, FoldedBlock, FoldedNFNet, fold
-from nfnets_tf.serving.inference import FoldedInference
 
 
 def relative(got, expected):

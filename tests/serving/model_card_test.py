@@ -18,7 +18,7 @@ def card(**changes):
     "comparisons": ["SavedModel: differs by 1e-7"],
     "class_names": ["ant", "bee"],
     "signatures": ["serving_default", "features"],
-    "licence": "CC BY 4.0",
+    "license_name": "CC BY 4.0",
     "data": {"trained on": "photos, train"},
     "metrics": {"heldout_top1": 0.75},
     "configuration": "A = 1",
@@ -35,10 +35,10 @@ def test_a_card_says_what_whoever_finds_it_asks():
     "- SavedModel: differs by 1e-7",
     "| trained on | photos, train |",
     "| heldout_top1 | 0.75 |",
-    "config.gin beside this file.",
+    "See config.gin.",
     "2 classes, all in classes.txt: ant, bee",
-    "| licence of the weights | CC BY 4.0 |",
-    "| licence of the code | Apache 2.0 |",
+    "| license of the weights | CC BY 4.0 |",
+    "| license of the code | Apache 2.0 |",
   ):
     assert line in text.splitlines(), line
   assert "| by | nfnets_tf 0.1.0, " in text
@@ -46,9 +46,9 @@ def test_a_card_says_what_whoever_finds_it_asks():
 
 
 def test_what_is_not_known_is_said_not_to_be():
-  text = card(data=None, metrics={}, configuration=None, licence=None)
+  text = card(data=None, metrics={}, configuration=None, license_name=None)
   assert text.count("\nNot stated.\n") == 3
-  assert "| licence of the weights | not stated |" in text
+  assert "| license of the weights | not stated |" in text
 
 
 def test_of_many_classes_some_are_named():

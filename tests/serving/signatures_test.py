@@ -4,13 +4,13 @@ import tensorflow as tf
 from tensorflow import keras
 
 from nfnets_tf.serving import signatures
-from nfnets_tf.serving.inference import as_in_training
-from nfnets_tf.serving.signatures import Service
+from nfnets_tf.serving.folded_network import training_network
+from nfnets_tf.serving.signatures import ServingModule
 
 
 @pytest.fixture(scope="module")
 def service(model, names, operations):
-  return Service(as_in_training(model), names, operations)
+  return ServingModule(training_network(model), names, operations)
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +87,7 @@ def test_the_batch_is_free(named, images, count):
 
 
 def test_without_operations_images_keep_their_size(model, images, names):
-  service = Service(as_in_training(model), names, ())
+  service = ServingModule(training_network(model), names, ())
   named = service.signatures()
   close(
     named["serving_uint8"](images=tf.constant(images))["logits"],
@@ -104,7 +104,7 @@ def test_a_network_that_is_no_nfnet_has_no_features(names):
   network = keras.Sequential(
     [keras.Input([None, None, 3]), keras.layers.GlobalAveragePooling2D()]
   )
-  service = Service(lambda x: (None, network(x)), names, ())
+  service = ServingModule(lambda x: (None, network(x)), names, ())
   assert "features" not in service.signatures()
 
 
@@ -122,7 +122,7 @@ def test_an_image_that_claims_too_many_pixels_is_never_decoded(
 ):
   png = tf.io.encode_png(images[0])
   monkeypatch.setattr(signatures, "MAX_PIXELS", images[0][..., 0].size - 1)
-  service = Service(as_in_training(model), names, operations)
+  service = ServingModule(training_network(model), names, operations)
   with pytest.raises(tf.errors.InvalidArgumentError, match="1,999 pixels"):
     service.signatures()["serving_bytes"](encoded=tf.stack([png]))
 

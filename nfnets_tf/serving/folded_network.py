@@ -1,12 +1,12 @@
-"""A folded NFNet as operations, written for those who will run them.
+"""Runs a folded NFNet, with operations chosen for the target device.
 
-Which operations say the same thing matters. On a CPU TensorFlow runs the eight
-elementwise operations of a GELU one after another, which takes longer than all
-convolutions do in bfloat16. What it does fuse, through oneDNN, is a GELU behind
-a matrix product with a bias. So for a CPU a 1x1 convolution with a GELU behind
-it is written as a product, and any other GELU gets a product of its own, with
-the identity of 16 channels, which costs next to nothing (docs/performance.md).
-For accelerators, TFLite and ONNX a convolution is a convolution.
+On a CPU TensorFlow runs the eight elementwise operations of a GELU one by one,
+which takes longer than all convolutions in bfloat16. It does fuse a GELU that
+follows a matrix product with a bias, through oneDNN. For CPUs, a 1x1
+convolution that a GELU follows is therefore written as a matrix product, and
+any other GELU is preceded by a product with a 16-channel identity matrix, which
+is nearly free (docs/performance.md). For accelerators, TFLite and ONNX every
+convolution stays a convolution.
 """
 
 from __future__ import annotations
@@ -25,23 +25,24 @@ from nfnets_tf.ops.activations import plain_activation
 from nfnets_tf.ops.convolution import conv2d
 from nfnets_tf.serving import folding
 from nfnets_tf.serving.folding import Affine, FoldedBlock, FoldedNFNet
+from nfnets_tf.train.classifier import Classifier
 
 DTYPES = ("float32", "bfloat16")
 TARGETS = ("cpu", "accelerator")
 
 _IDENTITY = 16
-# Optimizers of graphs drop a bias that is 0, and the fusion with it.
-_NEXT_TO_ZERO = 1e-30
+# Grappler removes a bias of 0, and the fusion with it.
+_TINY_BIAS = 1e-30
 
 
 class FoldedInference(tf.Module):
-  """Maps images to features and logits by a folded network.
+  """Computes features and logits with a folded network.
 
   Args:
     folded: the network.
-    dtype: that it computes in, one of `DTYPES`; the means, the classifier and
-      what is returned are float32.
-    target: whose way of writing is taken, one of `TARGETS`.
+    dtype: of the computation, one of `DTYPES`; means, classifier and results
+      are float32.
+    target: device to write operations for, one of `TARGETS`.
 
   Attributes:
     parameters: kernels and biases, variables in the computation's dtype.
@@ -54,7 +55,7 @@ class FoldedInference(tf.Module):
     self.parameters: list[tf.Variable] = []
     self._dtype = tf.as_dtype(dtype)
     self._activate = plain_activation(folded.activation)
-    self._by_products = target == "cpu" and folded.activation == "gelu"
+    self._use_products = target == "cpu" and folded.activation == "gelu"
     self._stem = [self._convolution(affine) for affine in folded.stem]
     self._blocks = [self._block(block) for block in folded.blocks]
     self._final_conv = self._activated_convolution(folded.final_conv)
@@ -62,10 +63,13 @@ class FoldedInference(tf.Module):
     self._classify = self._product(folded.classifier, tf.float32)
 
   def __call__(self, images: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """Returns (features, logits) of normalised images, float32.
+    """Computes features and logits.
 
     Args:
-      images: float32 [batch, height, width, 3].
+      images: normalized, float32 [batch, height, width, 3].
+
+    Returns:
+      features [batch, channels] and logits [batch, classes], float32.
     """
     outputs = tf.cast(images, self._dtype)
     for index, convolve in enumerate(self._stem):
@@ -95,16 +99,16 @@ class FoldedInference(tf.Module):
     def convolve(inputs):
       groups = inputs.shape[-1] // kernel.shape[2]
       outputs = conv2d(inputs, kernel, strides=affine.strides, groups=groups)
-      # Where oneDNN is off, TensorFlow fuses a bias with what has groups as
-      # well, and has no kernel for the two.
+      # With oneDNN off, TensorFlow would fuse a bias into a grouped convolution
+      # too, and it has no kernel for that.
       return outputs + bias if groups > 1 else tf.nn.bias_add(outputs, bias)
 
     return convolve
 
   def _activated_convolution(self, affine: Affine) -> Callable:
-    """Returns a convolution with f behind it."""
+    """Returns a convolution followed by the activation."""
     height, width, fan_in, channels = affine.kernel.shape
-    if not self._by_products or (height, width) != (1, 1):
+    if not self._use_products or (height, width) != (1, 1):
       convolve = self._convolution(affine)
       return lambda inputs: self._activated(convolve(inputs))
     pixels = Affine(affine.kernel[0, 0], affine.bias)
@@ -118,11 +122,11 @@ class FoldedInference(tf.Module):
     return convolve_pixels
 
   def _activated(self, inputs):
-    """Returns f of images."""
-    if not self._by_products or inputs.shape[-1] % _IDENTITY:
+    """Applies the activation to [batch, height, width, channels]."""
+    if not self._use_products or inputs.shape[-1] % _IDENTITY:
       return self._activate(inputs)
     identity = tf.constant(np.eye(_IDENTITY), self._dtype)
-    bias = tf.constant([_NEXT_TO_ZERO] * _IDENTITY, self._dtype)
+    bias = tf.constant([_TINY_BIAS] * _IDENTITY, self._dtype)
     product = tf.matmul(tf.reshape(inputs, [-1, _IDENTITY]), identity)
     outputs = self._activate(tf.nn.bias_add(product, bias))
     return tf.reshape(outputs, tf.shape(inputs))
@@ -141,9 +145,13 @@ class FoldedInference(tf.Module):
     return call
 
   def _branch(self, block: FoldedBlock) -> Callable:
-    convolutions = [self._activated_convolution(x) for x in block.branch]
+    convolutions = [
+      self._activated_convolution(affine) for affine in block.branch
+    ]
     last = self._convolution(block.last)
-    reduce, expand = (self._product(x, self._dtype) for x in block.gate)
+    reduce, expand = (
+      self._product(affine, self._dtype) for affine in block.gate
+    )
     channels = block.last.bias.size
 
     def call(out):
@@ -156,45 +164,45 @@ class FoldedInference(tf.Module):
     return call
 
   def _shortcut(self, affine: Affine) -> Callable:
-    """Returns average pooling by an affine's strides, and its projection."""
+    """Returns average pooling by the strides, then a 1x1 projection."""
     project = self._convolution(Affine(affine.kernel, affine.bias))
 
     def call(out):
       if affine.strides > 1:
-        # SAME average pooling divides by the pixels it really covers.
+        # SAME average pooling divides by the number of pixels inside the image.
         out = tf.nn.avg_pool2d(out, 2, affine.strides, "SAME")
       return project(out)
 
     return call
 
 
-def network_of(
-  model: keras.Model, *, fold: bool, dtype: str, target: str
+def inference_network(
+  model: Classifier, *, fold: bool, dtype: str, target: str
 ) -> tuple[Callable[[tf.Tensor], tuple], dict]:
-  """Returns a classifier's (features, logits) of images in [0, 255].
+  """Returns a function from images in [0, 255] to (features, logits).
 
   Args:
-    model: a `Classifier`.
-    fold: whether its network is folded, if it is an `NFNet`; otherwise it is
-      computed as in training.
+    model: provides the network and the normalization of images.
+    fold: whether to fold the network if it is an `NFNet`; otherwise it runs as
+      in training.
     dtype: of a folded network; see `FoldedInference`.
     target: of a folded network.
 
   Returns:
-    The function, and {name: the variables that it uses}.
+    The function, and {name: variables that it uses}.
 
   Raises:
-    UserError: if another network than an `NFNet` was to be in bfloat16.
+    UserError: if a network other than an `NFNet` is requested in bfloat16.
   """
   is_nfnet = isinstance(model.network, NFNet)
   if not is_nfnet and dtype != "float32":
     raise UserError(
-      f"a network of {type(model.network).__name__} cannot be exported in"
-      f" {dtype}, only an NFNet; give dtype='float32'."
+      f"dtype = {dtype!r} was given for a {type(model.network).__name__};"
+      " expected an NFNet, or dtype='float32' for other networks."
     )
   if not fold or not is_nfnet:
     named = naming.named_variables(model.network)
-    return as_in_training(model), {"parameters": named}
+    return training_network(model), {"parameters": named}
   folded = folding.fold(model.network)
   inference = FoldedInference(folded, dtype=dtype, target=target)
   return (
@@ -203,8 +211,8 @@ def network_of(
   )
 
 
-def as_in_training(model: keras.Model) -> Callable[[tf.Tensor], tuple]:
-  """Returns a classifier's (features, logits) of images in [0, 255].
+def training_network(model: Classifier) -> Callable[[tf.Tensor], tuple]:
+  """Returns the unfolded function from images to (features, logits).
 
   Features are None unless its network is an `NFNet`.
   """

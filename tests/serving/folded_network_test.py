@@ -6,15 +6,15 @@ import pytest
 import tensorflow as tf
 from tensorflow import keras
 
-from nfnets_tf.serving.folding import fold
-from nfnets_tf.serving.inference import (
+from nfnets_tf.serving.folded_network import (
   DTYPES,
   TARGETS,
   FoldedInference,
-  as_in_training,
-  network_of,
+  inference_network,
+  training_network,
 )
-from nfnets_tf.serving.signatures import Service
+from nfnets_tf.serving.folding import fold
+from nfnets_tf.serving.signatures import ServingModule
 
 # GELUs of nano that stay by themselves: the first, of 8 channels.
 NARROW = 1
@@ -113,7 +113,7 @@ def test_a_server_fuses_every_gelu(trained, names, tmp_path):
     pytest.skip("the fusion is oneDNN's, which other processors may lack")
   network = trained("nano").network
   inference = FoldedInference(fold(network))
-  service = Service(inference, names, (), folded=inference.parameters)
+  service = ServingModule(inference, names, (), folded=inference.parameters)
   path = str(tmp_path / "1")
   tf.saved_model.save(service, path, service.signatures())
   assert fused_gelus(path) == (3 + 4 * 5 + 1 - NARROW, NARROW)
@@ -124,7 +124,7 @@ def test_a_classifier_is_asked_by_the_variables_that_are_named(trained, images):
   expected = model(tf.constant(images)).numpy()
   options = {"dtype": "float32", "target": "cpu"}
   for folded, kind in ((True, "folded"), (False, "parameters")):
-    network, tracked = network_of(model, fold=folded, **options)
+    network, tracked = inference_network(model, fold=folded, **options)
     assert list(tracked) == [kind]
     variables = tf.nest.flatten(tracked)
     _, logits = network(tf.constant(images, tf.float32))
@@ -137,14 +137,14 @@ def test_a_classifier_is_asked_by_the_variables_that_are_named(trained, images):
 
 def test_the_networks_of_training_give_features_as_well(trained, images):
   model = trained()
-  features, logits = as_in_training(model)(tf.constant(images))
+  features, logits = training_network(model)(tf.constant(images))
   np.testing.assert_allclose(logits, model(images), rtol=1e-5, atol=1e-6)
   head = model.network.get_layer("classifier")
   np.testing.assert_allclose(head(features), logits, rtol=1e-5, atol=1e-6)
   model.network = keras.Sequential(
     [keras.layers.GlobalAveragePooling2D(), keras.layers.Dense(3)]
   )
-  features, logits = as_in_training(model)(tf.constant(images))
+  features, logits = training_network(model)(tf.constant(images))
   assert features is None and logits.shape == (5, 3)
 
 
@@ -152,6 +152,6 @@ def test_a_networks_target_is_that_which_is_asked_for(trained):
   products = {}
   for target in TARGETS:
     options = {"fold": True, "dtype": "float32", "target": target}
-    network, _ = network_of(trained("nano"), **options)
+    network, _ = inference_network(trained("nano"), **options)
     products[target] = operations_of(network)["MatMul"]
   assert products["cpu"] > products["accelerator"]

@@ -5,9 +5,7 @@ import pytest
 import tensorflow as tf
 
 from nfnets_tf.errors import UserError
-from nfnets_tf.serving import formats
-from nfnets_tf.serving.folding import fold
-from nfnets_tf.serving.formats import (
+from nfnets_tf.serving.converters import (
   FILES,
   INT8,
   check_formats,
@@ -15,7 +13,8 @@ from nfnets_tf.serving.formats import (
   open_file,
   write,
 )
-from nfnets_tf.serving.inference import FoldedInference
+from nfnets_tf.serving.folded_network import FoldedInference
+from nfnets_tf.serving.folding import fold
 
 ONNX = importlib.util.find_spec("tf2onnx") is not None
 
@@ -87,7 +86,7 @@ def test_int8_takes_its_ranges_from_the_images_that_are_given(
 def test_what_does_not_fit_is_refused(
   exported, prepared, tmp_path, monkeypatch
 ):
-  monkeypatch.setattr(formats, "_MAX_BYTES", 1000)
+  monkeypatch.setattr("nfnets_tf.serving.converters._MAX_BYTES", 1000)
   _, inference, network = exported
   with pytest.raises(UserError, match="GB do not fit into a tflite file"):
     write("tflite", str(tmp_path / "x"), network, inference, prepared)

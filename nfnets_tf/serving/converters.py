@@ -1,8 +1,8 @@
-"""A network as one file for other runtimes: TFLite and ONNX.
+"""Converts a network to a single file for other runtimes: TFLite and ONNX.
 
-Such a file takes images as the evaluation's operations leave them, float32
-[batch, size, size, 3] in [0, 255], and gives logits and probabilities, float32
-[batch, classes]: neither runtime has the evaluation's bicubic resize.
+The file takes preprocessed images, float32 [batch, size, size, 3] in [0, 255],
+and returns logits and probabilities, float32 [batch, classes]: neither runtime
+has the bicubic resize of the evaluation.
 """
 
 from __future__ import annotations
@@ -17,28 +17,28 @@ from nfnets_tf.errors import UserError
 from nfnets_tf.fileio import read_bytes
 
 INT8 = "tflite_int8"
-# By format: the file's name.
+# File name of each format.
 FILES = {
   "tflite": "model.tflite",
   INT8: "model_int8.tflite",
   "onnx": "model.onnx",
 }
-# Both are built on buffers that count in 32 bits with a sign.
+# Protocol buffers and FlatBuffers have signed 32-bit sizes.
 _MAX_BYTES = (1 << 31) - 1
 _OPSET = 17
 
-Ask = Callable[[np.ndarray], np.ndarray]
+Call = Callable[[np.ndarray], np.ndarray]
 
 
 def check_formats(names: Sequence[str]) -> None:
-  """Checks that formats are known and that what writes them is installed.
+  """Checks that formats exist and that their converters are installed.
 
   Raises:
     UserError: if not.
   """
   if not isinstance(names, (list, tuple)) or not set(names) <= set(FILES):
     raise UserError(
-      f"formats = {names!r} cannot be written; expected a list of some of"
+      f"formats = {names!r} is invalid; expected a list of"
       f" {', '.join(map(repr, FILES))}."
     )
   missing = [
@@ -49,55 +49,55 @@ def check_formats(names: Sequence[str]) -> None:
   if missing:
     raise UserError(
       f"the format 'onnx' needs {' and '.join(missing)}, which are not"
-      " installed; run pip install 'nfnets_tf[onnx]', or leave the format out."
+      " installed; run pip install 'nfnets_tf[onnx]' or remove the format."
     )
 
 
 def write(
-  name: str,
+  file_format: str,
   path: str,
   network: Callable[[tf.Tensor], tuple],
   module: tf.Module,
   calibration: np.ndarray,
 ) -> None:
-  """Writes a network in a format of `FILES`.
+  """Writes a network in another format.
 
   Args:
-    name: of the format.
+    file_format: one of `FILES`.
     path: of the file.
-    network: maps prepared images to (features, logits).
-    module: that the network's variables belong to.
-    calibration: prepared images, float32 [images, size, size, 3]; int8 takes
-      its ranges from them, the others their size.
+    network: maps preprocessed images to (features, logits).
+    module: owner of the network's variables.
+    calibration: preprocessed images, float32 [images, size, size, 3], which
+      give int8 its ranges and every format the size.
 
   Raises:
-    UserError: if the weights are larger than the format admits.
+    UserError: if the weights exceed the size limit of the format.
   """
   size = num_bytes(module.variables)
   if size > _MAX_BYTES:
     raise UserError(
-      f"weights of {size / 1e9:.1f} GB do not fit into a {name} file, which"
-      " holds 2 GB; leave the format out."
+      f"weights of {size / 1e9:.1f} GB do not fit into a {file_format} file,"
+      " which holds up to 2 GB; remove the format."
     )
   images = tf.TensorSpec([None, *calibration.shape[1:]], tf.float32, "images")
 
-  def answer(images):
+  def classify(images):
     _, logits = network(images)
     return {"logits": logits, "probabilities": tf.nn.softmax(logits)}
 
-  function = tf.function(answer, input_signature=[images], autograph=False)
-  if name == "onnx":
+  function = tf.function(classify, input_signature=[images], autograph=False)
+  if file_format == "onnx":
     content = _to_onnx(function, images)
   else:
     content = _to_tflite(
-      function, module, calibration if name == INT8 else None
+      function, module, calibration if file_format == INT8 else None
     )
   with tf.io.gfile.GFile(path, "wb") as file:
     file.write(content)
 
 
 def num_bytes(variables: Iterable[tf.Variable]) -> int:
-  """Returns how many bytes variables take."""
+  """Returns the size of variables in bytes."""
   return sum(v.dtype.size * v.shape.num_elements() for v in variables)
 
 
@@ -114,7 +114,7 @@ def _to_tflite(function, module, calibration) -> bytes:
 
 
 def _to_onnx(function, images) -> bytes:
-  import tf2onnx  # only for this format, and seconds to import
+  import tf2onnx  # optional, and takes seconds to import
 
   model, _ = tf2onnx.convert.from_function(
     function, input_signature=[images], opset=_OPSET
@@ -122,15 +122,15 @@ def _to_onnx(function, images) -> bytes:
   return model.SerializeToString()
 
 
-def open_file(name: str, path: str) -> Ask:
-  """Opens a file that `write` wrote; returns what maps images to logits.
+def open_file(file_format: str, path: str) -> Call:
+  """Opens a file of `write` as a function from images to logits.
 
   Args:
-    name: of the format.
+    file_format: one of `FILES`.
     path: of the file.
   """
   content = read_bytes(path)
-  if name == "onnx":
+  if file_format == "onnx":
     import onnxruntime
 
     session = onnxruntime.InferenceSession(
