@@ -93,9 +93,9 @@ def test_what_does_not_fit_is_refused(
   assert list(tmp_path.iterdir()) == []
 
 
-def test_a_format_that_does_not_exist_or_lacks_its_package(monkeypatch):
+def test_unknown_formats_and_missing_packages_are_refused(monkeypatch):
   for names in (["tflite", "tflight"], "onnx", None):
-    with pytest.raises(UserError, match="formats = .*cannot be written; exp"):
+    with pytest.raises(UserError, match="formats = .* is invalid; exp"):
       check_formats(names)
   check_formats(["tflite"])
   monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)

@@ -135,9 +135,9 @@ def test_all_bytes_are_counted():
   assert affine.num_bytes == 4 * (6 + 3)
 
 
-def test_what_is_no_nfnet_is_refused():
+def test_other_networks_are_refused():
   network = keras.Sequential([keras.Input([8]), keras.layers.Dense(2)])
-  with pytest.raises(UserError, match="of Sequential cannot be folded.*fold="):
+  with pytest.raises(UserError, match="a Sequential was given to fold.*fold="):
     fold(network)
   with pytest.raises(UserError, match="no classifier.*include_top=True"):
     fold(NFNet("femto", include_top=False))

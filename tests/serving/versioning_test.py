@@ -131,6 +131,6 @@ def test_an_error_leaves_nothing(tmp_path):
 
 def test_nothing_is_overwritten(tmp_path):
   (tmp_path / "1").mkdir()
-  with pytest.raises(UserError, match=r"not overwritten; export to .*/2'"):
+  with pytest.raises(UserError, match=r"never overwritten.*/2'"):
     with create_directory(str(tmp_path / "1")):
       raise AssertionError("never entered")
