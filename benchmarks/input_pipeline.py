@@ -31,11 +31,15 @@ from official.vision.ops import augment
 
 from benchmarks import jpegs
 from benchmarks.timing import median_ratio, seconds_side_by_side
-from nfnets_tf.data import preprocess, randaugment, tuning
+from nfnets_tf.data import preprocessing, randaugment
 from nfnets_tf.data.dataset_info import read_split_info
-from nfnets_tf.data.loading import load_batches
-from nfnets_tf.data.order import ShardOrder
-from nfnets_tf.data.views import Views
+from nfnets_tf.data.loading import (
+  ExampleLoader,
+  dataset_options,
+  map_skipping_errors,
+  parallel_calls,
+)
+from nfnets_tf.data.shuffle import ShardedShuffle
 
 _IMAGES = flags.DEFINE_string("images", None, "Folder of JPEGs.", required=True)
 _ROUNDS = flags.DEFINE_integer("rounds", 7, "Times each is measured.")
@@ -69,25 +73,27 @@ def _measure(encoded, folder) -> dict[str, float]:
       ratios[name] = round(ratio, 3)
 
   seeds = [tf.constant([0, i], tf.int64) for i in range(count)]
-  crop = preprocess.InceptionCrop(image_size=_SIZE)
-  boxes = tf.stack([crop.box(x, seed) for x, seed in zip(images, seeds)])
+  crop = preprocessing.InceptionCrop(image_size=_SIZE)
+  shapes = map(tf.io.extract_jpeg_shape, images)
+  boxes = tf.stack([crop.sample_box(x, seed) for x, seed in zip(shapes, seeds)])
 
   def decode(i):
     return tf.io.decode_and_crop_jpeg(images[i], boxes[i], channels=3)
 
-  def view(i):
-    both = preprocess.compose([crop, preprocess.Flip()])
+  def crop_and_flip(i):
+    both = preprocessing.compose([crop, preprocessing.Flip()])
     return both(images[i], tf.stack([0, i]))
 
   compare(
     {
-      "crop, resize, flip": _mapped(view, count),
+      "crop, resize, flip": _mapped(crop_and_flip, count),
       "decode": _mapped(decode, count),
     },
     count,
     crop_over_decode=("crop, resize, flip", "decode"),
   )
-  ready = tf.stack([view(tf.constant(i, tf.int64)) for i in range(count)])
+  numbers = tf.range(count, dtype=tf.int64)
+  ready = tf.stack([crop_and_flip(i) for i in numbers])
   ours = randaugment.RandAugment(layers=_LAYERS, magnitude=_MAGNITUDE)
   theirs = augment.RandAugment(
     num_layers=_LAYERS,
@@ -97,7 +103,7 @@ def _measure(encoded, folder) -> dict[str, float]:
   )
   for name, source in (
     ("randaugment_over_model_garden", lambda i: ready[i]),
-    ("randaugment_in_pipeline", view),
+    ("randaugment_in_pipeline", crop_and_flip),
   ):
     functions = {
       "ours": lambda i, source=source: ours(source(i), tf.stack([1, i])),
@@ -118,8 +124,10 @@ def _reading(folder):
   """Returns functions that read all shards, their number, what comes before."""
   index = read_split_info(folder, "train")
   buffer = index.num_examples // 4
-  order = ShardOrder(index.files, index.counts, seed=0, shuffle_buffer=buffer)
-  examples = order.examples(0).batch(_WINDOW).with_options(tuning.options())
+  shuffle = ShardedShuffle(
+    index.files, index.counts, seed=0, shuffle_buffer=buffer
+  )
+  examples = shuffle.examples(0).batch(_WINDOW).with_options(dataset_options())
   plain = tf.data.TFRecordDataset(list(index.files)).repeat().batch(_WINDOW)
   # Half the buffer is read ahead after a turn; it is read within one as well.
   more = index.num_examples + buffer // 2
@@ -134,7 +142,7 @@ def _reading(folder):
     "records": _taking(examples, more // _WINDOW),
     "bytes": bytes_of_files,
     "TensorFlow's reader": _taking(
-      plain.with_options(tuning.options()), index.num_examples // _WINDOW
+      plain.with_options(dataset_options()), index.num_examples // _WINDOW
     ),
   }
   return functions, index.num_examples, lambda: jpegs.forget(index.files)
@@ -142,23 +150,28 @@ def _reading(folder):
 
 def _batching(folder):
   """Returns functions that make batches of shards, and of how many images."""
-  operations = [preprocess.InceptionCrop(image_size=_SIZE), preprocess.Flip()]
+  transforms = [
+    preprocessing.InceptionCrop(image_size=_SIZE),
+    preprocessing.Flip(),
+  ]
   index = read_split_info(folder, "train")
-  views = Views(operations, (), (), num_classes=1)
+  loader = ExampleLoader(index.fields, 1, transforms)
   buffer = index.num_examples // 4
-  order = ShardOrder(index.files, index.counts, seed=0, shuffle_buffer=buffer)
-  ordered, any_order = tuning.options(), tuning.options()
+  shuffle = ShardedShuffle(
+    index.files, index.counts, seed=0, shuffle_buffer=buffer
+  )
+  ordered, any_order = dataset_options(), dataset_options()
   any_order.deterministic = False
 
   def load(number, serialized):
-    return views.training(serialized, index.fields, 0, number, number)
+    return loader.load_training(serialized, 0, number, number)
 
   def surviving(examples):
     spec = examples.map(load).element_spec
-    return load_batches(examples, load, spec, None, batch=_BATCH)
+    return map_skipping_errors(examples, load, spec=spec, batch_size=_BATCH)
 
   def plain(examples):
-    return examples.map(load, tuning.parallel_calls()).batch(_BATCH)
+    return examples.map(load, parallel_calls()).batch(_BATCH)
 
   free = (
     tf.data.Dataset.from_tensor_slices(list(index.files))
@@ -171,9 +184,9 @@ def _batching(folder):
   functions = {
     name: _taking(batches.prefetch(2).with_options(options), steps)
     for name, batches, options in (
-      ("in order", surviving(order.examples(0)), ordered),
+      ("in order", surviving(shuffle.examples(0)), ordered),
       ("in any order", surviving(free), any_order),
-      ("not surviving", plain(order.examples(0)), ordered),
+      ("not surviving", plain(shuffle.examples(0)), ordered),
     )
   }
   return functions, steps * _BATCH
@@ -182,8 +195,8 @@ def _batching(folder):
 def _mapped(function, count: int):
   """Returns a function that maps `function` over `count` numbers, in order."""
   numbers = tf.data.Dataset.range(count).repeat()
-  mapped = numbers.map(function, tuning.parallel_calls(), deterministic=True)
-  return _taking(mapped.with_options(tuning.options()), count)
+  mapped = numbers.map(function, parallel_calls(), deterministic=True)
+  return _taking(mapped.with_options(dataset_options()), count)
 
 
 def _taking(dataset: tf.data.Dataset, count: int):

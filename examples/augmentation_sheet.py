@@ -11,7 +11,7 @@ import matplotlib
 import tensorflow as tf
 from matplotlib.figure import Figure
 
-from nfnets_tf.data import erasing, mixing, preprocess, randaugment
+from nfnets_tf.data import augmentation, preprocessing, randaugment
 
 COLUMNS, SIZE = 8, 112
 
@@ -22,10 +22,10 @@ def rows(images):
   Args:
     images: twice `COLUMNS` encoded strings.
   """
-  crop = preprocess.compose(
-    [preprocess.InceptionCrop(image_size=SIZE), preprocess.Flip()]
+  crop = preprocessing.compose(
+    [preprocessing.InceptionCrop(image_size=SIZE), preprocessing.Flip()]
   )
-  whole = preprocess.Resize(image_size=SIZE)
+  whole = preprocessing.compose([preprocessing.Resize(image_size=SIZE)])
   seeds = [tf.constant([0, i], tf.int64) for i in range(2 * COLUMNS)]
   plain = [whole(image, seed) for image, seed in zip(images, seeds)]
   first, second = plain[:COLUMNS], plain[COLUMNS:]
@@ -41,14 +41,14 @@ def rows(images):
       cut_out=40 * scale,
     )
     yield f"RandAugment {magnitude}", list(map(augment, first, seeds))
-  erase = erasing.RandomErasing(probability=1.0)
+  erase = augmentation.RandomErasing(probability=1.0)
   yield "random erasing", list(map(erase, first, seeds))
   for title, mixer in (
-    ("MixUp", mixing.MixUp(alpha=1.0)),
-    ("CutMix", mixing.CutMix()),
+    ("MixUp", augmentation.MixUp(alpha=1.0)),
+    ("CutMix", augmentation.CutMix()),
   ):
     yield title, [mixer(*pair)[0] for pair in zip(first, second, seeds)]
-  for name in randaugment.OPERATIONS:
+  for name in randaugment.DEEPMIND_OPERATIONS:
     operation = randaugment.RandAugment(
       layers=1,
       magnitude=10,

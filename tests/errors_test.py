@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 from tensorflow import keras
 
-from nfnets_tf.data import pipeline, preprocess
+from nfnets_tf.data import pipeline, preprocessing
 from nfnets_tf.errors import (
   RunError,
   UserError,
@@ -133,12 +133,15 @@ def test_missing_shard_is_named(make_dataset):
     directory=make_dataset(),
     split="train",
     num_classes=4,
-    operations=[preprocess.Resize(image_size=8)],
+    transforms=[preprocessing.Resize(image_size=8)],
   )
   index = split.index()
   os.remove(index.files[3])
   batches = split.training_batches(
-    index, host_batch=8, replicas=1, start_step=0, shuffle_buffer=4, seed=0
+    index,
+    stream=pipeline.DataStream(batch_size=8, shuffle_buffer=4, seed=0),
+    start_step=0,
+    replicas=1,
   )
   line = sentence(lambda: list(batches.take(20)), RunError)
   assert index.files[3] in line and "No such file" in line

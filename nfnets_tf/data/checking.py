@@ -9,8 +9,8 @@ import os
 
 import tensorflow as tf
 
-from nfnets_tf.data.faults import Examiner, Fault
-from nfnets_tf.data.preprocess import decode
+from nfnets_tf.data.preprocessing import decode
+from nfnets_tf.data.validation import InvalidRecord, RecordValidator
 from nfnets_tf.errors import plain_message
 from nfnets_tf.fileio import file_sha256
 
@@ -42,10 +42,12 @@ class ShardFindings:
   counts: collections.Counter = dataclasses.field(
     default_factory=collections.Counter
   )
-  named: list[tuple[int, Fault]] = dataclasses.field(default_factory=list)
+  named: list[tuple[int, InvalidRecord]] = dataclasses.field(
+    default_factory=list
+  )
   images: list[tuple[int, bytes, str]] = dataclasses.field(default_factory=list)
 
-  def add(self, fault: Fault, position: int) -> None:
+  def add(self, fault: InvalidRecord, position: int) -> None:
     """Counts a fault of the record at a position."""
     self.counts[fault.cause] += 1
     if len(self.named) < _NAMED:
@@ -62,7 +64,7 @@ def mark_duplicates(found: ShardFindings, seen: dict[bytes, str]) -> None:
   for position, key, name in found.images:
     place = f"{os.path.basename(found.path)}@{position}"
     if (first := seen.setdefault(key, place)) != place:
-      found.add(Fault(DUPLICATE, name, f"of {first}"), position)
+      found.add(InvalidRecord(DUPLICATE, name, f"of {first}"), position)
   found.images.clear()
 
 
@@ -74,7 +76,7 @@ class Checker:
     min_side: images with a shorter side are tiny, in pixels.
   """
 
-  def __init__(self, examine: Examiner, *, min_side: int):
+  def __init__(self, examine: RecordValidator, *, min_side: int):
     self._examine, self._min_side = examine, min_side
 
   def __call__(
@@ -94,21 +96,21 @@ class Checker:
     """
     found = ShardFindings(path)
     if not tf.io.gfile.exists(path):
-      found.add(Fault(CUT, detail="there is no such file"), 0)
+      found.add(InvalidRecord(CUT, detail="there is no such file"), 0)
       return found
     try:
       for serialized in tf.data.TFRecordDataset(path).as_numpy_iterator():
         self._judge(serialized, found)
         found.records += 1
     except tf.errors.OpError as error:
-      found.add(Fault(CUT, detail=plain_message(error)), found.records)
+      found.add(InvalidRecord(CUT, detail=plain_message(error)), found.records)
       return found
     if expected is not None and found.records != expected:
       detail = f"{found.records} records, {expected} expected"
-      found.add(Fault(CUT, detail=detail), found.records)
+      found.add(InvalidRecord(CUT, detail=detail), found.records)
     elif sha256 is not None and file_sha256(path) != sha256:
       detail = "its SHA-256 is not that of index.json"
-      found.add(Fault(CHANGED, detail=detail), 0)
+      found.add(InvalidRecord(CHANGED, detail=detail), 0)
     return found
 
   def _judge(self, serialized: bytes, found: ShardFindings) -> None:
@@ -128,7 +130,9 @@ class Checker:
     found.images.append((position, key, name))
     height, width = self._size(features, encoded)
     if min(height, width) < self._min_side:
-      found.add(Fault(TINY, name, f"{height} x {width} pixels"), position)
+      found.add(
+        InvalidRecord(TINY, name, f"{height} x {width} pixels"), position
+      )
 
   def _size(self, features, encoded: bytes) -> tuple[int, int]:
     fields = self._examine.fields

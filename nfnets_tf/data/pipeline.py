@@ -1,64 +1,75 @@
-"""From shards to batches: the only place that orders the stages.
+"""The input pipeline of a split: shuffle -> load -> augment -> batch.
 
-Training: order -> views -> batches, without end.
-Evaluation: every example once, then padding of weight 0 to whole batches.
+Training batches are endless. Evaluation reads every example once, then pads
+with examples of weight 0 to whole batches.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import tensorflow as tf
 
-from nfnets_tf.data import preprocess, tuning
+from nfnets_tf.data.augmentation import Augmentation
+from nfnets_tf.data.data_service import DataService
 from nfnets_tf.data.dataset_info import (
   SplitInfo,
   evaluation_steps,
   read_split_info,
 )
-from nfnets_tf.data.dimensions import MAX_PIXELS
-from nfnets_tf.data.faults import Examiner, Faults
 from nfnets_tf.data.loading import (
-  PADDING,
-  load_batches,
-  side_by_side_copies,
+  ExampleLoader,
+  dataset_options,
+  flatten_copies,
+  map_skipping_errors,
 )
-from nfnets_tf.data.mixing import Mixer
-from nfnets_tf.data.order import ShardOrder, read_part
-from nfnets_tf.data.service import Service
+from nfnets_tf.data.preprocessing import MAX_PIXELS, Transform, compose
+from nfnets_tf.data.shuffle import ShardedShuffle, read_range
 from nfnets_tf.data.tfrecords import Fields
-from nfnets_tf.data.views import Views
+from nfnets_tf.data.validation import PADDING, InvalidRecords, RecordValidator
 from nfnets_tf.errors import UserError
 
-_BATCHES_AHEAD = 2
+_PREFETCHED_BATCHES = 2
+
+
+@dataclasses.dataclass(frozen=True)
+class DataStream:
+  """One of the equal streams that every epoch's examples are divided into.
+
+  Attributes:
+    batch_size: images of this stream in one step, over all replicas, copies by
+      repeated augmentation included.
+    shuffle_buffer: number of examples held in memory for shuffling.
+    seed: seed of the order and of all random transforms.
+    index: index of this stream.
+    num_streams: number of streams.
+  """
+
+  batch_size: int
+  shuffle_buffer: int
+  seed: int
+  index: int = 0
+  num_streams: int = 1
 
 
 class Split:
-  """One split of a data set and what is done to its images.
+  """One split of a data set, and how its images are made.
 
   Args:
     directory: folder of the shards; "~" is the home folder.
     split: name of the split, such as "train".
-    num_classes: number of classes; every label must be below.
-    operations: `preprocess` operations, applied in order.
-    mixers: how images are made of two that are read: the first image by the
-      first, the next by the next, and so on in turn. `mixing.MixUp` and
-      `mixing.CutMix` are DeepMind's pair: half of a batch each. The batch keeps
-      its size and a step reads twice as many images; none is no mixing.
-    mixed_operations: applied after mixing.
-    last_operations: applied after those.
-    multiplicity: how many times an image that is read for training enters the
-      batch, each time with other random operations: repeated augmentation
-      (Fort et al. 2021, arXiv 2105.13343). The batch keeps its size, so that it
-      holds fewer different images, and copies share a replica.
-    fields: what the shards' examples call their parts; None is what TFDS says,
-      and ImageNet's names elsewhere.
-    max_pixels: height times width that is decoded at most.
-    service: a `service.Service` whose servers make training's batches, or None.
+    num_classes: number of classes; labels must be below.
+    transforms: applied to every image, in order; the last one fixes the size.
+    augmentation: applied to training images after the transforms.
+    fields: feature names of the examples; None for those that TFDS declares,
+      or ImageNet's.
+    max_pixels: largest height * width that is decoded.
+    data_service: servers that make the training batches; None for this process.
 
   Attributes:
-    faults: counts the records that could not be used; in a batch they have
+    invalid_records: counts the records that were skipped; in a batch they have
       weight 0.
   """
 
@@ -68,37 +79,24 @@ class Split:
     directory: str,
     split: str,
     num_classes: int,
-    operations: Sequence[preprocess.Operation],
-    mixers: Sequence[Mixer] = (),
-    mixed_operations: Sequence[preprocess.Operation] = (),
-    last_operations: Sequence[preprocess.Operation] = (),
-    multiplicity: int = 1,
+    transforms: Sequence[Transform],
+    augmentation: Augmentation | None = None,
     fields: Fields | None = None,
     max_pixels: int = MAX_PIXELS,
-    service: Service | None = None,
+    data_service: DataService | None = None,
   ):
-    if not isinstance(multiplicity, int) or multiplicity < 1:
-      raise UserError(
-        f"Split.multiplicity = {multiplicity!r} cannot be used; bind"
-        " MULTIPLICITY to a whole number of at least 1."
-      )
     self.directory = os.path.expanduser(directory)
     self.split = split
     self.num_classes = num_classes
-    self.operations = tuple(operations)
-    self.mixed_operations = (*mixed_operations, *last_operations)
-    self.multiplicity = multiplicity
-    self.fields, self.service = fields, service
-    self._views = Views(
-      operations,
-      mixers,
-      self.mixed_operations,
-      multiplicity=multiplicity,
-      num_classes=num_classes,
-      max_pixels=max_pixels,
+    self.transforms = tuple(transforms)
+    self.augmentation = augmentation or Augmentation()
+    self.fields, self.max_pixels = fields, max_pixels
+    self.data_service = data_service
+    self.invalid_records = InvalidRecords(
+      split,
+      RecordValidator(fields or Fields(), num_classes, max_pixels),
+      self.augmentation.records_per_image,
     )
-    examine = Examiner(fields or Fields(), num_classes, max_pixels)
-    self.faults = Faults(split, examine, self._views.sources)
 
   def index(self) -> SplitInfo:
     """Reads what the split holds and checks it against `num_classes`.
@@ -107,97 +105,99 @@ class Split:
       UserError: if the shards cannot be used; see `read_split_info`.
     """
     index = read_split_info(self.directory, self.split, self.fields)
-    self.faults.examine.fields = index.fields
+    self.invalid_records.validate.fields = index.fields
     named = bool(index.class_names)
     if index.num_classes > self.num_classes or (
       named and index.num_classes != self.num_classes
     ):
       holds = "classes" if named else "classes or more, by its largest label"
       raise UserError(
-        f"the {self.split!r} split in {self.directory!r} has"
+        f"the {self.split!r} split of {self.directory!r} has"
         f" {index.num_classes} {holds}, but NUM_CLASSES = {self.num_classes};"
         f" bind NUM_CLASSES to {index.num_classes} or DATA_DIR to other data."
       )
     return index
 
   def image_shape(self) -> tuple[int, ...]:
-    """Returns [height, width, channels] of a preprocessed image."""
-    return self._views.image_shape()
+    """Returns (height, width, channels) of a transformed image."""
+    blank = tf.zeros([64, 64, 3], tf.uint8)
+    return tuple(compose(self.transforms)(blank, tf.zeros([2], tf.int64)).shape)
 
   def training_batches(
     self,
     index: SplitInfo,
     *,
-    host_batch: int,
-    replicas: int,
+    stream: DataStream,
     start_step: int,
-    shuffle_buffer: int,
-    seed: int,
-    host: int = 0,
-    num_hosts: int = 1,
+    replicas: int,
   ) -> tf.data.Dataset:
-    """Returns batches from step `start_step` on, for ever.
+    """Returns the endless batches of one stream.
 
     Args:
       index: what `index()` returned.
-      host_batch: images of this host in one step, copies included.
-      replicas: of this host; each batch is for one of them.
-      start_step: number of steps already made.
-      shuffle_buffer: examples held in memory for shuffling.
-      seed: of the order and of each example's random operations.
-      host: index of this host.
-      num_hosts: number of hosts.
+      stream: which of the streams is read, and how.
+      start_step: number of steps already taken.
+      replicas: number of replicas that share a step; each batch is for one.
 
     Returns:
-      Batches (images, labels, weights) of a replica each.
+      (images, labels, weights): uint8 [batch, height, width, 3], int32 [batch]
+      or `MixedLabels`, float32 [batch]; batch = stream.batch_size / replicas.
 
     Raises:
-      UserError: if a replica's batch is no multiple of the multiplicity.
+      UserError: if a replica's batch is not a multiple of the multiplicity.
     """
-    copies, sources = self.multiplicity, self._views.sources
-    batch = host_batch // replicas
+    copies = self.augmentation.multiplicity
+    records_per_image = self.augmentation.records_per_image
+    batch = stream.batch_size // replicas
     if batch % copies:
       raise UserError(
-        f"a replica's batch of {batch} does not divide by MULTIPLICITY ="
+        f"a replica's batch of {batch} is not divisible by MULTIPLICITY ="
         f" {copies}; bind BATCH_SIZE to a multiple of {copies * replicas}."
       )
-    examples = self.training_examples(
-      index,
-      host_batch=host_batch,
-      start_step=start_step,
-      shuffle_buffer=shuffle_buffer,
-      seed=seed,
-      host=host,
-      num_hosts=num_hosts,
-    )
+    loader = self._loader(index)
 
     def load(position, serialized):
-      # Every host counts from 0; interleaved, no two images share a seed.
-      turn = position // sources
-      number = (turn * num_hosts + host) * copies
-      return self._views.training(serialized, index.fields, seed, number, turn)
+      # Streams interleave their numbers: no two images share a seed.
+      turn = position // records_per_image
+      number = (turn * stream.num_streams + stream.index) * copies
+      return loader.load_training(serialized, stream.seed, number, turn)
 
-    if sources > 1:
-      examples = examples.batch(sources).map(lambda p, x: (p[0], x))
-    batches = self._served_or_made(examples, load, batch // copies)
+    examples = self.training_examples(
+      index, stream=stream, start_step=start_step
+    )
+    if records_per_image > 1:
+      examples = examples.batch(records_per_image)
+      examples = examples.map(lambda positions, pair: (positions[0], pair))
+    batches = self._make_training_batches(examples, load, batch // copies)
     if copies > 1:
-      batches = batches.map(side_by_side_copies)
-    batches = batches.prefetch(_BATCHES_AHEAD)
-    return batches.with_options(tuning.options())
+      batches = batches.map(flatten_copies)
+    batches = batches.prefetch(_PREFETCHED_BATCHES)
+    return batches.with_options(dataset_options())
 
   def training_examples(
-    self, index: SplitInfo, *, host_batch: int, start_step: int, **order
+    self, index: SplitInfo, *, stream: DataStream, start_step: int
   ) -> tf.data.Dataset:
-    """Returns (position, serialized example) from a step on, for ever.
+    """Returns the endless examples of one stream; see `training_batches`.
 
-    The arguments are those of `training_batches`.
+    Returns:
+      (position in the stream, int64 []; serialized example, string []).
     """
-    read = start_step * self.examples_a_step(host_batch)
-    return ShardOrder(index.files, index.counts, **order).examples(read)
+    shuffle = ShardedShuffle(
+      index.files,
+      index.counts,
+      seed=stream.seed,
+      shuffle_buffer=stream.shuffle_buffer,
+      stream=stream.index,
+      num_streams=stream.num_streams,
+    )
+    return shuffle.examples(
+      start_step * self.examples_per_step(stream.batch_size)
+    )
 
-  def examples_a_step(self, host_batch: int) -> int:
-    """Returns how many examples are read for so many images."""
-    return host_batch // self.multiplicity * self._views.sources
+  def examples_per_step(self, batch_size: int) -> int:
+    """Returns how many examples are read for so many training images."""
+    images = batch_size // self.augmentation.multiplicity
+    return images * self.augmentation.records_per_image
 
   def evaluation_batches(
     self,
@@ -208,47 +208,74 @@ class Split:
     host: int = 0,
     num_hosts: int = 1,
   ) -> tf.data.Dataset:
-    """Returns batches (images, labels, weights) that hold each example once.
+    """Returns batches that hold each example once.
 
-    Padding has weight 0; every host gives `evaluation_steps` whole batches.
+    Args:
+      index: what `index()` returned.
+      host_batch: images of this host in one step.
+      replicas: of this host; each batch is for one.
+      host: index of this host.
+      num_hosts: number of hosts.
+
+    Returns:
+      (images, labels, weights) as `training_batches`. Padding has weight 0;
+      every host gives `evaluation_steps` times `replicas` batches.
     """
     total = host_batch * evaluation_steps(index, host_batch * num_hosts)
     padding = tf.data.Dataset.from_tensors(PADDING).repeat()
-    examples = read_part(index.files, index.counts, host * total, total)
+    examples = read_range(index.files, index.counts, host * total, total)
     examples = examples.concatenate(padding).take(total)
-    batches = self._loaded(
+    loader = self._loader(index)
+    batches = self._make_batches(
       examples.enumerate(),
-      lambda _, x: self._views.evaluation(x, index.fields),
+      lambda _, serialized: loader.load_evaluation(serialized),
       host_batch // replicas,
-      self.faults.recorder(repeated=True),
+      self.invalid_records.recorder(repeated=True),
     )
-    batches = batches.prefetch(_BATCHES_AHEAD)
-    return batches.with_options(tuning.options())
+    batches = batches.prefetch(_PREFETCHED_BATCHES)
+    return batches.with_options(dataset_options())
 
-  def _served_or_made(self, examples, load, batch: int) -> tf.data.Dataset:
-    """Returns what `_loaded` does."""
-    if self.service is None:
-      return self._loaded(examples, load, batch, self.faults.recorder())
-    batches = examples.batch(batch)
-    # What a server lays aside nobody would collect.
-    return self.service.collect(
-      lambda server, servers: self._loaded(
-        batches.shard(servers, server).unbatch(), load, batch, None
-      )
+  def _loader(self, index: SplitInfo) -> ExampleLoader:
+    return ExampleLoader(
+      index.fields,
+      self.num_classes,
+      self.transforms,
+      self.augmentation,
+      self.max_pixels,
     )
 
-  def _loaded(
-    self, examples: tf.data.Dataset, load, batch: int, reject
+  def _make_training_batches(
+    self, examples: tf.data.Dataset, load: Callable, batch: int
   ) -> tf.data.Dataset:
-    """Returns (images, labels, weights), if images have a fixed size."""
+    """Makes batches here or on the data servers."""
+    if self.data_service is None:
+      return self._make_batches(
+        examples, load, batch, self.invalid_records.recorder()
+      )
+    batches = examples.batch(batch)
+
+    def make_shard(server, num_servers):
+      server_examples = batches.shard(num_servers, server).unbatch()
+      # Nobody collects the invalid records of another process.
+      shard = self._make_batches(server_examples, load, batch, report=None)
+      return shard.with_options(dataset_options())
+
+    return self.data_service.distribute(make_shard)
+
+  def _make_batches(
+    self, examples: tf.data.Dataset, load: Callable, batch: int, report
+  ) -> tf.data.Dataset:
+    """Returns (images, labels, weights), if images have a static size."""
     spec = examples.map(load).element_spec
     image = spec[0]
-    # Without any operation it is a string still.
+    # Without any transform, an image is still an encoded string.
     shape = None if image.dtype == tf.string else image.shape
     if shape is None or not shape.is_fully_defined():
       raise UserError(
-        f"the operations of the {self.split!r} split give images of shape"
-        f" {shape}; expected a fixed size: end them with @preprocess.Resize()"
-        " or another that takes image_size."
+        f"the transforms of the {self.split!r} split return images of shape"
+        f" {shape}; expected a fixed size: end them with"
+        " @preprocessing.Resize() or another one that takes image_size."
       )
-    return load_batches(examples, load, spec, reject, batch=batch)
+    return map_skipping_errors(
+      examples, load, spec=spec, batch_size=batch, report=report
+    )

@@ -19,9 +19,9 @@ import tensorflow as tf
 
 from nfnets_tf.data.catalogs import Catalog
 from nfnets_tf.data.duplicates import NearDuplicates, difference_hash
-from nfnets_tf.data.faults import Examiner
-from nfnets_tf.data.preprocess import decode
+from nfnets_tf.data.preprocessing import decode
 from nfnets_tf.data.tfrecords import Fields, shard_name, write_shard
+from nfnets_tf.data.validation import RecordValidator
 from nfnets_tf.errors import UserError, plain_message
 from nfnets_tf.fileio import read_json
 
@@ -146,7 +146,7 @@ def run_tasks(
 
 def _hashes(reference, catalog: Catalog):
   """Yields the hash of an image, nothing if it cannot be used."""
-  examine = Examiner(Fields(), None)
+  examine = RecordValidator(Fields(), None)
   try:
     record = catalog.read(reference)
   except (OSError, tf.errors.OpError):
@@ -166,7 +166,7 @@ def write_task(
   the names of those that look like one of `without`.
   """
   classes = len(catalog.class_names)
-  examine = Examiner(Fields(), classes)
+  examine = RecordValidator(Fields(), classes)
   faults, named, duplicates = collections.Counter(), [], []
 
   def examples():

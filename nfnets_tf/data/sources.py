@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from nfnets_tf.data.dataset_info import INDEX, write_dataset
 from nfnets_tf.data.listing import FORMATS, Listing, list_folder
-from nfnets_tf.data.preprocess import decode
+from nfnets_tf.data.preprocessing import decode
 from nfnets_tf.data.tfrecords import Record
 from nfnets_tf.errors import UserError
 

@@ -12,11 +12,12 @@ from collections.abc import Sequence
 
 import tensorflow as tf
 
-from nfnets_tf.data import checking, tuning
+from nfnets_tf.data import checking
 from nfnets_tf.data.dataset_info import SplitInfo, read_split_info
-from nfnets_tf.data.dimensions import MAX_PIXELS
-from nfnets_tf.data.faults import Examiner, Fault
+from nfnets_tf.data.loading import parallel_calls
+from nfnets_tf.data.preprocessing import MAX_PIXELS
 from nfnets_tf.data.tfrecords import Fields
+from nfnets_tf.data.validation import InvalidRecord, RecordValidator
 from nfnets_tf.errors import UserError, require_fraction
 from nfnets_tf.fileio import write_atomically
 from nfnets_tf.jobs.job import RunContext
@@ -87,10 +88,10 @@ class CheckShardsJob:
     named = bool(index.class_names)
     classes = self.num_classes or (index.num_classes if named else None)
     checker = checking.Checker(
-      Examiner(index.fields, classes, MAX_PIXELS), min_side=self.min_side
+      RecordValidator(index.fields, classes, MAX_PIXELS), min_side=self.min_side
     )
     findings = []
-    with concurrent.futures.ThreadPoolExecutor(tuning.parallel_calls()) as pool:
+    with concurrent.futures.ThreadPoolExecutor(parallel_calls()) as pool:
       sums = index.checksums or [None] * len(index.files)
       for found in pool.map(checker, index.files, index.counts, sums):
         # In order, so that of two images always the same one is the second.
@@ -153,7 +154,7 @@ def _to_csv(findings) -> str:
   return text.getvalue()
 
 
-def _place(position: int, fault: Fault) -> str:
+def _place(position: int, fault: InvalidRecord) -> str:
   """Returns "record N", or nothing if the whole shard is meant."""
   cause = fault.cause
   whole = cause == checking.CHANGED or (cause == checking.CUT and not position)

@@ -1,10 +1,10 @@
-"""The job that makes batches for runs elsewhere: a tf.data service."""
+"""The job that serves batches to training runs on other machines."""
 
 from __future__ import annotations
 
 import logging
 
-from nfnets_tf.data.service import split_address, start_server
+from nfnets_tf.data.data_service import parse_address, start_server
 from nfnets_tf.jobs.job import RunContext
 from nfnets_tf.train.dry_run import format_table
 
@@ -12,26 +12,26 @@ LOGGER = logging.getLogger("nfnets_tf")
 
 
 class DataServerJob:
-  """Serves until it is interrupted.
+  """Runs a data server until it is interrupted.
 
   Args:
-    address: "HOST:PORT" under which others reach it.
+    address: "HOST:PORT" under which training runs reach it.
 
   Raises:
-    UserError: if it is no address.
+    UserError: if the address is malformed.
   """
 
   def __init__(self, *, address: str):
-    split_address(address)
+    parse_address(address)
     self.address = address
 
   def plan(self) -> str:
-    """Returns what would be served."""
+    """Describes what is served."""
     return format_table([("data server", self.address)])
 
   def run(self, context: RunContext) -> str:
-    """Serves; writes nothing. See `train.TrainJob.run`."""
+    """Serves and writes nothing; see `job.Job`."""
     server = start_server(self.address)
-    LOGGER.info("Serving data at %s; interrupt to end.", self.address)
+    LOGGER.info("Serving data at %s; interrupt to stop.", self.address)
     server.join()
     return self.plan()

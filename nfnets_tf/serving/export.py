@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import tensorflow as tf
 
-from nfnets_tf.data import preprocess
+from nfnets_tf.data import preprocessing
 from nfnets_tf.errors import UserError, require
 from nfnets_tf.fileio import write_atomically
 from nfnets_tf.serving import converters, model_card
@@ -91,7 +91,7 @@ class Exporter:
     place: contextlib.AbstractContextManager[PendingDirectory],
     *,
     class_names: Sequence[str],
-    operations: Sequence[preprocess.Operation],
+    transforms: Sequence[preprocessing.Transform],
     sample: Sample | None = None,
     about: Mapping[str, object] | None = None,
   ) -> str:
@@ -101,7 +101,7 @@ class Exporter:
       model: to export; its state does not change.
       place: out of `versioning`.
       class_names: name of each class, in the order of the logits.
-      operations: `preprocess` operations of the evaluation.
+      transforms: `preprocessing` transforms of the evaluation.
       sample: preprocessed images and their labels, on which every exported form
         is compared with the network in training.
       about: for the model card: `data` and `metrics`, {name: value}, and
@@ -126,7 +126,7 @@ class Exporter:
       # Export on the host: the accelerator's memory may be full.
       with tf.device("CPU"), weights:
         exported, signatures, comparisons = self._write_models(
-          pending.folder, model, class_names, operations, sample
+          pending.folder, model, class_names, transforms, sample
         )
       exported["weights"] = "averaged" if averaged else "raw"
       card = model_card.render(
@@ -151,7 +151,7 @@ class Exporter:
       LOGGER.info("  %s.", line)
     return pending.path
 
-  def _write_models(self, folder, model, class_names, operations, sample):
+  def _write_models(self, folder, model, class_names, transforms, sample):
     """Writes the SavedModel and the files for other runtimes.
 
     Returns:
@@ -161,10 +161,10 @@ class Exporter:
     network, tracked = inference_network(
       model, fold=self.fold, dtype=self.dtype, target=self.target
     )
-    module = ServingModule(network, class_names, operations, **tracked)
+    module = ServingModule(network, class_names, transforms, **tracked)
     signatures = module.signatures()
     tf.saved_model.save(module, folder, signatures)
-    exported = model_card.describe_network(model.network, operations)
+    exported = model_card.describe_network(model.network, transforms)
     folded = "folded" in tracked
     exported["form"] = f"folded, {self.dtype}" if folded else "as in training"
     if sample is None:
@@ -189,7 +189,7 @@ def export_saved_model(
   directory: str,
   *,
   class_names: Sequence[str],
-  operations: Sequence[preprocess.Operation] = (),
+  transforms: Sequence[preprocessing.Transform] = (),
   sample: Sample | None = None,
   **options,
 ) -> str:
@@ -197,7 +197,7 @@ def export_saved_model(
 
   Signatures: `serving_default` takes `images`, float32 in [0, 255] [batch,
   height, width, 3]; `serving_uint8` the same as uint8; `serving_bytes` takes
-  `encoded`, strings [batch] of JPEG or PNG images. All apply `operations` and
+  `encoded`, strings [batch] of JPEG or PNG images. All apply `transforms` and
   return `logits` and `probabilities`, float32 [batch, classes], and `classes`,
   the most likely names, [batch]. `features` takes images and returns the pooled
   `features`, float32 [batch, channels].
@@ -206,8 +206,8 @@ def export_saved_model(
     model: to export; its training state does not change.
     directory: to create, such as "serving/1".
     class_names: name of each class, in the order of the logits.
-    operations: `preprocess` operations of the evaluation; the last one sets the
-      size. Without any, images keep their size.
+    transforms: `preprocessing` transforms of the evaluation; the last one sets
+      the size. Without any, images keep their size.
     sample: preprocessed images, uint8 [images, height, width, 3], and labels or
       None, to compare the SavedModel with the network in training.
     **options: of `Exporter`.
@@ -223,7 +223,7 @@ def export_saved_model(
     model,
     create_directory(directory),
     class_names=class_names,
-    operations=operations,
+    transforms=transforms,
     sample=sample,
   )
 

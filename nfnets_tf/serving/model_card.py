@@ -11,7 +11,7 @@ import tensorflow as tf
 from tensorflow import keras
 
 from nfnets_tf import __version__
-from nfnets_tf.data import preprocess
+from nfnets_tf.data import preprocessing
 from nfnets_tf.models.nfnet import NFNet
 
 _ROOT = pathlib.Path(__file__).parents[2]
@@ -118,15 +118,15 @@ def render(
 
 
 def describe_network(
-  network: keras.Model, operations: Sequence[preprocess.Operation]
+  network: keras.Model, transforms: Sequence[preprocessing.Transform]
 ) -> dict[str, str]:
   """Returns {name: value} about a network and its preprocessing.
 
   Args:
     network: in training.
-    operations: of the evaluation.
+    transforms: of the evaluation.
   """
-  names = ", ".join(map(_describe_operation, operations))
+  names = ", ".join(map(_describe_transform, transforms))
   return {
     "architecture": _title(network),
     "parameters": f"{network.count_params():,} in training",
@@ -140,9 +140,9 @@ def _title(network: keras.Model) -> str:
   return f"{type(network).__name__} {network.name}"
 
 
-def _describe_operation(operation: preprocess.Operation) -> str:
-  values = ", ".join(f"{x}={y!r}" for x, y in vars(operation).items())
-  return f"{type(operation).__name__}({values})"
+def _describe_transform(transform: preprocessing.Transform) -> str:
+  values = ", ".join(f"{x}={y!r}" for x, y in vars(transform).items())
+  return f"{type(transform).__name__}({values})"
 
 
 def _table(rows: Mapping[str, object] | None) -> str:

@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 
 import tensorflow as tf
 
-from nfnets_tf.data import preprocess
-from nfnets_tf.data.dimensions import MAX_PIXELS, pixel_count
+from nfnets_tf.data import preprocessing
+from nfnets_tf.data.preprocessing import MAX_PIXELS, pixel_count
 
 # Returns (features or None, logits) of images in [0, 255].
 Network = Callable[[tf.Tensor], tuple]
@@ -17,13 +17,13 @@ class ServingModule(tf.Module):
   """The root of a SavedModel.
 
   Called on `images`, uint8 or float32 in [0, 255], [batch, height, width, 3],
-  it applies the operations and returns `logits` and `probabilities`, float32
+  it applies the transforms and returns `logits` and `probabilities`, float32
   [batch, classes], and `classes`, the most likely names, [batch].
 
   Args:
     network: maps preprocessed images to (features, logits).
     class_names: name of each class, in the order of the logits.
-    operations: `preprocess` operations of the evaluation; the last one sets
+    transforms: `preprocessing` transforms of the evaluation; the last one sets
       the size. Without any, images enter the network unchanged.
     **tracked: attributes that hold the network's variables, to save them.
   """
@@ -32,7 +32,7 @@ class ServingModule(tf.Module):
     self,
     network: Network,
     class_names: Sequence[str],
-    operations: Sequence[preprocess.Operation],
+    transforms: Sequence[preprocessing.Transform],
     **tracked,
   ):
     super().__init__(name="service")
@@ -41,7 +41,7 @@ class ServingModule(tf.Module):
     for name, variables in tracked.items():
       setattr(self, name, variables)
     self._class_names = list(class_names)
-    self._preprocess = preprocess.compose(operations)
+    self._preprocess = preprocessing.compose(transforms)
     self._size = self._preprocessed_size()
     # All signatures call one function, traced once. It must not be inlined: in
     # the session graph of TensorFlow Serving its constants would get control
@@ -67,7 +67,7 @@ class ServingModule(tf.Module):
     return tf.map_fn(function, images, fn_output_signature=result)
 
   def preprocess(self, images: tf.Tensor) -> tf.Tensor:
-    """Applies the operations to each image.
+    """Applies the transforms to each image.
 
     Args:
       images: uint8 or float32 in [0, 255], [batch, height, width, 3].
@@ -90,7 +90,7 @@ class ServingModule(tf.Module):
       )
       with tf.control_dependencies([small_enough]):
         string = tf.identity(string)
-      return self._preprocess_one(preprocess.decode(string))
+      return self._preprocess_one(preprocessing.decode(string))
 
     return self._map(decode_and_preprocess, encoded)
 

@@ -253,7 +253,7 @@ def describe_run(
       data.num_examples,
       data.batch_size,
       schedule.total_steps,
-      data.train_split.multiplicity,
+      data.train_split.augmentation.multiplicity,
     ),
     *describe_learning_rate(optimization.learning_rate, schedule.total_steps),
     ("strategy", f"{strategy}, {schedule.steps_per_execution} steps per call"),

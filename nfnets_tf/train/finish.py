@@ -97,11 +97,11 @@ def _digests(classifier: Classifier) -> dict[str, str]:
 
 def _report_invalid_records(data: DataConfig) -> None:
   for split in (data.train_split, data.heldout_split):
-    if split.faults.collect():
+    if split.invalid_records.collect():
       LOGGER.warning(
         "Skipped records of the %r split, by cause: %s.",
         split.split,
-        split.faults,
+        split.invalid_records,
       )
 
 
@@ -152,7 +152,7 @@ def export_metadata(
     config_text: of the run's gin file, or None.
 
   Returns:
-    {"class_names", "operations", "about"} of `serving.export.Exporter`.
+    {"class_names", "transforms", "about"} of `serving.export.Exporter`.
   """
   splits = {"trained on": data.train_split, "evaluated on": data.heldout_split}
   sources = {name: f"{x.directory}, {x.split}" for name, x in splits.items()}
@@ -160,7 +160,7 @@ def export_metadata(
   sources["held-out examples"] = f"{heldout.num_examples:,}"
   return {
     "class_names": _class_names(heldout, data.num_classes),
-    "operations": data.heldout_split.operations,
+    "transforms": data.heldout_split.transforms,
     "about": {
       "data": sources,
       "metrics": metrics,

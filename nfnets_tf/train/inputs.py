@@ -10,10 +10,10 @@ import tensorflow as tf
 from tensorflow import keras
 
 from nfnets_tf.data.dataset_info import SplitInfo, evaluation_steps
-from nfnets_tf.data.loading import side_by_side
-from nfnets_tf.data.stages import stage_costs
+from nfnets_tf.data.loading import flatten_leading_axes
+from nfnets_tf.data.pipeline import DataStream
+from nfnets_tf.data.profiling import WaitTimer, profile_stages
 from nfnets_tf.data.tfrecords import parse_filenames
-from nfnets_tf.data.waiting import Waiting
 from nfnets_tf.errors import UserError
 from nfnets_tf.train.run_config import DataConfig
 
@@ -59,7 +59,7 @@ class Inputs:
     self.num_data_streams = num_data_streams
     self.batch_size = data.batch_size
     self.heldout_steps = evaluation_steps(heldout_index, data.batch_size)
-    self._waiting = Waiting()
+    self._wait_timer = WaitTimer()
 
   def training(self, start: int):
     """Returns distributed batches from number `start` of the order on."""
@@ -77,13 +77,13 @@ class Inputs:
       streams = [
         self._data.train_split.training_batches(
           self.train_index,
+          stream=self._stream(number),
           start_step=start,
           replicas=pieces,
-          **self._stream_options(number),
         )
         for number in numbers
       ]
-      return self._waiting.timed(_interleave(streams, pieces, joined))
+      return self._wait_timer.timed(_interleave(streams, pieces, joined))
 
     return self._strategy.distribute_datasets_from_function(make)
 
@@ -92,12 +92,12 @@ class Inputs:
     split, fields = self._data.train_split, self.train_index.fields
     found = []
     for number in range(first, end):
-      for stream in range(self.num_data_streams):
-        options = self._stream_options(stream)
+      for index in range(self.num_data_streams):
+        stream = self._stream(index)
         examples = split.training_examples(
-          self.train_index, start_step=number, **options
+          self.train_index, stream=stream, start_step=number
         )
-        count = split.examples_a_step(options["host_batch"])
+        count = split.examples_per_step(stream.batch_size)
         for batch in examples.take(count).map(lambda _, x: x).batch(count):
           names = parse_filenames(batch, fields).numpy()
           found += [(number, x.decode(errors="replace")) for x in names]
@@ -112,15 +112,23 @@ class Inputs:
         f" of {whole}, or run_config.DataConfig.num_data_streams to fewer."
       )
 
-  def _stream_options(self, stream: int) -> dict:
-    """Returns how a stream is read: as if by a host of its own."""
-    return {
-      "host_batch": self._data.batch_size // self.num_data_streams,
-      "shuffle_buffer": self._data.shuffle_buffer,
-      "seed": self._seed,
-      "host": stream,
-      "num_hosts": self.num_data_streams,
-    }
+  def _stream(self, index: int) -> DataStream:
+    return DataStream(
+      batch_size=self._data.batch_size // self.num_data_streams,
+      shuffle_buffer=self._data.shuffle_buffer,
+      seed=self._seed,
+      index=index,
+      num_streams=self.num_data_streams,
+    )
+
+  def _profile_stages(self) -> dict[str, float]:
+    split = self._data.train_split
+    stream = DataStream(batch_size=1, shuffle_buffer=64, seed=0)
+    return profile_stages(
+      split.training_examples(self.train_index, stream=stream, start_step=0),
+      (*split.transforms, *split.augmentation.transforms),
+      split.invalid_records.validate,
+    )
 
   def heldout(self):
     """Returns distributed batches that hold every held-out image once."""
@@ -141,9 +149,9 @@ class Inputs:
     """Returns the callback that looks after training's batches."""
     split = self._data.train_split
     return DataWatch(
-      self._waiting,
-      costs=lambda: stage_costs(split, self.train_index),
-      faults=split.faults,
+      self._wait_timer,
+      costs=self._profile_stages,
+      invalid_records=split.invalid_records,
       max_invalid_fraction=self._data.max_invalid_fraction,
     )
 
@@ -175,7 +183,9 @@ def _interleave(
   turns = turns.map(lambda i: i // pieces).repeat()
   batches = tf.data.Dataset.choose_from_datasets(streams, turns)
   if joined > 1:
-    batches = batches.batch(joined, drop_remainder=True).map(side_by_side)
+    batches = batches.batch(joined, drop_remainder=True).map(
+      flatten_leading_axes
+    )
   return batches
 
 
@@ -186,9 +196,9 @@ class DataWatch(keras.callbacks.Callback):
   interval of a call of `fit`, which fills buffers, is not judged.
 
   Args:
-    waiting: times the batches.
+    wait_timer: times the batches.
     costs: measures {stage: seconds an image}.
-    faults: counts the records that could not be used.
+    invalid_records: counts the invalid records.
     max_invalid_fraction: of all that this process has read, in [0, 1].
     clock: returns seconds.
 
@@ -198,15 +208,16 @@ class DataWatch(keras.callbacks.Callback):
 
   def __init__(
     self,
-    waiting,
+    wait_timer,
     *,
     costs,
-    faults,
+    invalid_records,
     max_invalid_fraction: float,
     clock=time.monotonic,
   ):
     super().__init__()
-    self._waiting, self._costs, self._faults = waiting, costs, faults
+    self._wait_timer, self._costs = wait_timer, costs
+    self._invalid_records = invalid_records
     self._max_invalid_fraction = max_invalid_fraction
     self._clock, self._begin = clock, 0.0
     self._intervals, self._unused = 0, 0.0
@@ -216,12 +227,12 @@ class DataWatch(keras.callbacks.Callback):
     self._filling = True
 
   def on_epoch_begin(self, epoch, logs=None):
-    self._waiting.take()
+    self._wait_timer.reset()
     self._begin = self._clock()
 
   def on_epoch_end(self, epoch, logs=None):
     taken = max(self._clock() - self._begin, 1e-9)
-    share = min(self._waiting.take() / taken, 1.0)
+    share = min(self._wait_timer.reset() / taken, 1.0)
     logs["input_wait_fraction"] = share
     if share > _SLOW_SHARE and not self._filling and not self._told:
       self._told = True
@@ -230,15 +241,15 @@ class DataWatch(keras.callbacks.Callback):
     self._intervals += 1
     self._unused += logs["invalid_examples"]
     if logs["invalid_examples"]:
-      self._faults.collect()
+      self._invalid_records.collect()
     bad = self._unused / self._intervals
     if bad > self._max_invalid_fraction:
       raise UserError(
         f"{bad:.2%} of the images that were read could not be used, more than"
         " run_config.DataConfig.max_invalid_fraction ="
         f" {self._max_invalid_fraction:.2%} (including what was prefetched:"
-        f" {self._faults}); repair the shards (gin/check_shards.gin lists the"
-        " causes) or bind a larger fraction."
+        f" {self._invalid_records}); repair the shards (gin/check_shards.gin"
+        " lists the causes) or bind a larger fraction."
       )
 
   def _tell(self, share: float) -> None:

@@ -129,15 +129,15 @@ def test_erasing_comes_after_all_augmentation(images):
     split = (
       configure(SHARDS, *files, images=images).build_job().data.train_split
     )
-    operations = [type(o).__name__ for o in split.mixed_operations]
-    assert operations == ["RandAugment", "RandomErasing"]
+    transforms = [type(t).__name__ for t in split.augmentation.transforms]
+    assert transforms == ["RandAugment", "RandomErasing"]
 
 
 def test_cifar10_is_a_folder(images):
   built = configure(FOLDER, "gin/data/cifar10.gin", images=images).build_job()
   assert built.data.train_split.image_shape() == (32, 32, 3)
-  operations = [type(o).__name__ for o in built.data.train_split.operations]
-  assert operations == ["Shift", "Flip", "Resize"]
+  transforms = [type(t).__name__ for t in built.data.train_split.transforms]
+  assert transforms == ["Shift", "Flip", "Resize"]
 
 
 def test_every_model_of_the_paper_has_a_run():
@@ -167,8 +167,8 @@ def test_what_the_scaling_paper_says_of_pre_training(variant):
   assert (optimizer["momentum"], optimizer["nesterov"]) == (0.9, True)
   assert optimizer["weight_decay"] == 1e-6
   assert (optimizer["clipping"], optimizer["clipping_eps"]) == (0.01, 1e-3)
-  operations = [type(o).__name__ for o in built.data.train_split.operations]
-  assert operations == ["InceptionCrop", "Flip"]
+  transforms = [type(t).__name__ for t in built.data.train_split.transforms]
+  assert transforms == ["InceptionCrop", "Flip"]
 
 
 def test_no_average_and_no_regularization_in_pre_training():
@@ -259,8 +259,8 @@ def test_repeated_augmentation_costs_the_same(run):
   plain = Configuration([run]).build_job()
   overlay = "gin/overlays/repeated_augmentation.gin"
   repeated = Configuration([run, overlay]).build_job()
-  assert repeated.data.train_split.multiplicity == 4
-  assert repeated.data.heldout_split.multiplicity == 1
+  assert repeated.data.train_split.augmentation.multiplicity == 4
+  assert repeated.data.heldout_split.augmentation.multiplicity == 1
   assert repeated.schedule.total_steps == plain.schedule.total_steps
   assert repeated.data.batch_size == plain.data.batch_size
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from nfnets_tf.data import preprocess
+from nfnets_tf.data import preprocessing
 from nfnets_tf.models.nfnet import NFNet
 from nfnets_tf.serving.export import export_saved_model
 from nfnets_tf.train.classifier import Classifier
@@ -41,7 +41,7 @@ def saved(tmp_path_factory):
     model,
     str(folder / "1"),
     class_names=["ant", "bee", "cat"],
-    operations=[preprocess.Resize(image_size=32)],
+    transforms=[preprocessing.Resize(image_size=32)],
   )
   images = np.random.default_rng(0).integers(0, 255, [4, 32, 32, 3], np.uint8)
   np.save(folder / "images.npy", images)

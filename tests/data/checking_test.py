@@ -4,8 +4,8 @@ import numpy as np
 import tensorflow as tf
 
 from nfnets_tf.data import checking
-from nfnets_tf.data.faults import Examiner
 from nfnets_tf.data.tfrecords import Fields, Record
+from nfnets_tf.data.validation import RecordValidator
 from nfnets_tf.fileio import file_sha256
 
 
@@ -23,7 +23,7 @@ def shard(path, *records):
 
 
 def checker(**options):
-  examine = Examiner(Fields(), num_classes=3)
+  examine = RecordValidator(Fields(), num_classes=3)
   return checking.Checker(examine, **{"min_side": 8, **options})
 
 
@@ -109,5 +109,5 @@ def test_raw_images(tmp_path):
   with tf.io.TFRecordWriter(path) as writer:
     writer.write(example(x=IMAGE.tobytes(), y=0, h=4, w=4))
   fields = Fields("x", "y", raw=True, height="h", width="w")
-  check = checking.Checker(Examiner(fields, 1), min_side=5)
+  check = checking.Checker(RecordValidator(fields, 1), min_side=5)
   assert check(path).counts == {checking.TINY: 1}

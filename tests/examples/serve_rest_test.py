@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from nfnets_tf.data import preprocess
+from nfnets_tf.data import preprocessing
 from nfnets_tf.models.nfnet import NFNet
 from nfnets_tf.serving.export import export_saved_model
 from nfnets_tf.train.classifier import Classifier
@@ -36,7 +36,7 @@ def exported(tmp_path_factory):
       model,
       str(folder / version),
       class_names=NAMES,
-      operations=[preprocess.SquashCentreCrop(image_size=32, margin=4)],
+      transforms=[preprocessing.SquashCenterCrop(image_size=32, margin=4)],
     )
   return folder
 

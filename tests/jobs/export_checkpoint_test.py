@@ -72,7 +72,7 @@ def test_a_checkpoints_weights_are_exported_as_the_run_evaluates(
     np.testing.assert_array_equal(got, expected)
   assert call.directory == str(tmp_path / "out" / "saved_model")
   assert call.class_names == ["a", "b", "c", "d"]
-  assert call.operations == job.data.heldout_split.operations
+  assert call.transforms == job.data.heldout_split.transforms
   images, labels = call.sample
   assert len(images) == len(labels) == 7
   assert call.about["configuration"] == "B = 2"
@@ -135,6 +135,6 @@ def test_what_is_not_there_is_told_before_anything_is_built(run, tmp_path):
 
 def test_there_must_be_images_to_compare_on(run, tmp_path):
   job, folder, _ = run
-  job.data.heldout_split._views._max_pixels = 1
+  job.data.heldout_split.max_pixels = 1
   with pytest.raises(UserError, match="none of the first 7 images of the 'hel"):
     export(job, folder, []).run(RunContext(str(tmp_path), ""))

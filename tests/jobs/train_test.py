@@ -56,7 +56,7 @@ def test_a_batch_that_does_not_divide_among_the_replicas(
       "32 examples per replica do not",
     ),
     ("MULTIPLICITY = 3", "batch of 32 does not divide by MULTIPLICITY = 3"),
-    ("TRAIN_OPERATIONS = []", "images of shape .* expected a fixed size"),
+    ("TRAIN_TRANSFORMS = []", "images of shape .* expected a fixed size"),
     ("classifier.Classifier.frozen = 'head'", "frozen names 'head'"),
     ("pretrained.Start.path = '/nowhere'", "'/nowhere' does not exist; expec"),
   ],

@@ -5,7 +5,7 @@ import pytest
 import tensorflow as tf
 from tensorflow import keras
 
-from nfnets_tf.data import preprocess
+from nfnets_tf.data import preprocessing
 from nfnets_tf.models.nfnet import NFNet
 from nfnets_tf.optim.sgd import SGD
 from nfnets_tf.train.classifier import Classifier
@@ -41,8 +41,8 @@ def model(trained):
 
 
 @pytest.fixture(scope="session")
-def operations():
-  return [preprocess.SquashCentreCrop(image_size=32, margin=4)]
+def transforms():
+  return [preprocessing.SquashCenterCrop(image_size=32, margin=4)]
 
 
 @pytest.fixture(scope="session")
@@ -59,12 +59,12 @@ def images():
 
 
 @pytest.fixture(scope="session")
-def expected(operations):
+def expected(transforms):
   """Returns the logits that the evaluation would see, image by image."""
 
   def ask(model, images):
     seed = tf.zeros([2], tf.int64)
-    ready = [operations[0](tf.constant(image), seed) for image in images]
+    ready = [transforms[0](tf.constant(image), seed) for image in images]
     return model(tf.stack(ready)).numpy()
 
   return ask

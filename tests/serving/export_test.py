@@ -17,13 +17,13 @@ SIGNATURES = {"serving_default", "serving_uint8", "serving_bytes", "features"}
 
 
 @pytest.fixture
-def save(tmp_path, names, operations):
+def save(tmp_path, names, transforms):
   def call(model, name="1", **options):
     return export_saved_model(
       model,
       str(tmp_path / name),
       class_names=names,
-      operations=operations,
+      transforms=transforms,
       **options,
     )
 
@@ -87,7 +87,7 @@ def test_bfloat16_halves_the_weights_and_outputs_stay_float32(
 
 
 def test_the_files_next_to_a_saved_model_describe_it(
-  save, model, images, caplog, tmp_path, names, operations
+  save, model, images, caplog, tmp_path, names, transforms
 ):
   exporter = Exporter(formats=["tflite"], license="CC0")
   with caplog.at_level(logging.INFO, "nfnets_tf"):
@@ -95,7 +95,7 @@ def test_the_files_next_to_a_saved_model_describe_it(
       model,
       str(tmp_path),
       class_names=names,
-      operations=operations,
+      transforms=transforms,
       sample=(images[:, :32, :32], np.zeros(len(images), int)),
       about={"data": {"d": 1}, "metrics": {"m": 2}, "configuration": "A = 1"},
     )
@@ -125,7 +125,7 @@ def test_versions_count_up_and_nothing_is_overwritten(
 ):
   exporter, root = Exporter(), str(tmp_path / "served")
   for version in ("1", "2"):
-    path = exporter(tiny_model, root, class_names=names, operations=())
+    path = exporter(tiny_model, root, class_names=names, transforms=())
     assert path == os.path.join(root, version)
   with pytest.raises(UserError, match=r"never overwritten.*served/3"):
     save(tiny_model, "served/1")

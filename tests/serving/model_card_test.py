@@ -3,7 +3,7 @@ import subprocess
 import pytest
 from tensorflow import keras
 
-from nfnets_tf.data import preprocess
+from nfnets_tf.data import preprocessing
 from nfnets_tf.serving import model_card
 from nfnets_tf.serving.model_card import (
   describe_network,
@@ -58,11 +58,11 @@ def test_of_many_classes_some_are_named():
 
 
 def test_the_network_and_what_is_done_to_images(model):
-  operations = [preprocess.SquashCentreCrop(image_size=32, margin=4)]
-  assert describe_network(model.network, operations) == {
+  transforms = [preprocessing.SquashCenterCrop(image_size=32, margin=4)]
+  assert describe_network(model.network, transforms) == {
     "architecture": "NFNet femto",
     "parameters": f"{model.network.count_params():,} in training",
-    "preprocessing": "SquashCentreCrop(image_size=32, margin=4)",
+    "preprocessing": "SquashCenterCrop(image_size=32, margin=4)",
   }
   other = keras.Sequential([keras.Input([2]), keras.layers.Dense(3)])
   lines = describe_network(other, ())

@@ -9,8 +9,8 @@ from nfnets_tf.serving.signatures import ServingModule
 
 
 @pytest.fixture(scope="module")
-def service(model, names, operations):
-  return ServingModule(training_network(model), names, operations)
+def service(model, names, transforms):
+  return ServingModule(training_network(model), names, transforms)
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +86,7 @@ def test_the_batch_is_free(named, images, count):
   assert answer["classes"].shape == (count,)
 
 
-def test_without_operations_images_keep_their_size(model, images, names):
+def test_without_transforms_images_keep_their_size(model, images, names):
   service = ServingModule(training_network(model), names, ())
   named = service.signatures()
   close(
@@ -118,11 +118,11 @@ def test_a_broken_image_is_an_error(named, images, kept):
 
 
 def test_an_image_that_claims_too_many_pixels_is_never_decoded(
-  model, names, operations, images, monkeypatch
+  model, names, transforms, images, monkeypatch
 ):
   png = tf.io.encode_png(images[0])
   monkeypatch.setattr(signatures, "MAX_PIXELS", images[0][..., 0].size - 1)
-  service = ServingModule(training_network(model), names, operations)
+  service = ServingModule(training_network(model), names, transforms)
   with pytest.raises(tf.errors.InvalidArgumentError, match="1,999 pixels"):
     service.signatures()["serving_bytes"](encoded=tf.stack([png]))
 

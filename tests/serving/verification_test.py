@@ -17,11 +17,11 @@ from nfnets_tf.serving.verification import (
 
 
 @pytest.fixture(scope="module")
-def service(model, names, operations):
+def service(model, names, transforms):
   return ServingModule(
     training_network(model),
     names,
-    operations,
+    transforms,
     parameters=model.network.variables,
   )
 

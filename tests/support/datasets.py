@@ -8,7 +8,7 @@ import pathlib
 import numpy as np
 import tensorflow as tf
 
-from nfnets_tf.data import pipeline, preparing, preprocess
+from nfnets_tf.data import pipeline, preparing, preprocessing
 from nfnets_tf.data.dataset_info import INDEX, write_dataset
 from nfnets_tf.data.tfrecords import Record
 
@@ -49,31 +49,36 @@ def remove_index(directory) -> None:
 
 
 def make_split(
-  directory, split="train", operations=None, num_classes=4, **options
+  directory, split="train", transforms=None, num_classes=4, **options
 ) -> pipeline.Split:
   """Returns a split of 8 x 8 images."""
-  operations = operations or [preprocess.Resize(image_size=8)]
+  transforms = transforms or [preprocessing.Resize(image_size=8)]
   return pipeline.Split(
     directory=directory,
     split=split,
     num_classes=num_classes,
-    operations=operations,
+    transforms=transforms,
     **options,
   )
 
 
-def training_batches(split: pipeline.Split, steps: int, **options) -> list:
-  """Returns the first batches of a split, of 8 examples each."""
-  options = {
-    "host_batch": 8,
-    "replicas": 1,
-    "start_step": 0,
-    "shuffle_buffer": 20,
-    "seed": 4,
-    **options,
-  }
-  batches = split.training_batches(split.index(), **options)
-  return list(batches.take(steps).as_numpy_iterator())
+def training_batches(
+  split: pipeline.Split,
+  count: int,
+  *,
+  start_step: int = 0,
+  replicas: int = 1,
+  **stream,
+) -> list:
+  """Returns the first batches of a stream, by default of 8 examples each."""
+  stream = {"batch_size": 8, "shuffle_buffer": 20, "seed": 4, **stream}
+  batches = split.training_batches(
+    split.index(),
+    stream=pipeline.DataStream(**stream),
+    start_step=start_step,
+    replicas=replicas,
+  )
+  return list(batches.take(count).as_numpy_iterator())
 
 
 def serialized_example(**features) -> bytes:

@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 from tensorflow import keras
 
-from nfnets_tf.data import pipeline, preprocess
+from nfnets_tf.data import pipeline, preprocessing
 from nfnets_tf.errors import UserError
 from nfnets_tf.models import deepmind
 from nfnets_tf.models.nfnet import NFNet
@@ -99,15 +99,13 @@ def test_label_in_a_shard_reaches_the_loss_unchanged(make_dataset, compiled):
     directory=make_dataset(train=6, train_shards=1),
     split="train",
     num_classes=4,
-    operations=[preprocess.Resize(image_size=32)],
+    transforms=[preprocessing.Resize(image_size=32)],
   )
   batches = split.training_batches(
     split.index(),
-    host_batch=6,
-    replicas=1,
+    stream=pipeline.DataStream(batch_size=6, shuffle_buffer=6, seed=0),
     start_step=0,
-    shuffle_buffer=6,
-    seed=0,
+    replicas=1,
   )
   model = compiled(label_smoothing=0.1)
   # Logits that differ between classes and do not depend on the image.

@@ -5,7 +5,7 @@ import tensorflow as tf
 from tensorflow import keras
 
 from nfnets_tf.config import Configuration
-from nfnets_tf.data import pipeline, preprocess
+from nfnets_tf.data import pipeline, preprocessing
 from nfnets_tf.data.dataset_info import SplitInfo
 from nfnets_tf.models import cost
 from nfnets_tf.models.nfnet import NFNet
@@ -62,7 +62,7 @@ def test_reading():
     directory="gs://bucket/jft",
     split="train",
     num_classes=3,
-    operations=[preprocess.Flip()],
+    transforms=[preprocessing.Flip()],
   )
   lines = text(dry_run.describe_reading(split, 4_000_000_000, 4_096))
   assert "gs://bucket/jft/train-*" in lines

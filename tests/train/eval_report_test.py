@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 from tensorflow import keras
 
-from nfnets_tf.data import pipeline, preprocess
+from nfnets_tf.data import pipeline, preprocessing
 from nfnets_tf.train.eval_report import (
   ClassificationReport,
   draw_confusion,
@@ -39,7 +39,7 @@ def write_report(make_dataset, tmp_path):
     directory=make_dataset(heldout=HELDOUT),
     split="heldout",
     num_classes=4,
-    operations=[preprocess.Resize(image_size=8)],
+    transforms=[preprocessing.Resize(image_size=8)],
   )
   directory = tmp_path / "report"
 

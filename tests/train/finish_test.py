@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from nfnets_tf.data import pipeline, preprocess
+from nfnets_tf.data import pipeline, preprocessing
 from nfnets_tf.errors import RunError
 from nfnets_tf.optim.sgd import SGD
 from nfnets_tf.train.checkpoints import Checkpoints
@@ -41,7 +41,7 @@ class Job:
         directory=directory,
         split=split,
         num_classes=4,
-        operations=[preprocess.Resize(image_size=8)],
+        transforms=[preprocessing.Resize(image_size=8)],
       )
       for split in ("train", "heldout")
     )
@@ -141,8 +141,8 @@ def test_report_is_on_the_exported_weights(make_run, averages):
   assert about["metrics"]["heldout_top1"] == 0.75
   assert "weights_sha256" in about["metrics"]
   assert about["configuration"] is None
-  operations = run.job.heldout_split.operations
-  assert options == {"class_names": names, "operations": operations}
+  transforms = run.job.heldout_split.transforms
+  assert options == {"class_names": names, "transforms": transforms}
   assert weights == raw  # the exporter swaps in the averages
 
 
@@ -169,7 +169,7 @@ def test_skipped_records_are_logged_by_cause(make_run, caplog):
     directory=run.job.heldout_split.directory,
     split="heldout",
     num_classes=4,
-    operations=run.job.heldout_split.operations,
+    transforms=run.job.heldout_split.transforms,
     max_pixels=15,
   )
   batches = split.evaluation_batches(run.heldout, host_batch=5, replicas=1)
@@ -198,7 +198,7 @@ def test_export_metadata_describe_data_and_evaluation(make_dataset):
   directory = run.heldout_split.directory
   assert metadata == {
     "class_names": ["a", "b", "c", "d"],
-    "operations": run.heldout_split.operations,
+    "transforms": run.heldout_split.transforms,
     "about": {
       "data": {
         "trained on": f"{directory}, train",

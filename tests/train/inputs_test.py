@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from nfnets_tf.data import pipeline, preprocess
+from nfnets_tf.data import pipeline, preprocessing
 from nfnets_tf.errors import UserError
 from nfnets_tf.train.inputs import DataWatch, Inputs, streams_of_host
 from nfnets_tf.train.run_config import DataConfig
@@ -19,13 +19,13 @@ class Clock:
 
 
 class Seconds:
-  """Stands for `Waiting`: was waited for so long in each interval."""
+  """Stands for `WaitTimer`: was waited for so long in each interval."""
 
   def __init__(self, *seconds):
     self._seconds = list(seconds)
     self._begun = False
 
-  def take(self):
+  def reset(self):
     self._begun = not self._begun
     return 0.0 if self._begun else self._seconds.pop(0)
 
@@ -43,7 +43,7 @@ def run(waiting, unused, max_invalid_fraction=0.01, costs=dict, fits=(0,)):
   watch = DataWatch(
     waiting,
     costs=costs,
-    faults=Bad(),
+    invalid_records=Bad(),
     max_invalid_fraction=max_invalid_fraction,
     clock=clock,
   )
@@ -83,13 +83,13 @@ def test_more_bad_records_than_the_bound_end_the_run():
 
 @pytest.fixture
 def job(make_dataset):
-  operations = [preprocess.Resize(image_size=8)]
+  transforms = [preprocessing.Resize(image_size=8)]
   splits = [
     pipeline.Split(
       directory=make_dataset(name=name),
       split=name,
       num_classes=4,
-      operations=operations,
+      transforms=transforms,
     )
     for name in ("train", "heldout")
   ]

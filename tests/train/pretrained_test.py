@@ -8,7 +8,7 @@ import pytest
 import tensorflow as tf
 from tensorflow import keras
 
-from nfnets_tf.data import preprocess
+from nfnets_tf.data import preprocessing
 from nfnets_tf.errors import UserError
 from nfnets_tf.models.nfnet import NFNet
 from nfnets_tf.optim.sgd import SGD
@@ -58,7 +58,7 @@ def saved(kind, model, tmp_path):
       model,
       path,
       class_names=list("abcd"),
-      operations=[preprocess.Resize(image_size=32)],
+      transforms=[preprocessing.Resize(image_size=32)],
       averaged=kind == "SavedModel",
       fold=False,
     )

@@ -7,7 +7,7 @@ import pytest
 import tensorflow as tf
 
 from nfnets_tf.config import Configuration
-from nfnets_tf.data.pipeline import Split
+from nfnets_tf.data.pipeline import DataStream, Split
 from nfnets_tf.errors import Preempted, UserError
 from nfnets_tf.train import session as session_module
 from nfnets_tf.train.recovery import Recovery
@@ -171,12 +171,10 @@ def test_too_often_it_stops_and_names_the_examples(job, run, tmp_path):
   assert list(named) == [10, 11, 12]
   # What the pipeline gives for those batches: pixels tell a file's number.
   split = job.data.train_split
-  split.__class__, split.operations = Split, ()
+  split.__class__, split.transforms = Split, ()
   index = split.index()
-  options = dict(host_batch=BATCH, shuffle_buffer=job.data.shuffle_buffer)
-  examples = split.training_examples(
-    index, start_step=10, seed=job.seed, **options
-  )
+  stream = DataStream(BATCH, job.data.shuffle_buffer, job.seed)
+  examples = split.training_examples(index, stream=stream, start_step=10)
   kinds = {"image/encoded": tf.io.FixedLenFeature([], tf.string)}
   for (_, record), row in zip(examples.take(len(rows)), rows):
     image = tf.io.parse_single_example(record, kinds)["image/encoded"]

@@ -1,0 +1,122 @@
+"""Where input time goes: waiting for batches, and the cost of each stage."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Callable, Sequence
+
+import tensorflow as tf
+
+from nfnets_tf.data.loading import dataset_options, parallel_calls
+from nfnets_tf.data.preprocessing import Transform, compose
+from nfnets_tf.data.tfrecords import read_features
+from nfnets_tf.data.validation import RecordValidator
+
+_SAMPLE = 64
+
+
+class WaitTimer:
+  """Accumulates the time between requesting a batch and receiving it.
+
+  With prefetching to a device this overestimates the time the device is idle.
+
+  Args:
+    timestamp: returns seconds, float64 []; runs inside tf.data.
+  """
+
+  def __init__(self, timestamp: Callable[[], tf.Tensor] = tf.timestamp):
+    self._timestamp = timestamp
+    # A TensorFlow variable, because Python must not run in tf.data's threads:
+    # see `validation.InvalidRecords`.
+    with tf.device("CPU:0"):
+      self._seconds = tf.Variable(0.0, dtype=tf.float64, trainable=False)
+
+  def timed(self, batches: tf.data.Dataset) -> tf.data.Dataset:
+    """Returns the same batches; each adds the time it was waited for."""
+    # `zip` requests its inputs one after the other when it is itself requested.
+    requests = tf.data.Dataset.counter().map(lambda _: self._timestamp())
+
+    def record(request_time, batch):
+      with tf.control_dependencies(tf.nest.flatten(batch)):
+        waited = self._timestamp() - request_time
+      with tf.control_dependencies([self._seconds.assign_add(waited)]):
+        return tf.nest.map_structure(tf.identity, batch)
+
+    timed = tf.data.Dataset.zip((requests, batches)).map(record)
+    return timed.with_options(batches.options())
+
+  def reset(self) -> float:
+    """Returns the seconds waited since the last call, and starts over."""
+    seconds = float(self._seconds)
+    # Not `assign(0)`: a batch may arrive in between.
+    self._seconds.assign_sub(seconds)
+    return seconds
+
+
+def profile_stages(
+  examples: tf.data.Dataset,
+  transforms: Sequence[Transform],
+  validate: RecordValidator,
+  *,
+  seconds: float = 0.5,
+  measure: Callable[[tf.data.Dataset, float], float] | None = None,
+) -> dict[str, float]:
+  """Measures reading and each transform, on all cores.
+
+  Args:
+    examples: endless (position, serialized example) dataset, as from
+      `Split.training_examples`.
+    transforms: in the order in which the pipeline applies them.
+    validate: names the image's feature, and leaves out invalid records.
+    seconds: duration of each measurement.
+    measure: returns the seconds per element of a dataset, measured for some
+      seconds; None uses the clock.
+
+  Returns:
+    {stage: seconds per image}, "reading" and the class names of transforms.
+  """
+  measure = measure or _seconds_per_element
+  records = examples.map(lambda _, record: record)
+  reading = records.batch(_SAMPLE).with_options(dataset_options())
+  costs = {"reading": measure(reading, seconds) / _SAMPLE}
+  fields = validate.fields
+  images = [
+    read_features(record, fields).images[0]
+    for record in records.take(_SAMPLE).as_numpy_iterator()
+    if validate(record) is None
+  ]
+  if fields.raw or not images:
+    return costs
+  before = 0.0
+  for count, transform in enumerate(transforms, 1):
+    # A prefix at a time: later transforms need what earlier ones return.
+    mapped = _map_images(images, compose(transforms[:count]))
+    total = measure(mapped, seconds)
+    name = type(transform).__name__
+    costs[name] = costs.get(name, 0.0) + max(total - before, 0.0)
+    before = total
+  return costs
+
+
+def _map_images(images: list[bytes], transform: Transform) -> tf.data.Dataset:
+  """Returns an endless dataset of transformed images."""
+  numbers = tf.data.Dataset.range(len(images)).repeat()
+  encoded = tf.constant(images)
+  mapped = numbers.map(
+    lambda i: transform(encoded[i], tf.stack([0, i])),
+    parallel_calls(),
+    deterministic=False,
+  )
+  # Only around transforms: around a missing shard, it would retry forever.
+  return mapped.ignore_errors().with_options(dataset_options())
+
+
+def _seconds_per_element(dataset: tf.data.Dataset, seconds: float) -> float:
+  iterator = iter(dataset)
+  next(iterator)  # starts the threads
+  start = time.monotonic()
+  for count in itertools.count(1):
+    next(iterator)
+    if (elapsed := time.monotonic() - start) >= seconds:
+      return elapsed / count
