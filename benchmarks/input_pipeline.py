@@ -122,18 +122,18 @@ def _measure(encoded, folder) -> dict[str, float]:
 
 def _reading(folder):
   """Returns functions that read all shards, their number, what comes before."""
-  index = read_split_info(folder, "train")
-  buffer = index.num_examples // 4
+  info = read_split_info(folder, "train")
+  buffer = info.num_examples // 4
   shuffle = ShardedShuffle(
-    index.files, index.counts, seed=0, shuffle_buffer=buffer
+    info.files, info.counts, seed=0, shuffle_buffer=buffer
   )
   examples = shuffle.examples(0).batch(_WINDOW).with_options(dataset_options())
-  plain = tf.data.TFRecordDataset(list(index.files)).repeat().batch(_WINDOW)
+  plain = tf.data.TFRecordDataset(list(info.files)).repeat().batch(_WINDOW)
   # Half the buffer is read ahead after a turn; it is read within one as well.
-  more = index.num_examples + buffer // 2
+  more = info.num_examples + buffer // 2
 
   def bytes_of_files():
-    for path in index.files:
+    for path in info.files:
       with open(path, "rb", buffering=0) as file:
         while file.read(1 << 20):
           continue
@@ -142,10 +142,10 @@ def _reading(folder):
     "records": _taking(examples, more // _WINDOW),
     "bytes": bytes_of_files,
     "TensorFlow's reader": _taking(
-      plain.with_options(dataset_options()), index.num_examples // _WINDOW
+      plain.with_options(dataset_options()), info.num_examples // _WINDOW
     ),
   }
-  return functions, index.num_examples, lambda: jpegs.forget(index.files)
+  return functions, info.num_examples, lambda: jpegs.forget(info.files)
 
 
 def _batching(folder):
@@ -154,11 +154,11 @@ def _batching(folder):
     preprocessing.InceptionCrop(image_size=_SIZE),
     preprocessing.Flip(),
   ]
-  index = read_split_info(folder, "train")
-  loader = ExampleLoader(index.fields, 1, transforms)
-  buffer = index.num_examples // 4
+  info = read_split_info(folder, "train")
+  loader = ExampleLoader(info.fields, 1, transforms)
+  buffer = info.num_examples // 4
   shuffle = ShardedShuffle(
-    index.files, index.counts, seed=0, shuffle_buffer=buffer
+    info.files, info.counts, seed=0, shuffle_buffer=buffer
   )
   ordered, any_order = dataset_options(), dataset_options()
   any_order.deterministic = False
@@ -174,7 +174,7 @@ def _batching(folder):
     return examples.map(load, parallel_calls()).batch(_BATCH)
 
   free = (
-    tf.data.Dataset.from_tensor_slices(list(index.files))
+    tf.data.Dataset.from_tensor_slices(list(info.files))
     .interleave(tf.data.TFRecordDataset, cycle_length=16, num_parallel_calls=16)
     .repeat()
     .shuffle(buffer)

@@ -135,16 +135,16 @@ def test_missing_shard_is_named(make_dataset):
     num_classes=4,
     transforms=[preprocessing.Resize(image_size=8)],
   )
-  index = split.index()
-  os.remove(index.files[3])
+  info = split.read_info()
+  os.remove(info.files[3])
   batches = split.training_batches(
-    index,
+    info,
     stream=pipeline.DataStream(batch_size=8, shuffle_buffer=4, seed=0),
     start_step=0,
     replicas=1,
   )
   line = sentence(lambda: list(batches.take(20)), RunError)
-  assert index.files[3] in line and "No such file" in line
+  assert info.files[3] in line and "No such file" in line
   assert "restore it and rerun the same command" in line
 
 

@@ -98,25 +98,25 @@ class Split:
       self.augmentation.records_per_image,
     )
 
-  def index(self) -> SplitInfo:
+  def read_info(self) -> SplitInfo:
     """Reads what the split holds and checks it against `num_classes`.
 
     Raises:
       UserError: if the shards cannot be used; see `read_split_info`.
     """
-    index = read_split_info(self.directory, self.split, self.fields)
-    self.invalid_records.validate.fields = index.fields
-    named = bool(index.class_names)
-    if index.num_classes > self.num_classes or (
-      named and index.num_classes != self.num_classes
+    info = read_split_info(self.directory, self.split, self.fields)
+    self.invalid_records.validate.fields = info.fields
+    named = bool(info.class_names)
+    if info.num_classes > self.num_classes or (
+      named and info.num_classes != self.num_classes
     ):
       holds = "classes" if named else "classes or more, by its largest label"
       raise UserError(
         f"the {self.split!r} split of {self.directory!r} has"
-        f" {index.num_classes} {holds}, but NUM_CLASSES = {self.num_classes};"
-        f" bind NUM_CLASSES to {index.num_classes} or DATA_DIR to other data."
+        f" {info.num_classes} {holds}, but NUM_CLASSES = {self.num_classes};"
+        f" bind NUM_CLASSES to {info.num_classes} or DATA_DIR to other data."
       )
-    return index
+    return info
 
   def image_shape(self) -> tuple[int, ...]:
     """Returns (height, width, channels) of a transformed image."""
@@ -125,7 +125,7 @@ class Split:
 
   def training_batches(
     self,
-    index: SplitInfo,
+    info: SplitInfo,
     *,
     stream: DataStream,
     start_step: int,
@@ -134,7 +134,7 @@ class Split:
     """Returns the endless batches of one stream.
 
     Args:
-      index: what `index()` returned.
+      info: what `read_info` returned.
       stream: which of the streams is read, and how.
       start_step: number of steps already taken.
       replicas: number of replicas that share a step; each batch is for one.
@@ -154,7 +154,7 @@ class Split:
         f"a replica's batch of {batch} is not divisible by MULTIPLICITY ="
         f" {copies}; bind BATCH_SIZE to a multiple of {copies * replicas}."
       )
-    loader = self._loader(index)
+    loader = self._loader(info)
 
     def load(position, serialized):
       # Streams interleave their numbers: no two images share a seed.
@@ -163,7 +163,7 @@ class Split:
       return loader.load_training(serialized, stream.seed, number, turn)
 
     examples = self.training_examples(
-      index, stream=stream, start_step=start_step
+      info, stream=stream, start_step=start_step
     )
     if records_per_image > 1:
       examples = examples.batch(records_per_image)
@@ -175,7 +175,7 @@ class Split:
     return batches.with_options(dataset_options())
 
   def training_examples(
-    self, index: SplitInfo, *, stream: DataStream, start_step: int
+    self, info: SplitInfo, *, stream: DataStream, start_step: int
   ) -> tf.data.Dataset:
     """Returns the endless examples of one stream; see `training_batches`.
 
@@ -183,8 +183,8 @@ class Split:
       (position in the stream, int64 []; serialized example, string []).
     """
     shuffle = ShardedShuffle(
-      index.files,
-      index.counts,
+      info.files,
+      info.counts,
       seed=stream.seed,
       shuffle_buffer=stream.shuffle_buffer,
       stream=stream.index,
@@ -201,7 +201,7 @@ class Split:
 
   def evaluation_batches(
     self,
-    index: SplitInfo,
+    info: SplitInfo,
     *,
     host_batch: int,
     replicas: int,
@@ -211,7 +211,7 @@ class Split:
     """Returns batches that hold each example once.
 
     Args:
-      index: what `index()` returned.
+      info: what `read_info` returned.
       host_batch: images of this host in one step.
       replicas: of this host; each batch is for one.
       host: index of this host.
@@ -221,11 +221,11 @@ class Split:
       (images, labels, weights) as `training_batches`. Padding has weight 0;
       every host gives `evaluation_steps` times `replicas` batches.
     """
-    total = host_batch * evaluation_steps(index, host_batch * num_hosts)
+    total = host_batch * evaluation_steps(info, host_batch * num_hosts)
     padding = tf.data.Dataset.from_tensors(PADDING).repeat()
-    examples = read_range(index.files, index.counts, host * total, total)
+    examples = read_range(info.files, info.counts, host * total, total)
     examples = examples.concatenate(padding).take(total)
-    loader = self._loader(index)
+    loader = self._loader(info)
     batches = self._make_batches(
       examples.enumerate(),
       lambda _, serialized: loader.load_evaluation(serialized),
@@ -235,9 +235,9 @@ class Split:
     batches = batches.prefetch(_PREFETCHED_BATCHES)
     return batches.with_options(dataset_options())
 
-  def _loader(self, index: SplitInfo) -> ExampleLoader:
+  def _loader(self, info: SplitInfo) -> ExampleLoader:
     return ExampleLoader(
-      index.fields,
+      info.fields,
       self.num_classes,
       self.transforms,
       self.augmentation,

@@ -75,7 +75,7 @@ class ExportJob:
     self.start.check()
     if run.data.prepare is not None:
       run.data.prepare()
-    heldout = split.index()
+    heldout = split.read_info()
     # On this machine's processor and as exactly as it can, whatever the run was
     # trained on: what is compared is the export, not the precision.
     keras.mixed_precision.set_global_policy("float32")

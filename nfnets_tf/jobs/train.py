@@ -235,7 +235,7 @@ class TrainJob:
 
   def _read_indexes(self) -> tuple[SplitInfo, SplitInfo]:
     split, num_examples = self.data.train_split, self.data.num_examples
-    train, heldout = split.index(), self.data.heldout_split.index()
+    train, heldout = split.read_info(), self.data.heldout_split.read_info()
     if train.num_examples != num_examples:
       raise UserError(
         f"the {split.split!r} split in {split.directory!r} has"

@@ -129,7 +129,7 @@ def shards(request, tmp_path_factory):
 
 
 def open_split(directory, count):
-  """Returns a split and its index."""
+  """Returns a split and its info."""
   split = pipeline.Split(
     directory=directory,
     split="train",
@@ -138,15 +138,15 @@ def open_split(directory, count):
     transforms=[preprocessing.Resize(image_size=8)],
   )
   files = tuple(sorted(tf.io.gfile.glob(f"{directory}/train-*")))
-  index = SplitInfo(files, (count // SHARDS,) * SHARDS, CLASSES, ())
-  return split, index
+  info = SplitInfo(files, (count // SHARDS,) * SHARDS, CLASSES, ())
+  return split, info
 
 
 def test_damaged_records_lose_only_themselves(shards):
   directory, records = shards
   count = len(records)
-  split, index = open_split(directory, count)
-  batches = split.evaluation_batches(index, host_batch=BATCH, replicas=1)
+  split, info = open_split(directory, count)
+  batches = split.evaluation_batches(info, host_batch=BATCH, replicas=1)
   labels, weights = [], []
   for _, batch_labels, batch_weights in batches.as_numpy_iterator():
     labels.extend(batch_labels)
@@ -181,12 +181,12 @@ def test_damaged_records_lose_only_themselves(shards):
 
 def test_training_resumes_among_damaged_records(shards):
   directory, records = shards
-  split, index = open_split(directory, len(records))
+  split, info = open_split(directory, len(records))
   stream = pipeline.DataStream(batch_size=64, shuffle_buffer=1200, seed=0)
 
   def batches(start_step, count):
     batches = split.training_batches(
-      index, stream=stream, start_step=start_step, replicas=1
+      info, stream=stream, start_step=start_step, replicas=1
     )
     return list(batches.take(count).as_numpy_iterator())
 

@@ -84,11 +84,11 @@ def test_replicas_share_the_batch_of_a_step(dataset):
 @pytest.mark.parametrize("hosts, replicas", [(1, 1), (2, 2), (3, 1)])
 def test_evaluation_has_each_image_once(dataset, hosts, replicas):
   split = make_split(dataset, "heldout")
-  index, values = split.index(), []
-  steps = evaluation_steps(index, 4 * hosts)
+  info, values = split.read_info(), []
+  steps = evaluation_steps(info, 4 * hosts)
   for host in range(hosts):
     batches = split.evaluation_batches(
-      index, host_batch=4, replicas=replicas, host=host, num_hosts=hosts
+      info, host_batch=4, replicas=replicas, host=host, num_hosts=hosts
     )
     batches = list(batches.as_numpy_iterator())
     assert len(batches) == steps * replicas
@@ -104,11 +104,11 @@ def test_evaluation_has_each_image_once(dataset, hosts, replicas):
 def test_classes_must_match_the_index(make_dataset):
   directory = make_dataset()
   with pytest.raises(UserError, match="has 4 classes, but NUM_CLASSES = 6"):
-    make_split(directory, num_classes=6).index()
+    make_split(directory, num_classes=6).read_info()
   os.remove(os.path.join(directory, INDEX))
-  assert make_split(directory, num_classes=6).index().num_classes == 4
+  assert make_split(directory, num_classes=6).read_info().num_classes == 4
   with pytest.raises(UserError, match="4 classes or more.*NUM_CLASSES = 3"):
-    make_split(directory, num_classes=3).index()
+    make_split(directory, num_classes=3).read_info()
 
 
 def test_images_must_end_at_a_fixed_size(dataset):
@@ -196,7 +196,7 @@ def test_training_examples_are_those_of_the_batch(dataset, options, count):
   name = {"image/filename": tf.io.FixedLenFeature([], tf.string)}
   stream = {"index": 1, "num_streams": 2}
   examples = split.training_examples(
-    split.index(), stream=DataStream(8, 20, 4, **stream), start_step=3
+    split.read_info(), stream=DataStream(8, 20, 4, **stream), start_step=3
   ).take(count)
   positions, records = zip(*examples.as_numpy_iterator())
   assert positions == tuple(range(3 * count, 4 * count))
@@ -268,6 +268,6 @@ def test_images_above_max_pixels_are_skipped(dataset):
 
 def test_records_are_validated_by_the_fields_of_the_shards(tmp_path):
   split = make_split(store_with_tfds(tmp_path), num_classes=2)
-  fields = split.index().fields
+  fields = split.read_info().fields
   assert split.invalid_records.validate.fields == fields
   assert fields.label == "kind"

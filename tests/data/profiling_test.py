@@ -55,10 +55,10 @@ class Slow:
       return tf.identity(image)
 
 
-def profile(split, index, **options):
+def profile(split, info, **options):
   stream = DataStream(batch_size=1, shuffle_buffer=64, seed=0)
   return profile_stages(
-    split.training_examples(index, stream=stream, start_step=0),
+    split.training_examples(info, stream=stream, start_step=0),
     (*split.transforms, *split.augmentation.transforms),
     split.invalid_records.validate,
     **options,
@@ -71,7 +71,7 @@ def test_the_slow_stage_costs_most(make_dataset):
     transforms=[Flip(), Resize(image_size=8)],
     augmentation=Augmentation(post_mix_transforms=[Slow()]),
   )
-  costs = profile(split, split.index(), seconds=0.3)
+  costs = profile(split, split.read_info(), seconds=0.3)
   assert list(costs) == ["reading", "Flip", "Resize", "Slow"]
   assert max(costs, key=costs.get) == "Slow"
   assert costs["Slow"] > 0.010 / 256  # 10 ms each, on all cores at once
@@ -80,14 +80,14 @@ def test_the_slow_stage_costs_most(make_dataset):
 def test_stages_cost_what_they_add(make_dataset):
   split = make_split(make_dataset(), transforms=[Flip(), Resize(image_size=8)])
   measured = iter([6.4, 0.5, 0.7])  # of a batch of 64, then of single images
-  costs = profile(split, split.index(), measure=lambda *_: next(measured))
+  costs = profile(split, split.read_info(), measure=lambda *_: next(measured))
   assert costs == pytest.approx({"reading": 0.1, "Flip": 0.5, "Resize": 0.2})
 
 
 def test_a_missing_shard_is_an_error_and_not_an_endless_wait(make_dataset):
   split = make_split(make_dataset())
-  index = split.index()
-  for path in index.files:
+  info = split.read_info()
+  for path in info.files:
     os.remove(path)
   with pytest.raises(tf.errors.NotFoundError):
-    profile(split, index, seconds=0.1)
+    profile(split, info, seconds=0.1)

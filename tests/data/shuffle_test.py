@@ -28,9 +28,9 @@ def one_shard(tmp_path_factory):
 
 
 def make(directory, **options):
-  index = read_split_info(directory, "train")
+  info = read_split_info(directory, "train")
   options = {"seed": 1, "shuffle_buffer": 25, **options}
-  return ShardedShuffle(index.files, index.counts, **options)
+  return ShardedShuffle(info.files, info.counts, **options)
 
 
 def read(shuffle, count, start=0):
@@ -188,18 +188,18 @@ def test_rejects_shards_without_examples():
 
 @pytest.mark.parametrize("begin, size", [(0, 50), (7, 20), (45, 10), (60, 5)])
 def test_read_range_is_a_slice_of_all_records(five_shards, begin, size):
-  index = read_split_info(five_shards, "train")
-  records = list(tf.data.TFRecordDataset(list(index.files)).as_numpy_iterator())
-  part = read_range(index.files, index.counts, begin, size)
+  info = read_split_info(five_shards, "train")
+  records = list(tf.data.TFRecordDataset(list(info.files)).as_numpy_iterator())
+  part = read_range(info.files, info.counts, begin, size)
   assert list(part.as_numpy_iterator()) == records[begin : begin + size]
 
 
 def test_read_range_does_not_open_other_shards(five_shards):
-  index = read_split_info(five_shards, "train")
-  files = (*index.files[:1], *["nowhere"] * 4)
-  assert len(list(read_range(files, index.counts, 0, 9))) == 9
+  info = read_split_info(five_shards, "train")
+  files = (*info.files[:1], *["nowhere"] * 4)
+  assert len(list(read_range(files, info.counts, 0, 9))) == 9
   # An empty shard has no first record.
-  counts = (*index.counts[:1], 0, 0, 0, 0)
+  counts = (*info.counts[:1], 0, 0, 0, 0)
   assert len(list(read_range(files, counts, 0, 50))) == 10
 
 

@@ -73,7 +73,7 @@ def training_batches(
   """Returns the first batches of a stream, by default of 8 examples each."""
   stream = {"batch_size": 8, "shuffle_buffer": 20, "seed": 4, **stream}
   batches = split.training_batches(
-    split.index(),
+    split.read_info(),
     stream=pipeline.DataStream(**stream),
     start_step=start_step,
     replicas=replicas,

@@ -102,7 +102,7 @@ def test_label_in_a_shard_reaches_the_loss_unchanged(make_dataset, compiled):
     transforms=[preprocessing.Resize(image_size=32)],
   )
   batches = split.training_batches(
-    split.index(),
+    split.read_info(),
     stream=pipeline.DataStream(batch_size=6, shuffle_buffer=6, seed=0),
     start_step=0,
     replicas=1,

@@ -47,7 +47,7 @@ def write_report(make_dataset, tmp_path):
     table = ClassificationReport(most_wrong=most_wrong)(
       FakeClassifier(),
       split,
-      split.index(),
+      split.read_info(),
       str(directory),
       class_names=class_names,
       batch_size=batch_size,

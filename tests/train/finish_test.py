@@ -77,7 +77,7 @@ def make_run(make_dataset, tiny_network, tmp_path):
     checkpoints.save()
     checkpoints.wait()
     log = MetricsLog(files, step=3, end=3)
-    heldout = job.heldout_split.index()
+    heldout = job.heldout_split.read_info()
 
     def call():
       finish_run(
@@ -193,7 +193,7 @@ def test_a_failure_leaves_the_run_unfinished(make_run):
 def test_export_metadata_describe_data_and_evaluation(make_dataset):
   run = Job(make_dataset(heldout=13), report=False)
   metadata = export_metadata(
-    run, run.heldout_split.index(), {"top1": 0.5}, "A = 1"
+    run, run.heldout_split.read_info(), {"top1": 0.5}, "A = 1"
   )
   directory = run.heldout_split.directory
   assert metadata == {
@@ -223,7 +223,7 @@ def test_classes_without_names_are_numbered(make_dataset):
 def test_sample_is_the_first_images_and_their_labels(make_dataset, count):
   """Also across batches, of which one holds 64 images."""
   split = Job(make_dataset(heldout=70), report=False).heldout_split
-  images, labels = heldout_sample(split, split.index(), count)
+  images, labels = heldout_sample(split, split.read_info(), count)
   in_order = [*range(0, 70, 2), *range(1, 70, 2)]  # two shards in turn
   assert images[:, 0, 0, 0].tolist() == in_order[:count]
   assert labels.tolist() == [i % 4 for i in in_order[:count]]

@@ -107,7 +107,7 @@ def job(make_dataset):
 
 
 def inputs_of(job, strategy, parts=None):
-  indexes = job.train_split.index(), job.heldout_split.index()
+  indexes = job.train_split.read_info(), job.heldout_split.read_info()
   return Inputs(job, strategy, *indexes, seed=0, num_data_streams=parts)
 
 

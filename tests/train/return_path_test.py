@@ -172,7 +172,7 @@ def test_too_often_it_stops_and_names_the_examples(job, run, tmp_path):
   # What the pipeline gives for those batches: pixels tell a file's number.
   split = job.data.train_split
   split.__class__, split.transforms = Split, ()
-  index = split.index()
+  index = split.read_info()
   stream = DataStream(BATCH, job.data.shuffle_buffer, job.seed)
   examples = split.training_examples(index, stream=stream, start_step=10)
   kinds = {"image/encoded": tf.io.FixedLenFeature([], tf.string)}
