@@ -1,10 +1,10 @@
-"""What the input pipeline costs beyond what cannot be saved: ratios of one run.
+"""Speed of the input pipeline relative to the plainest one that does the job.
 
   python -m benchmarks.input_pipeline --images=FOLDER
 
-The images of a folder, at any depth, are decoded, augmented, written as shards
-and read, each beside the plainest thing that does as much. The last line is a
-JSON object of ratios of speeds:
+Decodes and augments the images of a folder (at any depth), writes them as
+shards and reads these, each next to the plainest code with the same result. The
+last line is a JSON object of ratios of speeds from the same run:
 
   crop_over_decode: random crop, resize to 224, flip; over decoding the same
       crops and nothing else
@@ -12,12 +12,12 @@ JSON object of ratios of speeds:
       pixels; over the Model Garden's
   randaugment_in_pipeline: the same with decode, crop and flip before both
   read_over_sequential: shuffled records of shards; over reading the same files
-      one after another. Both from the disk: the system's copies in memory are
-      given up before each turn. TensorFlow's own reader stands beside them
+      one after another. Both from disk: the page cache is dropped before each
+      turn. TensorFlow's own reader is printed for comparison
   deterministic_over_free: shards to batches in our order; over the same stages
       in whatever order threads finish
-  surviving_over_plain: batches in our order, where a bad record keeps its
-      place; over one that would end the run
+  surviving_over_plain: batches in our order, where an invalid record keeps its
+      place; over a pipeline that it would end
 """
 
 import json
@@ -62,7 +62,7 @@ def _measure(encoded, folder) -> dict[str, float]:
   ratios = {}
 
   def compare(functions, number, prepare=None, **wanted):
-    """Times functions; `wanted` names the two whose speeds make a ratio."""
+    """Times functions; `wanted` names the two speeds of each ratio."""
     seconds = seconds_side_by_side(
       functions, rounds=_ROUNDS.value, prepare=prepare
     )
@@ -121,7 +121,7 @@ def _measure(encoded, folder) -> dict[str, float]:
 
 
 def _reading(folder):
-  """Returns functions that read all shards, their number, what comes before."""
+  """Returns functions that read all shards, the records read, and a reset."""
   info = read_split_info(folder, "train")
   buffer = info.num_examples // 4
   shuffle = ShardedShuffle(
@@ -149,7 +149,7 @@ def _reading(folder):
 
 
 def _batching(folder):
-  """Returns functions that make batches of shards, and of how many images."""
+  """Returns functions that make batches from shards, and the images made."""
   transforms = [
     preprocessing.InceptionCrop(image_size=_SIZE),
     preprocessing.Flip(),
@@ -180,7 +180,7 @@ def _batching(folder):
     .shuffle(buffer)
     .enumerate()
   )
-  steps = 6 * _COUNT.value // _BATCH  # many more than lie ready
+  steps = 6 * _COUNT.value // _BATCH  # many more than are prefetched
   functions = {
     name: _taking(batches.prefetch(2).with_options(options), steps)
     for name, batches, options in (
@@ -202,7 +202,7 @@ def _mapped(function, count: int):
 def _taking(dataset: tf.data.Dataset, count: int):
   """Returns a function that takes the next elements of an endless dataset.
 
-  Its iterator lives on: what it takes to start one is not measured.
+  The iterator is kept, so that its start is not measured.
   """
   iterator = iter(dataset)
   return lambda: _take(iterator, tf.constant(count))

@@ -1,16 +1,13 @@
 """RandAugment (Cubuk et al. 2019, arXiv 1909.13719) as DeepMind applies it.
 
-Operations work on uint8 [height, width, 3]. To add one, write a function and
-register it: `_register` says how its arguments follow from the magnitude and
-from the image's random draws.
+To add an operation, write a function of uint8 [height, width, 3] and register
+it: `_register` maps the magnitude and random draws to its other arguments.
 
-The operations compute what the AutoAugment code computes that DeepMind's and
-the Model Garden's pipelines share, quirks included, within one gray level:
-products are truncated, and the gray that `contrast` blends with is
-height * width / 256. The geometric ones take the nearest pixel and `FILL`
-outside of the image, bit for bit as `tfa.image`. Only the form differs: there,
-lookup tables of 256 values and `tf.where` cost five to ten times what
-arithmetic on whole rows does.
+Operations reproduce the AutoAugment code of DeepMind's and the Model Garden's
+pipelines within one gray level, quirks included: products are truncated, and
+`contrast` blends with a gray of height * width / 256. Geometric ones equal
+`tfa.image` bit for bit. Arithmetic on whole rows is five to ten times as fast
+as the original's lookup tables and `tf.where`.
 """
 
 from __future__ import annotations
@@ -49,7 +46,7 @@ class Strength(NamedTuple):
 
   @property
   def pixels(self) -> float | int:
-    """Pixels of a translation; an integer, which is faster, if it is whole."""
+    """Pixels of a translation; a faster integer if it is whole."""
     pixels = self.fraction * self.translation
     return int(pixels) if float(pixels).is_integer() else pixels
 
@@ -128,14 +125,14 @@ class RandAugment:
     return image
 
   def draw(self, seed: tf.Tensor) -> list[tuple[tf.Tensor, tf.Tensor]]:
-    """Draws the operation of each layer and its random numbers.
+    """Draws each layer's operation and its sign or place.
 
     Args:
       seed: int64 [2].
 
     Returns:
       For each layer a position in `operations`, int32 [], and float32 [2] in
-      [0, 1), which decides the operation's sign or place.
+      [0, 1).
     """
     if not self.layers:
       return []
@@ -370,8 +367,8 @@ def _shift(image, pixels, axis):
 def _warp(image, matrix):
   """Takes pixel (x, y) of the result from matrix · (x, y, 1).
 
-  Positions are computed on whole rows and columns and gathered at once: twice
-  as fast as TensorFlow's ImageProjectiveTransform, with equal values.
+  Twice as fast as TensorFlow's ImageProjectiveTransform, with equal values:
+  positions are computed on whole rows and columns and gathered at once.
   """
   size = tf.shape(image)
   height, width = tf.unstack(tf.cast(size[:2], tf.float32))
