@@ -27,13 +27,16 @@ setup(
   long_description_content_type="text/markdown",
   license="Apache-2.0",
   packages=find_packages(include=["nfnets_tf", "nfnets_tf.*"]),
-  package_data={"nfnets_tf.scaling": ["paper/*.csv", "paper/*.md"]},
+  package_data={
+    "nfnets_tf.scaling": ["paper/*.csv", "paper/*.md", "*.html.j2"],
+  },
   python_requires=">=3.9,<3.12",
   install_requires=[
     "absl-py",
     "gin-config==0.5.0",
     "h5py>=3.8",
     "importlib-resources",
+    "jinja2>=3.0",
     "keras==2.15.0",
     "matplotlib>=3.7",
     "numpy<2",

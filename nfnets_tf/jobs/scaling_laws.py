@@ -173,18 +173,18 @@ def _paper_figures(fits: Fits, models: list[str]) -> dict:
   errors = paper_data.imagenet_errors().rename(
     columns={
       "tpu_v4_core_hours": "compute",
-      "imagenet_top1_error_percent": "error",
+      "imagenet_top1_error_percent": "loss",
     }
   )
   ours = errors["model"].isin(models)
   return {
-    "fig1.png": plots.plot_errors(
+    "fig1.png": plots.plot_losses(
       errors[ours],
-      errors[~ours],
+      references=errors[~ours],
       models=[model for model in models if model in set(errors["model"])],
       labels={
         "compute": f"{hours} of pre-training",
-        "error": "ImageNet top-1 error after fine-tuning (%)",
+        "loss": "ImageNet top-1 error after fine-tuning (%)",
       },
     ),
     "fig2.png": plots.plot_losses(

@@ -29,7 +29,6 @@ from nfnets_tf.jobs.job import RunContext
 from nfnets_tf.models import cost
 from nfnets_tf.scaling import sweep_plan
 from nfnets_tf.scaling.sweep import GridPoint, select_points
-from nfnets_tf.scaling.sweep_report import SweepStatus
 from nfnets_tf.scaling.sweep_store import (
   DONE,
   FAILED,
@@ -37,6 +36,7 @@ from nfnets_tf.scaling.sweep_store import (
   Trial,
   Trials,
 )
+from nfnets_tf.scaling.sweep_summary import SweepStatus
 from nfnets_tf.train.distribution import read_cluster
 from nfnets_tf.train.run_dir import RunDir, RunLocked
 

@@ -30,6 +30,7 @@ _STYLE = {
   "svg.fonttype": "none",  # text stays text, in the font of the page
   "svg.hashsalt": "nfnets_tf",  # the same data gives the same bytes
 }
+_SIZE = (7.0, 5.0)  # inches, of figures with one pair of axes
 _MARKERS = "osD^vPXph<>"
 _STAR_COLORS = ("C3", "C1", "C6", "C9")
 _LAW_STYLE = {"color": "black", "linewidth": 1.3}
@@ -49,7 +50,7 @@ LABELS = {
 
 
 def axis_label(column: str) -> str:
-  """Returns the axis label of a column, with its unit where it is known."""
+  """Returns the label of a column, with its unit where it is known."""
   return _plain(LABELS.get(column, column))
 
 
@@ -57,13 +58,7 @@ def axis_label(column: str) -> str:
 def new_figure(
   width: float, height: float, *, columns: int = 1
 ) -> tuple[Figure, Sequence]:
-  """Returns a figure and its axes [columns], side by side.
-
-  Args:
-    width: in inches.
-    height: in inches.
-    columns: number of axes.
-  """
+  """Returns a figure of a size in inches, and its axes [columns], in a row."""
   figure = Figure(figsize=(width, height), layout="constrained")
   return figure, figure.subplots(1, columns, squeeze=False)[0]
 
@@ -79,15 +74,14 @@ def save_png(figure: Figure, path: str) -> None:
 
 @matplotlib.rc_context(_STYLE)
 def to_svg(figure: Figure, prefix: str) -> str:
-  """Returns a figure as an <svg> element that scales to the width of its place.
+  """Returns a figure as an <svg> element as wide as its place in the page.
 
   Args:
     figure: of this module.
     prefix: of all ids in it, unique in the page.
   """
-  buffer = io.StringIO()
-  no_metadata = dict.fromkeys(("Date", "Creator", "Format", "Type"))
-  figure.savefig(buffer, format="svg", transparent=True, metadata=no_metadata)
+  buffer, none = io.StringIO(), dict.fromkeys(("Date", "Creator", "Format"))
+  figure.savefig(buffer, format="svg", transparent=True, metadata=none)
   svg = buffer.getvalue()
   svg = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{prefix}-", svg)
   # Matplotlib's own <style> would apply to the whole page.
@@ -113,8 +107,8 @@ def set_log_axis(axes, which: str, values: Sequence[float]) -> None:
   Args:
     axes: of matplotlib.
     which: "x" or "y".
-    values: numbers that the axis has to show; those that are not positive and
-      finite are ignored, and without any other the axis stays linear.
+    values: to show; those that are not positive and finite are ignored, and
+      without any other the axis stays linear.
   """
   values = np.asarray(values, float)
   values = values[np.isfinite(values) & (values > 0)]
@@ -129,7 +123,7 @@ def set_log_axis(axes, which: str, values: Sequence[float]) -> None:
   if len(distinct) == 1 or len(values) > len(distinct) <= _MAX_VALUE_TICKS:
     # Rounded for the labels' sake; nobody sees a tick move by 0.1 %.
     locator = ticker.FixedLocator([float(f"{x:.3g}") for x in distinct])
-  elif high / low < 10.0:
+  elif high / low < 4.0:
     locator = ticker.MaxNLocator(8, steps=[1, 2, 2.5, 5, 10])
   else:
     subs = (1.0,) if high / low > 1e3 else (1.0, 2.0, 5.0)
@@ -154,8 +148,9 @@ def plot_losses(
   power: Law | None = None,
   offset: Law | None = None,
   extrapolation: Extrapolation | None = None,
+  references: pd.DataFrame | None = None,
 ) -> Figure:
-  """Plots loss against compute, a curve per model, and the laws: figure 2.
+  """Plots loss or error against compute, a curve per model: figures 1 and 2.
 
   Args:
     points: columns model, compute and loss. A compute that is text makes the
@@ -166,17 +161,23 @@ def plot_losses(
     power: L = a C^-b, a dashed line with its 95 % band.
     offset: L = a C^-b + c, a dotted line.
     extrapolation: of the law below a threshold, hollow circles.
+    references: columns model, compute and loss of other systems, a star each.
   """
-  figure, (axes,) = new_figure(7.4, 5.4)
-  _plot_curves(axes, points, models, "compute", "loss")
-  losses = [*points["loss"]]
+  figure, (axes,) = new_figure(*_SIZE)
+  for model, style in model_styles(models).items():
+    _plot_model(axes, points[points["model"] == model], _plain(model), style)
+  shown = points[["compute", "loss"]]
   if power or offset:
     _plot_laws(axes, points["compute"], power, offset)
+  if references is not None:
+    _plot_references(axes, references)
+    shown = pd.concat([shown, references[["compute", "loss"]]])
+  losses = [*shown["loss"]]
   if extrapolation and extrapolation.power and extrapolation.compute:
     losses += _plot_extrapolation(axes, extrapolation)
   axes.set(xlabel=labels["compute"], ylabel=labels["loss"])
-  if pd.api.types.is_numeric_dtype(points["compute"]):
-    set_log_axis(axes, "x", points["compute"])
+  if pd.api.types.is_numeric_dtype(shown["compute"]):
+    set_log_axis(axes, "x", shown["compute"])
   set_log_axis(axes, "y", losses)
   axes.legend()
   return figure
@@ -194,7 +195,7 @@ def plot_rates(
     models: in the order of the legend.
     labels: {"epochs": label of the x axis, "rate": label of the y axis}.
   """
-  figure, (axes,) = new_figure(6.4, 4.4)
+  figure, (axes,) = new_figure(*_SIZE)
   # Lines that coincide stay visible: the first is the widest.
   widths = np.linspace(5.0, 1.5, max(1, len(models)))
   for (model, style), width in zip(model_styles(models).items(), widths):
@@ -211,37 +212,6 @@ def plot_rates(
   axes.set(xlabel=labels["epochs"], ylabel=labels["rate"])
   set_log_axis(axes, "x", rates["epochs"])
   set_log_axis(axes, "y", rates["rate"])
-  axes.legend()
-  return figure
-
-
-@matplotlib.rc_context(_STYLE)
-def plot_errors(
-  points: pd.DataFrame,
-  references: pd.DataFrame,
-  *,
-  models: Sequence[str],
-  labels: Mapping[str, str],
-) -> Figure:
-  """Plots error after fine-tuning against pre-training compute: figure 1.
-
-  Args:
-    points: columns model, compute and error.
-    references: the same of other systems, a star each.
-    models: in the order of the legend.
-    labels: {"compute": label of the x axis, "error": label of the y axis}.
-  """
-  figure, (axes,) = new_figure(7.4, 5.4)
-  _plot_curves(axes, points, models, "compute", "error")
-  for number, row in enumerate(references.itertuples()):
-    look = {"color": _STAR_COLORS[number % len(_STAR_COLORS)], "markersize": 15}
-    axes.plot(
-      row.compute, row.error, "*", label=row.model, markeredgecolor="k", **look
-    )
-  axes.set(xlabel=labels["compute"], ylabel=labels["error"])
-  rows = pd.concat([points, references])
-  set_log_axis(axes, "x", rows["compute"])
-  set_log_axis(axes, "y", rows["error"])
   axes.legend()
   return figure
 
@@ -297,7 +267,7 @@ def plot_tuning(
     curves: in the order of the legend.
     labels: {"value": label of the x axis, "loss": label of the y axis}.
   """
-  figure, (axes,) = new_figure(6.4, 4.4)
+  figure, (axes,) = new_figure(*_SIZE)
   finite = trials.dropna(subset=["loss"])
   for curve, style in model_styles(curves).items():
     rows = finite[finite["curve"] == curve].sort_values("value")
@@ -327,7 +297,7 @@ def plot_learning_curves(
     models: in the order of the legend.
     labels: {"step": label of the x axis, "loss": label of the y axis}.
   """
-  figure, (axes,) = new_figure(7.4, 5.4)
+  figure, (axes,) = new_figure(*_SIZE)
   for model, style in model_styles(models).items():
     color, label = style["color"], _plain(model)
     for _, rows in curves[curves["model"] == model].groupby("run", sort=False):
@@ -337,8 +307,8 @@ def plot_learning_curves(
       axes.plot(*rows[["step", "loss"]].iloc[-1], ".", color=color)
       label = None
   axes.set(xlabel=labels["step"], ylabel=labels["loss"])
-  set_log_axis(axes, "x", curves["step"])
-  set_log_axis(axes, "y", curves["loss"])
+  for which, column in (("x", "step"), ("y", "loss")):
+    set_log_axis(axes, which, curves[column].agg(["min", "max"]))
   axes.legend()
   return figure
 
@@ -358,9 +328,7 @@ def write_study_figures(
     return []
   by_size = fits.points.sort_values("size", kind="stable")
   models = list(by_size["model"].unique())
-  labels = {
-    name: axis_label(column or "") for name, column in vars(columns).items()
-  }
+  labels = {name: axis_label(c or "") for name, c in vars(columns).items()}
   figures = {
     "loss.png": plot_losses(
       fits.points,
@@ -385,16 +353,24 @@ def _plain(text) -> str:
   return str(text).replace("$", r"\$")
 
 
-def _plot_curves(axes, points, models, x, y) -> None:
-  for model, style in model_styles(models).items():
-    rows = points[points["model"] == model]
-    if pd.api.types.is_numeric_dtype(points[x]):
-      rows = rows.sort_values(x)
-    axes.plot(rows[x], rows[y], label=_plain(model), **style)
-    if "open" in rows and rows["open"].any():
-      look = {"linestyle": "none", "markerfacecolor": "white", **style}
-      undecided = rows[rows["open"].astype(bool)]
-      axes.plot(undecided[x], undecided[y], **look)
+def _plot_model(axes, rows, label, style) -> None:
+  if pd.api.types.is_numeric_dtype(rows["compute"]):
+    rows = rows.sort_values("compute")
+  else:
+    rows = rows.assign(compute=rows["compute"].map(_plain))
+  axes.plot(rows["compute"], rows["loss"], label=label, **style)
+  if "open" in rows and rows["open"].any():
+    rows = rows[rows["open"].astype(bool)]
+    look = {"linestyle": "none", "markerfacecolor": "white", **style}
+    axes.plot(rows["compute"], rows["loss"], **look)
+
+
+def _plot_references(axes, references) -> None:
+  for number, row in enumerate(references.itertuples()):
+    look = {"color": _STAR_COLORS[number % len(_STAR_COLORS)], "markersize": 15}
+    axes.plot(
+      row.compute, row.loss, "*", label=row.model, markeredgecolor="k", **look
+    )
 
 
 def _plot_laws(axes, compute, power, offset) -> None:
@@ -411,16 +387,9 @@ def _plot_laws(axes, compute, power, offset) -> None:
 
 def _plot_extrapolation(axes, extrapolation: Extrapolation) -> list[float]:
   """Plots the predictions and returns them."""
-  line = {"color": "0.5", "linewidth": 0.8, "linestyle": "-."}
-  axes.axvline(extrapolation.threshold, **line)
+  axes.axvline(extrapolation.threshold, color="0.5", lw=0.8, ls="-.")
   predictions = extrapolation.power.predict(extrapolation.compute)
-  axes.plot(
-    extrapolation.compute,
-    predictions,
-    "o",
-    label="extrapolated from the left",
-    markersize=8,
-    markerfacecolor="none",
-    markeredgecolor="C3",
-  )
+  look = {"markersize": 8, "markerfacecolor": "none", "markeredgecolor": "C3"}
+  label = "extrapolated from the left"
+  axes.plot(extrapolation.compute, predictions, "o", label=label, **look)
   return predictions.tolist()

@@ -295,7 +295,7 @@ class Extrapolation:
       return "no points above the threshold"
     errors = self.errors(law)
     return (
-      f"{np.abs(errors).max():.2%} at most of {len(errors)} points,"
+      f"errors up to {np.abs(errors).max():.2%} at {len(errors)} points,"
       f" {errors[-1]:+.2%} at the largest compute"
     )
 

@@ -163,26 +163,30 @@ class Fits:
       ("skipped rows", f"{count}, {reason}")
       for reason, count in self.skipped_rows.items()
     ]
-    for name, law in (("law", self.power), ("with offset", self.offset)):
+    for name, law in (("law", self.power), ("law with offset", self.offset)):
       text = f"{law.describe()}, rms {law.rms:.2%}" if law else too_few
       lines.append((name, text))
     for name, law in (
-      ("extrapolated", self.extrapolation.power),
-      ("with offset", self.extrapolation.offset),
+      ("extrapolation", self.extrapolation.power),
+      ("extrapolation with offset", self.extrapolation.offset),
     ):
-      lines.append((name, f"errors: {self.extrapolation.describe(law)}"))
-    if self.exponents is None:
-      return [*lines, ("best size", f"{too_few} with an interior optimum")]
-    entries = self.exponents.to_json()
-    for name, key in (
-      ("size ~ C^p", "size_exponent"),
-      ("epochs ~ C^q", "epochs_exponent"),
-    ):
-      text = f"{entries[key]['value']:.3g}"
-      if entries[key]["interval"] is not None:
-        text += " ({:.3g} to {:.3g})".format(*entries[key]["interval"])
-      lines.append((name, text))
+      lines.append((name, self.extrapolation.describe(law)))
+    for name, fit in (("optima", self.exponents), ("surface", self.surface)):
+      text = _describe_exponents(fit.to_json()) if fit else too_few
+      lines.append((f"best size and epochs by {name}", text))
     return lines
+
+
+def _describe_exponents(content: dict) -> str:
+  """Returns the growth of size and epochs of a fit's JSON, in words."""
+  parts = []
+  for name in ("size", "epochs"):
+    entry = content[f"{name}_exponent"]
+    text = f"{name} ~ C^{entry['value']:.3g}"
+    if entry["interval"] is not None:
+      text += " ({:.3g} to {:.3g})".format(*entry["interval"])
+    parts.append(text)
+  return ", ".join(parts)
 
 
 def fit_study(

@@ -11,7 +11,6 @@ from collections.abc import Callable, Mapping, Sequence
 
 from nfnets_tf.errors import Preempted, UserError, require, require_int
 from nfnets_tf.scaling.engines import Engine, raising_on_sigterm
-from nfnets_tf.scaling.sweep_report import SweepStatus
 from nfnets_tf.scaling.sweep_store import (
   DONE,
   FAILED,
@@ -22,6 +21,7 @@ from nfnets_tf.scaling.sweep_store import (
   Trials,
   point_name,
 )
+from nfnets_tf.scaling.sweep_summary import SweepStatus
 
 LOGGER = logging.getLogger("nfnets_tf")
 

@@ -311,7 +311,7 @@ def test_describes_largest_and_last_error():
   result = Extrapolation(50, 5, (64, 256), (0.8, 0.51), law, None)
   assert result.errors(law) == pytest.approx([0.25, -1 / 51])
   assert result.describe(law) == (
-    "25.00% at most of 2 points, -1.96% at the largest compute"
+    "errors up to 25.00% at 2 points, -1.96% at the largest compute"
   )
 
 

@@ -149,8 +149,9 @@ def test_json_has_every_coefficient_with_its_interval(fits):
 def test_describes_main_results(fits):
   lines = dict(fits.describe())
   assert "48, " in lines["points"] and lines["law"].startswith("L = ")
-  assert lines["size ~ C^p"].startswith("0.")
-  assert "at the largest compute" in lines["extrapolated"]
+  assert "size ~ C^0." in lines["best size and epochs by optima"]
+  assert "epochs ~ C^0." in lines["best size and epochs by surface"]
+  assert "at the largest compute" in lines["extrapolation"]
 
 
 @pytest.mark.parametrize("rows", [0, 1, 2, 5])

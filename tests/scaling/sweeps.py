@@ -6,8 +6,8 @@ import math
 from nfnets_tf.scaling import sweep_plan
 from nfnets_tf.scaling.engines import LocalProcesses
 from nfnets_tf.scaling.sweep import GridSearch, Sweep
-from nfnets_tf.scaling.sweep_report import SweepStatus
 from nfnets_tf.scaling.sweep_store import DONE, SweepStore
+from nfnets_tf.scaling.sweep_summary import SweepStatus
 
 SIZES = {"W8": 1.0, "W16": 2.0, "W32": 4.0, "W64": 8.0}
 
