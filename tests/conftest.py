@@ -158,7 +158,11 @@ def logged():
     with open(directory / "metrics.jsonl") as file:
       found = [json.loads(line) for line in file]
     for record in found:
-      for of_the_clock in ("images_per_second", "input_wait_fraction"):
+      for of_the_clock in (
+        "images_per_second",
+        "input_wait_fraction",
+        "waiting_for_data",
+      ):
         record.pop(of_the_clock, None)
     return found
 

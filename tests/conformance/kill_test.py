@@ -1,100 +1,106 @@
 """Killed at any moment, a run ends in the same bits as one never killed."""
 
 import contextlib
+import itertools
 import os
 import random
 import signal
 import time
 
-import numpy as np
-import tensorflow as tf
+import pytest
 
-from nfnets_tf.train.checkpoint_files import newest_in, steps_in
+from tests.support.launcher import (
+  TINY,
+  assert_same_tensors,
+  checkpoint_steps,
+  checkpoint_tensors,
+  is_alive,
+)
 
-KILLS = 20
 SEED = 20261121
-SMOKE = [
-  "--gin_file=gin/quickstart.gin",
-  "--gin_file=gin/overlays/smoke.gin",
-  "--gin_param=EPOCHS = 3.56",  # 160 steps: no last interval of its own length
-  "--gin_param=nfnet.NFNet.stochdepth_rate = 0.3",
+SMOKE = ["--gin_file=gin/quickstart.gin", "--gin_file=gin/overlays/smoke.gin"]
+INTERVALS = [
   "--gin_param=run_config.Schedule.checkpoint_every = 4",
   "--gin_param=run_config.Schedule.evaluate_every = 40",
   "--gin_param=run_config.Schedule.steps_per_execution = 1",
 ]
+# 80 and 160 steps: the last interval is shorter than the others.
+TINY_RUN = [*TINY, *INTERVALS, "--gin_param=EPOCHS = 1.78"]
+NFNET_RUN = [
+  *SMOKE,
+  *INTERVALS,
+  "--gin_param=EPOCHS = 3.56",
+  "--gin_param=nfnet.NFNet.stochdepth_rate = 0.3",
+]
+MOMENTS = ("any time", "training", "writing a checkpoint")
 
 
-def tensors(workdir):
-  """All that the last checkpoint holds."""
-  reader = tf.train.load_checkpoint(newest_in(str(workdir / "checkpoints")))
-  return {
-    name: reader.get_tensor(name)
-    for name in reader.get_variable_to_shape_map()
-    if name != "_CHECKPOINTABLE_OBJECT_GRAPH"
-  }
-
-
-def wait_for_its_moment(kind, workdir, alive, seconds, draw):
-  """Any time at all, any time in training, or while a checkpoint is written."""
-  checkpoints = workdir / "checkpoints"
-  if kind == 0:
+def wait_for_moment(moment, workdir, pid, seconds, draw):
+  """Waits for a random moment of a kind in a run of so many seconds."""
+  if moment == "any time":
     time.sleep(draw.uniform(0, seconds))
     return
-  before = steps_in(str(checkpoints))
-  while alive() and steps_in(str(checkpoints)) == before:
+  before = checkpoint_steps(workdir)
+  while is_alive(pid) and checkpoint_steps(workdir) == before:
     time.sleep(0.01)
-  time.sleep(draw.uniform(0, 1))
-  while kind == 2 and alive() and not (checkpoints / "partial").exists():
-    pass
-  if kind == 2:
+  time.sleep(draw.uniform(0, 0.3))
+  if moment == "writing a checkpoint":
+    partial = workdir / "checkpoints" / "partial"
+    while is_alive(pid) and not partial.exists():
+      pass
     time.sleep(draw.uniform(0, 0.004))
 
 
-def kill(pid):
-  with contextlib.suppress(ProcessLookupError):  # it may be done
-    os.kill(pid, signal.SIGKILL)
+def run_with_kills(launcher, command, folder, moments, seconds, draw):
+  """Runs and kills until all moments are spent.
+
+  Returns:
+    (work directories of the runs, each finished; newest step after each kill).
+  """
+  workdirs, steps = [], []
+  moments = list(moments)
+  while moments:
+    workdir = folder / f"killed{len(workdirs)}"
+    workdirs.append(workdir)
+    finished = False
+    while not finished:
+      pid = launcher.start(*command, f"--workdir={workdir}")
+      if moments:
+        wait_for_moment(moments[0], workdir, pid, seconds, draw)
+        with contextlib.suppress(ProcessLookupError):  # it has just finished
+          os.kill(pid, signal.SIGKILL)
+      finished = launcher.wait() == 0
+      if not finished:
+        moments = moments[1:]
+        steps += checkpoint_steps(workdir)[-1:]
+  return workdirs, steps
 
 
-def alive(pid):
-  try:
-    os.kill(pid, 0)
-  except ProcessLookupError:
-    return False
-  return True
-
-
-def assert_same_tensors(killed, whole):
-  want, got = tensors(whole), tensors(killed)
-  assert got.keys() == want.keys() and len(want) > 100
-  for name in want:
-    np.testing.assert_array_equal(got[name], want[name], name)
-
-
-def test_killed_at_random_moments_it_ends_in_the_same_bits(
-  launchers, digits, logged, tmp_path
+@pytest.mark.parametrize(
+  "command, kills",
+  [
+    pytest.param(TINY_RUN, 6, id="6 kills"),
+    pytest.param(NFNET_RUN, 20, id="20 kills", marks=pytest.mark.soak),
+  ],
+)
+def test_resumes_bit_identically_after_kill(
+  launchers, digits, logged, tmp_path, command, kills
 ):
-  """Also at its start, and while a checkpoint is written."""
-  whole, draw, processes = tmp_path / "whole", random.Random(SEED), launchers()
+  """At any time, start-up and the writing of a checkpoint included."""
+  launcher, draw = launchers(), random.Random(SEED)
+  command = [*command, digits]
+  whole = tmp_path / "whole"
   begin = time.monotonic()
-  assert not processes.run(*SMOKE, digits, f"--workdir={whole}")
+  assert not launcher.run(*command, f"--workdir={whole}")
   seconds = time.monotonic() - begin
-  kills, runs, reached = 0, 0, []
-  while kills < KILLS:
-    runs += 1
-    workdir = tmp_path / f"killed{runs}"
-    done = False
-    while not done:
-      pid = processes.start(*SMOKE, digits, f"--workdir={workdir}")
-      if kills < KILLS:
-        kind = (0, 1, 2, 1, 2)[kills % 5]
-        wait_for_its_moment(
-          kind, workdir, lambda pid=pid: alive(pid), seconds, draw
-        )
-        kill(pid)
-      done = processes.wait() == 0
-      kills += not done
-      reached += steps_in(str(workdir / "checkpoints"))[-1:]
+  moments = itertools.islice(itertools.cycle(MOMENTS), kills)
+  workdirs, steps = run_with_kills(
+    launcher, command, tmp_path, moments, seconds, draw
+  )
+  want = checkpoint_tensors(whole)
+  for workdir in workdirs:
     assert logged(workdir) == logged(whole)
-    assert_same_tensors(workdir, whole)
-  # Otherwise little was shown: it must have been in the middle, many times.
-  assert len({step for step in reached if 0 < step < 160}) >= 5, reached
+    assert_same_tensors(checkpoint_tensors(workdir), want)
+  # Little would be shown if all kills came before training or at its end.
+  last = checkpoint_steps(whole)[-1]
+  assert len({step for step in steps if 0 < step < last}) >= kills // 4, steps

@@ -17,6 +17,11 @@ import train  # launch/train.py
 import nfnets_tf.config  # noqa: F401
 import nfnets_tf.jobs.train  # noqa: F401
 import nfnets_tf.serving.export  # noqa: F401
+from nfnets_tf.train import inputs
+
+# A run of the tiny network always waits for its data, and would spend seconds
+# on measuring why.
+inputs.stage_costs = lambda *_, **__: {"not measured": 0.0}
 
 
 def run(arguments, streams, environment):

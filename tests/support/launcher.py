@@ -16,6 +16,9 @@ import sys
 import time
 from collections.abc import Callable
 
+import numpy as np
+import tensorflow as tf
+
 ROOT = pathlib.Path(__file__).parents[2]
 TINY = ["--gin_file=gin/quickstart.gin", "--gin_file=tests/support/tiny.gin"]
 
@@ -147,3 +150,29 @@ def tf_configs(count: int = 2) -> list[str]:
     )
     for index in range(count)
   ]
+
+
+def checkpoint_steps(workdir: pathlib.Path) -> list[int]:
+  """Returns the steps of a run's complete checkpoints, ascending."""
+  paths = (workdir / "checkpoints").glob("ckpt-*.index")
+  return sorted(int(path.stem.split("-")[1]) for path in paths)
+
+
+def checkpoint_tensors(workdir: pathlib.Path) -> dict[str, np.ndarray]:
+  """Returns all tensors of a run's newest checkpoint."""
+  newest = tf.train.latest_checkpoint(str(workdir / "checkpoints"))
+  reader = tf.train.load_checkpoint(newest)
+  return {
+    name: reader.get_tensor(name)
+    for name in reader.get_variable_to_shape_map()
+    if name != "_CHECKPOINTABLE_OBJECT_GRAPH"
+  }
+
+
+def assert_same_tensors(
+  got: dict[str, np.ndarray], want: dict[str, np.ndarray]
+) -> None:
+  """Compares two checkpoints bit for bit."""
+  assert got.keys() == want.keys()
+  for name in want:
+    np.testing.assert_array_equal(got[name], want[name], name)
