@@ -71,7 +71,7 @@ def test_two_workers_match_one_process_and_resume_bit_identically(
   """After one is killed, and after one receives SIGTERM."""
   one, two, stopped = (tmp_path / name for name in ("one", "two", "stopped"))
   processes = [launchers(), launchers()]
-  parts = "--gin_param=train.TrainJob.parts = 2"
+  parts = "--gin_param=run_config.DataConfig.num_data_streams = 2"
   assert not processes[0].run(*RUN, digits, f"--workdir={one}", parts)
   start(processes, [*RUN, digits, AUTO, f"--workdir={two}"], screens)
   assert [process.wait() for process in processes] == [0, 0]

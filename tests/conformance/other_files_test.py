@@ -15,7 +15,7 @@ from nfnets_tf.errors import UserError
 from nfnets_tf.jobs.job import RunContext
 from nfnets_tf.train.checkpoint_files import steps_in
 
-FILES = ["gin/quickstart.gin", "gin/overlays/smoke.gin"]
+FILES = ["gin/quickstart.gin", "tests/support/tiny.gin"]
 
 
 def copy(source, target):
@@ -36,6 +36,8 @@ def configuration(data, epochs):
       "NUM_EXAMPLES = 50",
       "BATCH_SIZE = 8",
       f"EPOCHS = {epochs}",
+      "train.TrainJob.export = @export.Exporter()",
+      "export.Exporter.fold = False",  # the tiny network is no NFNet
       "config.Launch.allow_changes = ['EPOCHS']",
     ],
   )
@@ -46,7 +48,9 @@ def run(made, workdir):
   return made.build_job().run(RunContext(workdir, made.text))
 
 
-def test_a_run_writes_goes_on_and_is_served_there(make_dataset, tmp_path):
+def test_trains_resumes_and_serves_on_another_file_system(
+  make_dataset, tmp_path
+):
   data, workdir = f"ram://{tmp_path.name}/data", f"ram://{tmp_path.name}/run"
   copy(make_dataset(), data)
   assert dataset_info.INDEX in tf.io.gfile.listdir(data)
