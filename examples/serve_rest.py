@@ -2,17 +2,15 @@
 
   python examples/serve_rest.py --model_dir=runs/quickstart/saved_model
 
-A stand-in for TensorFlow Serving where that cannot be had, in the standard
-library and TensorFlow alone: the newest version of one model, one process, no
-batching over requests, no gRPC, no TLS and no authentication. It is for trying
-things out on one machine, and listens on 127.0.0.1 only.
+A stand-in for TensorFlow Serving on one machine: the newest version of one
+model, no batching over requests, no gRPC, no TLS, no authentication, 127.0.0.1.
 
   POST /v1/models/NAME:predict           {"instances": [...]} or {"inputs": ...}
   POST /v1/models/NAME/versions/N:predict
-  GET  /v1/models/NAME                   is it there?
+  GET  /v1/models/NAME
 
-Strings are sent as {"b64": "..."}. What cannot be used is answered with an
-error of its own, {"error": "..."}, and the status 400, 404 or 413.
+Strings are sent as {"b64": "..."}. Errors are {"error": "..."} with the status
+400, 404 or 413.
 """
 
 from __future__ import annotations
@@ -28,218 +26,161 @@ import numpy as np
 import tensorflow as tf
 
 MAX_BYTES = 64 << 20  # of a request's body
-_PATH = re.compile(r"/v1/models/([\w.-]+)(?:/versions/(\d+))?(:predict)?")
+PATH = re.compile(r"/v1/models/([\w.-]+)(?:/versions/(\d+))?(:predict)?")
 
 
-class Refused(Exception):
-  """A request that cannot be answered, and the status that says so."""
-
-  def __init__(self, status: int, message: str):
-    super().__init__(message)
-    self.status = status
+class RequestError(Exception):
+  """Args: the HTTP status, and a sentence."""
 
 
-class ServedModel:
-  """The newest version in a folder of versions, 1/, 2/, ..., and its name."""
+def parse_tensor(value, spec: tf.TensorSpec) -> tf.Tensor:
+  """Returns the tensor of a signature's input that JSON lists state."""
 
-  def __init__(self, model_dir: str, name: str):
-    versions = [int(x) for x in tf.io.gfile.listdir(model_dir) if x.isdigit()]
-    if not versions:
-      raise SystemExit(f"{model_dir!r} holds no numbered versions, such as 1/")
-    self.name, self.version = name, max(versions)
-    path = os.path.join(model_dir, str(self.version))
-    self._signatures = tf.saved_model.load(path).signatures
+  def decode(item):
+    if isinstance(item, list):
+      return [decode(part) for part in item]
+    return base64.b64decode(item["b64"], validate=True)
 
-  def check(self, name: str, version: str | None) -> None:
-    """Raises `Refused` unless this is the model that is meant."""
-    if name != self.name or version not in (None, str(self.version)):
-      raise Refused(
-        404,
-        f"Servable not found: {name}, version {version or 'latest'}; here is"
-        f" {self.name}, version {self.version}",
-      )
-
-  def predict(self, request: dict) -> dict:
-    """Answers the body of a request.
-
-    Raises:
-      Refused: if it cannot be used.
-    """
-    name = request.get("signature_name", "serving_default")
-    try:
-      signature = self._signatures[name]
-    except (KeyError, TypeError):
-      raise Refused(400, f"Serving signature name {name!r} not found") from None
-    (specs,) = signature.structured_input_signature[1:]
-    by_row = "instances" in request
-    if by_row == ("inputs" in request):
-      raise Refused(400, 'Give either "instances" or "inputs"')
-    given = (
-      _columns(request["instances"], specs) if by_row else request["inputs"]
-    )
-    if len(specs) == 1 and not (
-      isinstance(given, dict) and set(given) & set(specs)
-    ):
-      given = dict.fromkeys(specs, given)
-    if set(given) != set(specs):
-      raise Refused(400, f"Expected the inputs {', '.join(specs)}")
-    tensors = {key: _tensor(given[key], spec) for key, spec in specs.items()}
-    try:
-      answer = signature(**tensors)
-    except tf.errors.OpError as error:
-      raise Refused(400, _sentence(error)) from error
-    lists = {key: _listed(value) for key, value in answer.items()}
-    if not by_row:
-      return {
-        "outputs": next(iter(lists.values())) if len(lists) == 1 else lists
-      }
-    rows = [dict(zip(lists, row)) for row in zip(*lists.values())]
-    if len(lists) == 1:
-      rows = next(iter(lists.values()))
-    return {"predictions": rows}
-
-
-def _columns(instances, specs):
-  """Turns rows into one list for each input."""
-  if not isinstance(instances, list) or not instances:
-    raise Refused(400, '"instances" must be a list that is not empty')
-  if all(isinstance(row, dict) and set(row) == set(specs) for row in instances):
-    return {key: [row[key] for row in instances] for key in specs}
-  return instances
-
-
-def _tensor(value, spec: tf.TensorSpec) -> tf.Tensor:
-  """Makes a tensor of what JSON gave."""
   try:
     if spec.dtype == tf.string:
-      array = np.array(_decoded(value), object)
+      array = np.array(decode(value), object)
     else:
       array = np.array(value, np.float64)
-      limits = (
-        np.iinfo(spec.dtype.as_numpy_dtype) if spec.dtype.is_integer else None
-      )
-      if limits and not np.all((array >= limits.min) & (array <= limits.max)):
-        raise ValueError(f"a number is not of type {spec.dtype.name}")
-    tensor = tf.constant(array, spec.dtype)
-  except (ValueError, TypeError, OverflowError) as error:
-    raise Refused(
-      400, f"Failed to process the input {spec.name!r}: {error}"
-    ) from error
+    tensor = tf.constant(array.astype(spec.dtype.as_numpy_dtype))
+    if spec.dtype.is_integer and np.any(tensor.numpy() != array):
+      raise ValueError(f"a number is not of type {spec.dtype.name}")
+  except (ValueError, TypeError, KeyError, OverflowError) as error:
+    message = f"Failed to process the input {spec.name!r}: {error}"
+    raise RequestError(400, message) from error
   if not spec.shape.is_compatible_with(tensor.shape):
-    raise Refused(
-      400,
-      f"The input {spec.name!r} has the shape {tensor.shape}, expected"
-      f" {spec.shape}",
-    )
+    message = f"has the shape {tensor.shape}, expected {spec.shape}"
+    raise RequestError(400, f"The input {spec.name!r} {message}")
   return tensor
 
 
-def _decoded(value):
-  if isinstance(value, list):
-    return [_decoded(one) for one in value]
-  if isinstance(value, dict) and set(value) == {"b64"}:
-    return base64.b64decode(value["b64"], validate=True)
-  raise ValueError('expected strings as {"b64": "..."}')
+def parse_inputs(request: dict, specs: dict) -> dict:
+  """Returns {input: JSON value} of a request in rows or columns."""
+  if ("instances" in request) == ("inputs" in request):
+    raise RequestError(400, 'Give either "instances" or "inputs"')
+  given = request.get("inputs", request.get("instances"))
+  if "instances" in request and isinstance(given, list) and given:
+    if all(isinstance(row, dict) and set(row) == set(specs) for row in given):
+      given = {name: [row[name] for row in given] for name in specs}
+  if len(specs) == 1 and not (
+    isinstance(given, dict) and set(given) & {*specs}
+  ):
+    given = dict.fromkeys(specs, given)  # one input needs no name
+  if not isinstance(given, dict) or set(given) != set(specs):
+    raise RequestError(400, f"Expected the inputs {', '.join(specs)}")
+  return given
 
 
-def _sentence(error: tf.errors.OpError) -> str:
-  """Returns what happened, without where in the graph."""
-  around = ("Graph execution", "Detected at", "<stack traces", "\t")
-  lines = [x for x in error.message.splitlines() if x]
-  told = [line for line in lines if not line.startswith(around)]
-  return told[0] if told else lines[0]
+def predict(signatures, request: dict) -> dict:
+  """Returns the answer to the body of a request."""
+  name = request.get("signature_name", "serving_default")
+  if not isinstance(name, str) or name not in signatures:
+    raise RequestError(400, f"Serving signature name {name!r} not found")
+  (specs,) = signatures[name].structured_input_signature[1:]
+  given = parse_inputs(request, specs)
+  inputs = {key: parse_tensor(given[key], spec) for key, spec in specs.items()}
+  try:
+    outputs = signatures[name](**inputs)
+  except tf.errors.OpError as error:  # the first line that is not about graphs
+    graph = ("Graph execution", "Detected at", "<stack traces", "\t")
+    lines = [x for x in error.message.splitlines() if x]
+    causes = [line for line in lines if not line.startswith(graph)]
+    raise RequestError(400, (causes or lines)[0]) from error
+  columns = {
+    key: np.char.decode(value.numpy().astype(bytes)).tolist()
+    if value.dtype == tf.string
+    else value.numpy().tolist()
+    for key, value in outputs.items()
+  }
+  rows = [dict(zip(columns, row)) for row in zip(*columns.values())]
+  if len(columns) == 1:  # one output needs no name
+    (columns,) = columns.values()
+    rows = columns
+  if "inputs" in request:
+    return {"outputs": columns}
+  return {"predictions": rows}
 
 
-def _listed(tensor: tf.Tensor):
-  array = tensor.numpy()
-  if tensor.dtype == tf.string:
-    return [text.decode() for text in array.tolist()]
-  return array.tolist()
-
-
-def make_server(model: ServedModel, port: int) -> ThreadingHTTPServer:
-  """Returns a server of 127.0.0.1 with a thread for each connection.
-
-  Args:
-    model: what is served.
-    port: 0 takes one that is free.
-  """
+def make_handler(signatures, name: str, version: int):
+  """Returns the class that answers requests for one version of a model."""
 
   class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
-    def do_GET(self):
-      self._respond(self._status)
-
-    def do_POST(self):
-      self._respond(self._predict)
-
-    def log_message(self, format, *args):
-      del format, args  # a line for each request is more than one reads
-
-    def _status(self):
-      self._check(post=False)
-      status = {"error_code": "OK", "error_message": ""}
-      version = {"version": str(model.version), "state": "AVAILABLE"}
-      return {"model_version_status": [{**version, "status": status}]}
-
-    def _predict(self):
-      body = self._body()
-      self._check(post=True)
+    def respond(self):
       try:
-        request = json.loads(body)
-      except (ValueError, RecursionError) as error:
-        raise Refused(400, f"JSON Parse error: {error}") from error
-      if not isinstance(request, dict):
-        raise Refused(400, "Expected a JSON object")
-      return model.predict(request)
-
-    def _check(self, post):
-      match = _PATH.fullmatch(self.path)
-      if not match or bool(match[3]) != post:
-        raise Refused(404, f"Malformed request: {self.command} {self.path}")
-      model.check(match[1], match[2])
-
-    def _body(self):
-      length = self.headers.get("Content-Length", "")
-      if not length.isdigit() or int(length) > MAX_BYTES:
-        self.close_connection = True
-        raise Refused(413, f"A body of at most {MAX_BYTES:,} bytes is read")
-      return self.rfile.read(int(length))
-
-    def _respond(self, answer):
-      try:
-        status, content = 200, answer()
-      except Refused as error:
-        status, content = error.status, {"error": str(error)}
-      body = json.dumps(content).encode()
+        status, answer = 200, self.answer()
+      except RequestError as error:
+        status, answer = error.args[0], {"error": error.args[1]}
+      body = json.dumps(answer).encode()
       self.send_response(status)
       self.send_header("Content-Type", "application/json")
       self.send_header("Content-Length", str(len(body)))
       self.end_headers()
       self.wfile.write(body)
 
-  server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
-  server.daemon_threads = True
-  return server
+    do_GET = do_POST = respond
+
+    def log_message(self, format, *args):
+      del format, args  # silent
+
+    def answer(self) -> dict:
+      post = self.command == "POST"
+      length = self.headers.get("Content-Length", "" if post else "0")
+      if not length.isdigit() or int(length) > MAX_BYTES:
+        self.close_connection = True
+        raise RequestError(413, f"A body has at most {MAX_BYTES:,} bytes")
+      body = self.rfile.read(int(length))
+      match = PATH.fullmatch(self.path)
+      if not match or bool(match[3]) != post:
+        path = f"{self.command} {self.path}"
+        raise RequestError(404, f"Malformed request: {path}")
+      if match[1] != name or match[2] not in (None, str(version)):
+        asked = f"{match[1]}, version {match[2] or 'latest'}"
+        here = f"{name}, version {version}"
+        raise RequestError(404, f"Servable not found: {asked}; here is {here}")
+      if not post:
+        state = {"version": str(version), "state": "AVAILABLE"}
+        status = {"error_code": "OK", "error_message": ""}
+        return {"model_version_status": [{**state, "status": status}]}
+      try:
+        request = json.loads(body)
+      except (ValueError, RecursionError) as error:
+        raise RequestError(400, f"JSON Parse error: {error}") from error
+      if not isinstance(request, dict):
+        raise RequestError(400, "Expected a JSON object")
+      return predict(signatures, request)
+
+  return Handler
 
 
 def main() -> None:
-  """Serves until it is interrupted."""
+  """Serves until interrupted."""
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument("--model_dir", required=True)
   parser.add_argument("--name", default="nfnet")
-  parser.add_argument("--port", type=int, default=8501)
+  parser.add_argument("--port", type=int, default=8501, help="0: any free one")
   flags = parser.parse_args()
-  server = make_server(ServedModel(flags.model_dir, flags.name), flags.port)
-  print(
-    f"http://127.0.0.1:{server.server_port}/v1/models/{flags.name}:predict",
-    flush=True,
-  )
-  try:
-    server.serve_forever()
-  except KeyboardInterrupt:
-    server.server_close()
+  names = tf.io.gfile.listdir(flags.model_dir)
+  versions = [int(name) for name in names if name.isdigit()]
+  if not versions:
+    raise SystemExit(
+      f"{flags.model_dir!r} holds no numbered versions, such as 1/"
+    )
+  path = os.path.join(flags.model_dir, str(max(versions)))
+  signatures = tf.saved_model.load(path).signatures
+  handler = make_handler(signatures, flags.name, max(versions))
+  with ThreadingHTTPServer(("127.0.0.1", flags.port), handler) as server:
+    address = f"http://127.0.0.1:{server.server_port}"
+    print(f"{address}/v1/models/{flags.name}:predict", flush=True)
+    try:
+      server.serve_forever()
+    except KeyboardInterrupt:
+      pass
 
 
 if __name__ == "__main__":

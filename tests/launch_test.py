@@ -1,4 +1,8 @@
-"""The real entry point, in processes of its own."""
+"""The real entry point: what a user sees, exit codes, files left behind.
+
+Three tests start Python as a user does; the others fork a process that has
+everything imported.
+"""
 
 import json
 import os
@@ -6,28 +10,52 @@ import pathlib
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
+
+from tests.support.launcher import (
+  TINY,
+  checkpoint_steps,
+  launchers,
+  wait_until,
+)
 
 ROOT = pathlib.Path(__file__).parents[1]
 # As a user's shell has it: the tests' own process is quieter.
 ENVIRONMENT = {k: v for k, v in os.environ.items() if k[:6] != "TF_CPP"}
-SMOKE = ["--gin_file=gin/quickstart.gin", "--gin_file=gin/overlays/smoke.gin"]
+NFNET = [
+  "--gin_file=gin/quickstart.gin",
+  "--gin_file=gin/overlays/smoke.gin",
+  "--gin_param=EPOCHS = 0.89",  # 40 steps
+  "--gin_param=run_config.Schedule.evaluate_every = 40",
+]
 
 
-def command(*arguments):
-  return [sys.executable, str(ROOT / "launch" / "train.py"), *arguments]
-
-
-def launch(*arguments, cwd=ROOT, environment=ENVIRONMENT):
+def cold_start(*arguments, cwd=ROOT, **environment):
   return subprocess.run(
-    command(*arguments),
+    [sys.executable, str(ROOT / "launch" / "train.py"), *arguments],
     capture_output=True,
     text=True,
     cwd=cwd,
-    env=environment,
+    env={**ENVIRONMENT, **environment},
   )
+
+
+@pytest.fixture(scope="module")
+def launcher():
+  with launchers() as make:
+    yield make()
+
+
+@pytest.fixture
+def launch(launcher, tmp_path_factory):
+  """Runs launch/train.py; its output is kept outside of tmp_path."""
+  folder = tmp_path_factory.mktemp("output")
+
+  def run(*arguments, **environment):
+    return launcher.launch(*arguments, folder=folder, **environment)
+
+  return run
 
 
 @pytest.fixture(scope="module")
@@ -39,9 +67,9 @@ def data(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def finished(data, tmp_path_factory):
-  """A smoke run that nobody killed: (its folder, its process)."""
+  """A run of an NFNet from a shell: (its folder, its process)."""
   workdir = tmp_path_factory.mktemp("run") / "whole"
-  done = launch(*SMOKE, data, "--gin_param=EPOCHS = 2", f"--workdir={workdir}")
+  done = cold_start(*NFNET, data, f"--workdir={workdir}")
   assert done.returncode == 0, done.stderr
   return workdir, done
 
@@ -55,7 +83,7 @@ def test_a_run_shows_lines_and_a_summary_and_keeps_the_chatter(finished):
   assert "held-out top-1" in done.stdout and "SavedModel" in done.stdout
   for line in done.stderr.splitlines():
     assert line[2] == ":" == line[5], line  # our own lines carry the time
-  assert "step 90/90, loss" in done.stderr
+  assert "step 40/40, loss" in done.stderr
   assert (workdir / "libraries.log").read_text()
   assert len(last_record(workdir)["weights_sha256"]) == 64
 
@@ -80,34 +108,31 @@ def files_of(folder):
   return {x: x.read_bytes() for x in folder.rglob("*") if x.is_file()}
 
 
-@pytest.mark.parametrize("averaged", [True, False])
-def test_a_checkpoint_is_exported_by_naming_it(finished, tmp_path, averaged):
-  """The averages are what the run exported by itself, and are the default."""
+def test_exports_a_checkpoint_by_its_path(finished, launch, tmp_path):
+  """Its averages, as the run itself exported them."""
   workdir, _ = finished
   before = files_of(workdir)
-  (checkpoint,) = (workdir / "checkpoints").glob("ckpt-90.index")
+  checkpoint = workdir / "checkpoints" / "ckpt-40"
   done = launch(
     "--gin_file=gin/export.gin",
-    f"--gin_param=CHECKPOINT = {str(checkpoint.with_suffix(''))!r}",
+    f"--gin_param=CHECKPOINT = {str(checkpoint)!r}",
     f"--workdir={tmp_path}",
-    *([] if averaged else ["--gin_param=AVERAGED = False"]),
   )
   assert done.returncode == 0, done.stderr
   assert f"SavedModel  {tmp_path}/saved_model/1" in done.stdout
   assert "SavedModel: differs by " in done.stderr
   weights = "variables/variables.data-00000-of-00001"
-  made, own = (
+  exported, expected = (
     (folder / "saved_model" / "1" / weights).read_bytes()
     for folder in (tmp_path, workdir)
   )
-  assert (made == own) == averaged
+  assert exported == expected
   card = (tmp_path / "saved_model" / "1" / "MODEL_CARD.md").read_text()
-  kind = "averages, where there are any" if averaged else "raw"
-  assert f"| weights | {kind} |" in card
-  assert files_of(workdir) == before  # neither checkpoints nor anything else
+  assert "| weights | averages, where there are any |" in card
+  assert files_of(workdir) == before
 
 
-def test_without_a_workdir_it_is_the_runs_next_version(finished):
+def test_exports_without_a_workdir_as_the_next_version(finished, launch):
   workdir, _ = finished
   done = launch(
     "--gin_file=gin/export.gin", f"--gin_param=CHECKPOINT = {str(workdir)!r}"
@@ -116,106 +141,98 @@ def test_without_a_workdir_it_is_the_runs_next_version(finished):
   assert f"SavedModel  {workdir}/saved_model/2" in done.stdout
 
 
-def test_again_on_the_finished_folder_nothing_is_trained(finished, data):
+def test_a_finished_run_is_not_trained_again(finished, launch, data):
   workdir, first = finished
   before = (workdir / "metrics.jsonl").read_bytes()
-  again = launch(*SMOKE, data, "--gin_param=EPOCHS = 2", f"--workdir={workdir}")
+  again = launch(*NFNET, data, f"--workdir={workdir}")
   assert again.returncode == 0
-  assert "done already" in again.stderr and again.stdout == first.stdout
+  assert "finished already" in again.stderr and again.stdout == first.stdout
   assert (workdir / "metrics.jsonl").read_bytes() == before
 
 
-def test_another_configuration_in_the_folder_is_refused(finished, data):
+def test_refuses_another_configuration_in_the_same_workdir(
+  finished, launch, data
+):
   workdir, _ = finished
-  done = launch(*SMOKE, data, "--gin_param=EPOCHS = 3", f"--workdir={workdir}")
+  done = launch(*NFNET, data, "--gin_param=EPOCHS = 3", f"--workdir={workdir}")
   assert done.returncode == 2
-  assert "EPOCHS was 2, is 3" in done.stderr
+  assert "EPOCHS was 0.89, is 3" in done.stderr
   assert "Traceback" not in done.stderr
 
 
-def newest(workdir):
-  """The list of checkpoints, which TensorFlow writes after their files."""
-  path = workdir / "checkpoints" / "checkpoint"
-  return path.read_text() if path.exists() else None
-
-
-def stop_after_a_checkpoint(arguments, workdir, how):
-  """Starts a run and sends a signal after its first checkpoint."""
-  before = newest(workdir)
-  with subprocess.Popen(
-    arguments,
-    cwd=ROOT,
-    env=ENVIRONMENT,
-    stdout=subprocess.DEVNULL,
-    stderr=subprocess.PIPE,
-    text=True,
-    # A shell makes what it runs in the background ignore it.
-    preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-  ) as process:
-    deadline = time.monotonic() + 180
-    while newest(workdir) == before:
-      assert process.poll() is None and time.monotonic() < deadline
-      time.sleep(0.05)
-    process.send_signal(how)
-    _, screen = process.communicate()
-  assert not (workdir / "result.json").exists()
-  return process.returncode, screen
-
-
-def test_stopped_twice_and_started_again_it_ends_in_the_same_bits(
-  finished, data, tmp_path
+@pytest.mark.parametrize(
+  "sent, code, words",
+  [
+    (signal.SIGINT, 130, "Interrupted"),
+    (signal.SIGTERM, 143, "saved"),
+  ],
+)
+def test_signals_end_a_run_with_their_exit_codes(
+  launcher, data, tmp_path, sent, code, words
 ):
-  whole, _ = finished
-  workdir = tmp_path / "stopped"
-  arguments = command(
-    *SMOKE, data, "--gin_param=EPOCHS = 2", f"--workdir={workdir}"
+  """That it resumes bit-identically is shown by session_test.py."""
+  screen, workdir = tmp_path / "screen", tmp_path / "run"
+  pid = launcher.start(
+    *TINY,
+    data,
+    "--gin_param=EPOCHS = 200",
+    "--gin_param=run_config.Schedule.evaluate_every = 400",
+    f"--workdir={workdir}",
+    stdout=screen,
   )
-  code, screen = stop_after_a_checkpoint(arguments, workdir, signal.SIGINT)
-  assert code == 130 and "rerun the same command" in screen
-  assert "Traceback" not in screen
-  code, screen = stop_after_a_checkpoint(arguments, workdir, signal.SIGTERM)
-  assert code == 143 and "all is saved, and the same command goes" in screen
-  again = subprocess.run(arguments, capture_output=True, text=True, cwd=ROOT)
-  assert again.returncode == 0, again.stderr
-  assert "Going on from step" in again.stderr
-  assert last_record(workdir) == last_record(whole)
+  wait_until(lambda: checkpoint_steps(workdir)[1:], pid)
+  os.kill(pid, sent)
+  assert launcher.wait() == code
+  last = screen.read_text().splitlines()[-1]
+  assert words in last and "the same command" in last
+  assert "Traceback" not in screen.read_text()
+  assert not (workdir / "result.json").exists()
 
 
 @pytest.mark.parametrize(
   "arguments, words",
   [
-    (["--gin_file=gin/f7plus_jft.gin"], "no TPU on this machine"),
     (["--gin_file=gin/quickstrt.gin"], "did you mean 'gin/quickstart.gin'"),
-    ([*SMOKE, "--gin_param=EPOCH = 3"], "did you mean 'EPOCHS'"),
+    ([*NFNET, "--gin_param=EPOCH = 3"], "did you mean 'EPOCHS'"),
     (["gin/quickstart.gin"], "--gin_file=gin/quickstart.gin"),
     (["--ginfile=gin/quickstart.gin"], "ginfile"),
   ],
 )
-def test_mistakes_end_in_one_sentence_and_exit_code_2(
-  arguments, words, tmp_path
+def test_mistakes_end_with_one_sentence_and_exit_code_2(
+  launch, arguments, words, tmp_path
 ):
-  environment = {**ENVIRONMENT, "TMPDIR": str(tmp_path)}
   done = launch(
-    *arguments, f"--workdir={tmp_path / 'run'}", environment=environment
+    *arguments, f"--workdir={tmp_path / 'run'}", TMPDIR=str(tmp_path)
   )
+  assert_one_sentence(done, words, tmp_path)
+
+
+def test_a_missing_device_ends_with_one_sentence(tmp_path):
+  done = cold_start(
+    "--gin_file=gin/f7plus_jft.gin",
+    f"--workdir={tmp_path / 'run'}",
+    TMPDIR=str(tmp_path),
+  )
+  assert_one_sentence(done, "no TPU on this machine", tmp_path)
+
+
+def assert_one_sentence(done, words, folder):
   assert done.returncode == 2
   (line,) = done.stderr.splitlines()
   assert line.startswith("error: ") and words in line
   assert done.stdout == ""
-  assert list(tmp_path.iterdir()) == []  # neither a work directory nor a log
+  assert list(folder.iterdir()) == []  # neither a work directory nor a log
 
 
-def test_a_traceback_is_there_for_the_asking(tmp_path):
+def test_prints_the_traceback_on_request(launch):
   done = launch(
-    "--gin_file=gin/quickstart.gin",
-    "--gin_param=EPOCH = 3",
-    "--traceback",
+    "--gin_file=gin/quickstart.gin", "--gin_param=EPOCH = 3", "--traceback"
   )
   assert done.returncode == 2 and "Traceback" in done.stderr
 
 
 def test_the_dry_run_of_the_largest_run_from_another_folder(tmp_path):
-  done = launch(
+  done = cold_start(
     "--gin_file=gin/f7plus_jft.gin",
     "--dry_run",
     "--gin_param=EPOCHS = 4",
@@ -236,7 +253,7 @@ def test_the_dry_run_of_the_largest_run_from_another_folder(tmp_path):
   assert list(tmp_path.iterdir()) == []
 
 
-def test_shards_are_made_checked_and_trained_on(tmp_path):
+def test_shards_are_made_checked_and_trained_on(launch, tmp_path):
   shards = tmp_path / "shards"
 
   def run(file, *arguments):
@@ -250,7 +267,7 @@ def test_shards_are_made_checked_and_trained_on(tmp_path):
   made = run("prepare_digits.gin")
   assert made.returncode == 0, made.stderr
   assert "train holds    1,437 images" in made.stdout
-  trained = run("quickstart.gin", *SMOKE[1:])
+  trained = run("quickstart.gin", *TINY[1:])
   assert trained.returncode == 0, trained.stderr
   assert f"from 2 shards in {shards}" in trained.stderr
   checked = run("check_shards.gin")
@@ -261,13 +278,15 @@ def test_shards_are_made_checked_and_trained_on(tmp_path):
   assert checked.returncode == 2
 
 
-def test_on_another_host_of_a_tpu_slice_there_is_nothing_to_do(tmp_path):
+def test_on_another_host_of_a_tpu_slice_there_is_nothing_to_do(
+  launch, tmp_path
+):
   done = launch(
-    *SMOKE,
+    *TINY,
     "--gin_param=STRATEGY = @distribution.tpu",
     "--gin_param=distribution.tpu.address = 'slice'",
     f"--workdir={tmp_path / 'run'}",
-    environment={**ENVIRONMENT, "TPU_WORKER_ID": "1"},
+    TPU_WORKER_ID="1",
   )
   assert done.returncode == 0 and done.stdout == ""
   (line,) = done.stderr.splitlines()

@@ -29,6 +29,7 @@ JOBS = {
   "gin/prepare_folder.gin": ["DATA_DIR = 'x'", "IMAGES = {images!r}"],
   "gin/prepare_tfds.gin": ["DATA_DIR = 'x'", "TFDS = {tfds!r}"],
 }
+SMOKE = "gin/overlays/smoke.gin"
 SERVICE = "gin/overlays/data_service.gin"
 FILES = sorted(p.relative_to(ROOT).as_posix() for p in ROOT.glob("gin/*.gin"))
 RUNS = [path for path in FILES if path not in JOBS]
@@ -110,11 +111,15 @@ def is_for(overlay, run):
   return "repeated" not in overlay or "jft" not in run
 
 
+PAIRS = {(run, SMOKE) for run in RUNS}
+PAIRS |= {(run, o) for run in (run_of("F7+"), SHARDS) for o in OVERLAYS}
+
+
 @pytest.mark.parametrize(
-  "run, overlay",
-  [(run, o) for run in RUNS for o in OVERLAYS if is_for(o, run)],
+  "run, overlay", sorted(pair for pair in PAIRS if is_for(*pair[::-1]))
 )
-def test_a_run_takes_every_overlay(run, overlay, images):
+def test_runs_take_overlays(run, overlay, images):
+  """Every run the smoke overlay, and one run of each kind all of them."""
   assert (
     configure(run, overlay, images=images).build_job().schedule.total_steps > 0
   )

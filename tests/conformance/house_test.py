@@ -1,123 +1,144 @@
-"""The house: floors, sizes, names."""
+"""The architecture: import floors and order, function sizes, public names."""
 
 import ast
+import importlib.util
 import pathlib
 
 import pytest
 
+import nfnets_tf
+
 ROOT = pathlib.Path(__file__).parents[2]
 PACKAGE = ROOT / "nfnets_tf"
-FILES = sorted([*PACKAGE.rglob("*.py"), *(ROOT / "launch").rglob("*.py")])
-FLOORS = {
-  "ops": 0,
-  "models": 1,
-  "optim": 1,
-  "data": 1,
-  "train": 2,
-  "serving": 2,
-  "scaling": 2,
-  "jobs": 3,
-  "config": 4,
+FILES = sorted(
+  path
+  for folder in ("nfnets_tf", "launch", "benchmarks", "examples", "tools")
+  for path in (ROOT / folder).rglob("*.py")
+)
+MAX_FLOORS = 13
+MAX_LONG_FUNCTIONS = 4
+# Package: packages that it may import besides itself and the root's modules.
+_BELOW_TRAIN = {"ops", "optim", "models", "data"}
+MAY_IMPORT = {
+  "ops": set(),
+  "optim": {"ops"},
+  "models": {"ops", "optim"},
+  "data": {"ops"},
+  "train": _BELOW_TRAIN,
+  "serving": {*_BELOW_TRAIN, "train"},
+  "scaling": {*_BELOW_TRAIN, "train"},
+  "config": {"train", "scaling", "models", "jobs"},
+  "jobs": {*_BELOW_TRAIN, "train", "serving", "scaling", "config"},
 }
-# Composition roots: they list what a run is made of.
-LONG_BY_DESIGN = {"nfnets_tf/jobs/train.py:__init__"}
+# Library: the only packages that may import it ("" is the package's root).
+CONFINED = {
+  "gin": {"config"},
+  "absl": {"launch"},
+  "ray": {"scaling", "jobs"},
+  "jinja2": {"scaling"},
+  "official": {"models", "data", "train", "ops"},
+}
 
 
-def imports(path):
-  """Yields (package of this project, or other top-level name) imported."""
-  for node in ast.walk(ast.parse(path.read_text())):
-    if isinstance(node, ast.ImportFrom):
-      names = [f"{node.module}.{alias.name}" for alias in node.names]
-    elif isinstance(node, ast.Import):
-      names = [alias.name for alias in node.names]
-    else:
-      continue
-    for name in names:
-      parts = name.split(".")
-      yield parts[1] if parts[0] == "nfnets_tf" else f"{parts[0]} (other)"
+@pytest.fixture(scope="module")
+def house():
+  """The module tools/house.py."""
+  path = ROOT / "tools" / "house.py"
+  spec = importlib.util.spec_from_file_location("house", path)
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  return module
+
+
+@pytest.fixture(scope="module")
+def modules(house):
+  return house.read_modules()
+
+
+def package_of(module):
+  parts = module.split(".")
+  path = PACKAGE / parts[1] if len(parts) > 1 else PACKAGE
+  return parts[1] if path.is_dir() and path != PACKAGE else ""
+
+
+def test_imports_have_few_floors_and_no_cycle(house, modules):
+  levels = house.floors(house.import_graph(modules))  # raises at a cycle
+  assert max(levels.values()) <= MAX_FLOORS
+
+
+def test_a_cycle_of_imports_is_detected(house):
+  with pytest.raises(ValueError, match="cycle: a -> b -> a"):
+    house.floors({"a": {"b"}, "b": {"a"}})
+
+
+def test_packages_import_downwards_only(house, modules):
+  packages = {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
+  assert packages == set(MAY_IMPORT)
+  upwards = [
+    f"{name} imports {imported}"
+    for name, below in house.import_graph(modules).items()
+    for imported in below
+    if (package := package_of(name))
+    and package_of(imported) not in {*MAY_IMPORT[package], package, ""}
+  ]
+  assert not upwards
+
+
+def test_functions_are_short(house, modules):
+  long = house.long_functions(modules)
+  assert len(long) <= MAX_LONG_FUNCTIONS, long
+
+
+def imported_libraries(tree):
+  """Yields the top-level names of absolute imports."""
+  for node in ast.walk(tree):
+    if isinstance(node, ast.Import):
+      yield from (alias.name.split(".")[0] for alias in node.names)
+    elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+      yield node.module.split(".")[0]
+
+
+def test_libraries_are_confined_to_their_packages(modules):
+  users = {library: set() for library in CONFINED}
+  for name, tree in modules.items():
+    for library in imported_libraries(tree):
+      if library in users:
+        users[library].add(package_of(name))
+  for library, packages in users.items():
+    assert packages <= CONFINED[library], library
 
 
 def relative(path):
   return path.relative_to(ROOT).as_posix()
 
 
-def offences(source_package, imported):
-  """Whether an import goes up, or sideways to a sibling."""
-  if imported not in FLOORS or imported == source_package:
-    return False
-  return FLOORS[imported] >= FLOORS[source_package]
-
-
-@pytest.mark.parametrize("path", FILES, ids=relative)
-def test_imports_go_downwards_only(path):
-  package = (
-    path.relative_to(PACKAGE).parts[0] if PACKAGE in path.parents else ""
+def has_union_annotation(tree):
+  """Whether an annotation is `X | Y`, which Python 3.9 cannot evaluate."""
+  hints = []
+  for node in ast.walk(tree):
+    if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+      hints.append(node.returns)
+    elif isinstance(node, (ast.arg, ast.AnnAssign)):
+      hints.append(node.annotation)
+  return any(
+    isinstance(part, ast.BinOp) and isinstance(part.op, ast.BitOr)
+    for hint in hints
+    if hint is not None
+    for part in ast.walk(hint)
   )
-  if package in FLOORS:
-    assert [n for n in imports(path) if offences(package, n)] == []
 
 
-def test_the_law_of_the_floors_sees_an_offence():
-  assert offences("models", "train") and offences("models", "optim")
-  assert not offences("train", "ops") and not offences("train", "train")
+def test_sources_suit_python_3_9_and_public_keras():
+  for path in FILES:
+    text = path.read_text()
+    assert "keras.src" not in text, relative(path)
+    if has_union_annotation(ast.parse(text)):
+      assert "from __future__ import annotations" in text, relative(path)
 
 
-def test_every_package_has_a_floor():
-  packages = {p.parent.name for p in PACKAGE.glob("*/__init__.py")}
-  assert packages == set(FLOORS)
-
-
-@pytest.mark.parametrize(
-  "library, homes",
-  [("gin", {"config"}), ("tensorflow_addons", {"data"}), ("absl", {"launch"})],
-)
-def test_a_library_stays_in_its_room(library, homes):
-  users = {
-    path.parent.name
-    for path in FILES
-    if f"{library} (other)" in set(imports(path))
-  }
-  assert users <= homes
-
-
-@pytest.mark.parametrize("path", FILES, ids=relative)
-def test_public_keras_alone(path):
-  assert "keras.src" not in path.read_text()
-
-
-@pytest.mark.parametrize("path", FILES, ids=relative)
-def test_files_and_functions_stay_small(path):
-  text = path.read_text()
-  assert len(text.splitlines()) <= 250
-  for node in ast.walk(ast.parse(text)):
-    if isinstance(node, ast.FunctionDef):
-      first = node.body[0]
-      documented = ast.get_docstring(node) is not None
-      start = first.end_lineno if documented else node.lineno
-      length = node.end_lineno - start
-      name = f"{relative(path)}:{node.name}"
-      assert length <= 40 or name in LONG_BY_DESIGN, (name, length)
-
-
-def test_no_room_for_what_has_no_home():
-  names = {path.stem for path in FILES}
-  assert not names & {"utils", "util", "common", "helpers", "base", "misc"}
-  assert not (ROOT / "gin" / "__init__.py").exists()  # would shadow the library
-
-
-@pytest.mark.parametrize("path", FILES, ids=relative)
-def test_annotations_of_alternatives_are_not_evaluated(path):
-  """`X | Y` is no expression of types in Python 3.9."""
-  tree = ast.parse(path.read_text())
-  found = [
-    node.lineno
-    for holder in ast.walk(tree)
-    for name in ("annotation", "returns")
-    if (node := getattr(holder, name, None)) is not None
-    if any(isinstance(part, ast.BitOr) for part in ast.walk(node))
-  ]
-  future = any(
-    isinstance(node, ast.ImportFrom) and node.module == "__future__"
-    for node in tree.body
-  )
-  assert future or not found
+def test_public_names_resolve():
+  assert set(nfnets_tf.__all__) <= set(dir(nfnets_tf))
+  for name in nfnets_tf.__all__:
+    assert getattr(nfnets_tf, name).__name__ == name
+  with pytest.raises(AttributeError, match="no attribute 'NFNett'"):
+    nfnets_tf.NFNett  # noqa: B018

@@ -7,6 +7,7 @@ children. See launcher.py.
 import json
 import os
 import pathlib
+import signal
 import sys
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[2] / "launch"))
@@ -37,6 +38,8 @@ def run(arguments, streams, environment):
 
 def main():
   """For each line: prints the process id, then the exit code."""
+  # A shell makes what it runs in the background ignore it.
+  signal.signal(signal.SIGINT, signal.default_int_handler)
   for line in sys.stdin:
     arguments, streams, environment = json.loads(line)
     pid = os.fork()
