@@ -69,7 +69,9 @@ def run_with_kills(launcher, command, folder, moments, seconds, draw):
         wait_for_moment(moments[0], workdir, pid, seconds, draw)
         with contextlib.suppress(ProcessLookupError):  # it has just finished
           os.kill(pid, signal.SIGKILL)
-      finished = launcher.wait() == 0
+      code = launcher.wait()
+      assert code in (0, -signal.SIGKILL)
+      finished = code == 0
       if not finished:
         moments = moments[1:]
         steps += checkpoint_steps(workdir)[-1:]
