@@ -41,3 +41,14 @@ def test_every_file_that_is_named_exists():
   assert len(links) > 5 and len(files) > 5
   for path in [*links, *files]:
     assert (ROOT / path).exists(), path
+
+
+def test_the_tests_that_the_documentation_names_exist():
+  names = re.findall(
+    r"`([\w/]+_test\.py)`", (ROOT / "docs" / "reliability.md").read_text()
+  )
+  assert len(names) > 15
+  for page in (ROOT / "docs").glob("*.md"):
+    names += re.findall(r"tests/([\w/]+_test\.py)", page.read_text())
+  missing = [name for name in names if not (ROOT / "tests" / name).exists()]
+  assert not missing

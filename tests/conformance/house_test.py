@@ -27,7 +27,7 @@ MAY_IMPORT = {
   "train": _BELOW_TRAIN,
   "serving": {*_BELOW_TRAIN, "train"},
   "scaling": {*_BELOW_TRAIN, "train"},
-  "config": {"train", "scaling", "models", "jobs"},
+  "config": set(),
   "jobs": {*_BELOW_TRAIN, "train", "serving", "scaling", "config"},
 }
 # Library: the only packages that may import it ("" is the package's root).
