@@ -94,7 +94,7 @@ def test_two_workers_match_one_process_and_resume_bit_identically(
     return codes
 
   assert stop_at(8, signal.SIGKILL, 0) == [-signal.SIGKILL, 1]
-  assert "start the same command on all of them" in screens[1].read_text()
+  assert "same command on all of them" in screens[1].read_text()
   assert stop_at(16, signal.SIGTERM, 1) == [143, 143]
   start(processes, arguments, screens)
   assert [process.wait() for process in processes] == [0, 0]
