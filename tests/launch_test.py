@@ -231,21 +231,35 @@ def test_prints_the_traceback_on_request(launch):
   assert done.returncode == 2 and "Traceback" in done.stderr
 
 
-def test_the_dry_run_of_the_largest_run_from_another_folder(tmp_path):
+@pytest.mark.parametrize(
+  "file, variant, parameters, macs, hours",
+  [
+    ("f0", "F0", "68,416,284 body + 92,190,000 head", "9.577 G", "6,505"),
+    pytest.param(
+      *("f7plus", "F7+", "825,454,960 body + 122,910,000 head"),
+      *("100.9 G", "53,540"),
+      marks=pytest.mark.soak,
+    ),
+  ],
+  ids=["F0", "F7+"],
+)
+def test_dry_run_from_another_folder(
+  tmp_path, file, variant, parameters, macs, hours
+):
   done = cold_start(
-    "--gin_file=gin/f7plus_jft.gin",
+    f"--gin_file=gin/{file}_jft.gin",
     "--dry_run",
     "--gin_param=EPOCHS = 4",
     cwd=tmp_path,
   )
   assert done.returncode == 0 and done.stderr == ""
   for part in (
-    "NFNet F7+, 30,000 classes",
-    "825,454,960 body + 122,910,000 head",
-    "100.9 G",
+    f"NFNet {variant}, 30,000 classes",
+    parameters,
+    macs,
     "16,000,000,000 = 4 epochs of 4,000,000,000",
     "3,906,250 at batch 4,096",
-    "53,540 TPU-v4 core-hours in the paper's figure 2",
+    f"{hours} TPU-v4 core-hours in the paper's figure 2",
     "EPOCHS = 4",
     "tpu, mixed_bfloat16",
   ):
