@@ -22,7 +22,7 @@ from nfnets_tf.train import inputs
 
 # A run of the tiny network always waits for its data, and would spend seconds
 # on measuring why.
-inputs.stage_costs = lambda *_, **__: {"not measured": 0.0}
+inputs.profile_stages = lambda *_, **__: {"not measured": 0.0}
 
 
 def run(arguments, streams, environment):
