@@ -11,6 +11,7 @@ __version__ = "0.1.0"
 _HOMES = {
   "NFNet": "nfnets_tf.models.nfnet",
   "SGD": "nfnets_tf.optim.sgd",
+  "AGC": "nfnets_tf.optim.adaptive_clipping",
   "SAM": "nfnets_tf.optim.sam",
   "Classifier": "nfnets_tf.train.classifier",
   "load_weights": "nfnets_tf.train.pretrained",

@@ -1,21 +1,38 @@
 """Adaptive gradient clipping (AGC), Brock et al. 2021, section 4.
 
-A unit is one output channel of a kernel, or a whole vector or scalar: gains,
-biases and skip gains are clipped by one norm each.
+`clip_unitwise` is the transformation of one gradient; `AGC` applies it in front
+of any Keras optimizer, and `nfnets_tf.SGD` uses it inside its update. A unit is
+one output channel of a kernel, or a whole vector or scalar: gains, biases and
+skip gains are clipped by one norm each.
 """
 
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from typing import Union
+
 import tensorflow as tf
+from tensorflow import keras
+
+from nfnets_tf.errors import UserError, require
+from nfnets_tf.optim.param_groups import (
+  GroupedOptimizer,
+  group_of,
+  lr_multiplier,
+)
 
 
 def unitwise_norm(x: tf.Tensor) -> tf.Tensor:
-  """Euclidean norm of every unit of `x`, broadcastable against `x`.
+  """Returns the Euclidean norm of every unit of `x`.
 
   Args:
-    x: a scalar, a vector, or a kernel whose last axis counts the units. A
+    x: a float scalar, vector, or kernel whose last axis counts the units. A
       tensor with at most one axis longer than 1 counts as a vector.
 
   Returns:
-    Norms: all axes but the last reduced to 1 for a kernel, else all axes.
+    Norms of the dtype of `x`, broadcastable against it: [1, ..., 1, units] for
+    a kernel, all axes 1 for a vector, [] for a scalar.
   """
   if sum(size != 1 for size in x.shape) <= 1:
     axes = list(range(x.shape.rank))
@@ -27,26 +44,34 @@ def unitwise_norm(x: tf.Tensor) -> tf.Tensor:
 def max_gradient_norm(
   weight: tf.Tensor, *, clipping: float, eps: float = 1e-3
 ) -> tf.Tensor:
-  """Returns clipping * max(|w_i|, eps) for every unit i of `weight`."""
-  return tf.cast(clipping, weight.dtype) * tf.maximum(
-    unitwise_norm(weight), eps
-  )
+  """Returns the threshold of every unit, clipping * max(|w_i|, eps).
+
+  Args:
+    weight: float, of any shape.
+    clipping: lambda of equation 3.
+    eps: floor under |w_i|.
+
+  Returns:
+    Norms of the shape that `unitwise_norm` gives, of the dtype of `weight`.
+  """
+  norm = tf.maximum(unitwise_norm(weight), eps)
+  return tf.cast(clipping, weight.dtype) * norm
 
 
 def clip_unitwise(
   gradient: tf.Tensor, weight: tf.Tensor, *, clipping: float, eps: float = 1e-3
 ) -> tf.Tensor:
-  """Shrinks each unit's gradient that is large next to its weights.
+  """Shrinks the gradient of each unit to a multiple of its weights' norm.
 
   For every unit i (Brock et al. 2021, equation 3),
 
     g_i <- g_i * min(1, clipping * max(|w_i|, eps) / |g_i|)
 
   Args:
-    gradient: the gradient of the whole batch, summed over all replicas.
-    weight: the variable's value, of the same shape.
+    gradient: float, of the whole batch: summed over all replicas.
+    weight: the variable's value, of the same shape and dtype.
     clipping: lambda, the largest ratio of gradient norm to weight norm.
-    eps: floor under |w_i|, so that zero-initialised weights can move.
+    eps: floor under |w_i|, so that weights initialized to zero can move.
 
   Returns:
     The clipped gradient, same shape and dtype as `gradient`.
@@ -55,3 +80,239 @@ def clip_unitwise(
   norm = unitwise_norm(gradient)
   scale = tf.where(norm > largest, largest / tf.maximum(norm, 1e-6), 1.0)
   return gradient * scale
+
+
+Exclude = Union[
+  Callable[[tf.Variable], bool], Sequence[Union[tf.Variable, str]], None
+]
+
+
+@keras.saving.register_keras_serializable(package="nfnets_tf")
+class AGC(GroupedOptimizer):
+  """Clips gradients unit by unit, then hands them to another optimizer.
+
+    model.compile(AGC(keras.optimizers.AdamW(1e-3), clipping=0.01), "mse")
+
+  The gradient is summed over replicas first, so that the threshold applies to
+  the whole batch. Everything else is the wrapped optimizer's: its rule, its
+  learning rate or schedule, its variables and `iterations`. Learning rate
+  multipliers (`param_groups.set_lr_multiplier`, `Classifier.layer_decay`) scale
+  the wrapped optimizer's whole update of a variable, decoupled decay included.
+
+  Args:
+    optimizer: any Keras optimizer, or a legacy one such as the LAMB of
+      tensorflow-addons; not `nfnets_tf.SGD`, which clips by itself.
+    clipping: lambda, the largest ratio of gradient norm to weight norm of a
+      unit, > 0; None turns clipping off.
+    eps: floor under the norm of a unit's weights, >= 0.
+    exclude: variables that are not clipped: a function of a variable, or a list
+      of variables and of regular expressions that are searched in a variable's
+      name. None excludes the kernel of a `ClassifierHead`, and [] nothing.
+    name: of the optimizer.
+
+  Raises:
+    UserError: if an argument is invalid.
+  """
+
+  def __init__(
+    self,
+    optimizer: keras.optimizers.Optimizer | keras.optimizers.legacy.Optimizer,
+    clipping: float | None = 0.01,
+    eps: float = 1e-3,
+    exclude: Exclude = None,
+    name: str = "AGC",
+  ):
+    _check_wrappable(optimizer)
+    positive = clipping is None or clipping > 0
+    require(positive, "AGC.clipping", clipping, "a number > 0, or None")
+    require(eps >= 0, "AGC.eps", eps, "a number >= 0")
+    super().__init__(name=name)
+    self.optimizer = optimizer
+    self.clipping = clipping
+    self.clipping_eps = eps
+    self.exclude = exclude
+    self._legacy = isinstance(optimizer, keras.optimizers.legacy.Optimizer)
+    self.iterations = optimizer.iterations
+
+  def clips(self, variable: tf.Variable) -> bool:
+    """Returns whether a variable's gradient is clipped."""
+    return self.clipping is not None and not self._excludes(variable)
+
+  def _excludes(self, variable: tf.Variable) -> bool:
+    if self.exclude is None:
+      return not group_of(variable).clipped
+    if callable(self.exclude):
+      return bool(self.exclude(variable))
+    return any(
+      re.search(entry, variable.name) is not None
+      if isinstance(entry, str)
+      else entry is variable
+      for entry in self.exclude
+    )
+
+  def build(self, var_list):
+    """Creates the wrapped optimizer's variables for `var_list`."""
+    if self._legacy:  # it has no public method for this
+      self.optimizer._create_all_weights(list(var_list))
+    else:
+      self.optimizer.build(var_list)
+
+  def apply_gradients(
+    self, grads_and_vars, name=None, skip_gradients_aggregation=False, **kwargs
+  ):
+    """Makes a step; see `keras.optimizers.Optimizer.apply_gradients`.
+
+    Args:
+      grads_and_vars: pairs of a gradient (or None) and its variable, of the
+        same shape.
+      name: of the wrapped optimizer's name scope.
+      skip_gradients_aggregation: whether the gradients are already summed over
+        replicas.
+      **kwargs: `experimental_aggregate_gradients`, its legacy opposite.
+    """
+    pairs = list(grads_and_vars)
+    aggregate = kwargs.pop("experimental_aggregate_gradients", True)
+    if aggregate and not skip_gradients_aggregation:
+      pairs = self.aggregate_gradients(pairs)
+    pairs = [(self._clipped(g, v), v) for g, v in pairs]
+    slow = [v for g, v in pairs if g is not None and lr_multiplier(v) != 1]
+    before = [variable.read_value() for variable in slow]
+    options = (
+      {"experimental_aggregate_gradients": False}
+      if self._legacy
+      else {"skip_gradients_aggregation": True}
+    )
+    result = self.optimizer.apply_gradients(pairs, name=name, **options)
+    for variable, weight in zip(slow, before):
+      _scale_update(variable, weight)
+    return result
+
+  def _clipped(self, gradient, variable):
+    if gradient is None or not self.clips(variable):
+      return gradient
+    # A sparse gradient becomes dense: units are columns of the whole kernel.
+    gradient = tf.convert_to_tensor(gradient)
+    weight = tf.cast(variable.read_value(), gradient.dtype)
+    return clip_unitwise(
+      gradient, weight, clipping=self.clipping, eps=self.clipping_eps
+    )
+
+  @property
+  def learning_rate(self):
+    """The wrapped optimizer's current rate, a scalar variable or tensor."""
+    rate = self.optimizer.learning_rate
+    if isinstance(rate, keras.optimizers.schedules.LearningRateSchedule):
+      return rate(self.iterations)  # legacy optimizers give the schedule
+    return rate
+
+  @learning_rate.setter
+  def learning_rate(self, learning_rate):
+    self.optimizer.learning_rate = learning_rate
+
+  @property
+  def variables(self):
+    """The wrapped optimizer's variables, `iterations` first."""
+    return self.optimizer.weights if self._legacy else self.optimizer.variables
+
+  def set_weights(self, weights):
+    """Sets the wrapped optimizer's variables, in the order of `variables`."""
+    self.optimizer.set_weights(weights)
+
+  # Keras saves a wrapped optimizer below this one by itself, a legacy one not.
+  def save_own_variables(self, store):
+    """Adds the variables that Keras does not find by itself to a file."""
+    if self._legacy:
+      for index, variable in enumerate(self.variables):
+        store[str(index)] = variable.numpy()
+
+  def load_own_variables(self, store):
+    """Assigns what `save_own_variables` stored."""
+    if self._legacy:
+      self.set_weights([store[str(i)] for i in range(len(self.variables))])
+
+  def finalize_variable_values(self, var_list):
+    """Ends training, as the wrapped optimizer does."""
+    if not self._legacy:
+      self.optimizer.finalize_variable_values(var_list)
+
+  def get_config(self):
+    """Returns the constructor's arguments, with variables by name."""
+    exclude = self.exclude
+    if callable(exclude):
+      exclude = keras.saving.serialize_keras_object(exclude)
+    elif exclude is not None:
+      exclude = [
+        entry if isinstance(entry, str) else f"^{re.escape(entry.name)}$"
+        for entry in exclude
+      ]
+    return {
+      "optimizer": keras.saving.serialize_keras_object(self.optimizer),
+      "clipping": self.clipping,
+      "eps": self.clipping_eps,
+      "exclude": exclude,
+      "name": self.name,
+    }
+
+  @classmethod
+  def from_config(cls, config, custom_objects=None):
+    """Builds the optimizer that `get_config` described."""
+    optimizer, exclude = config["optimizer"], config["exclude"]
+    custom_objects = {**(custom_objects or {}), **_class_of(optimizer)}
+    optimizer = keras.saving.deserialize_keras_object(optimizer, custom_objects)
+    if isinstance(exclude, dict):
+      exclude = keras.saving.deserialize_keras_object(exclude, custom_objects)
+    return cls(**{**config, "optimizer": optimizer, "exclude": exclude})
+
+
+def agc(
+  learning_rate: float | keras.optimizers.schedules.LearningRateSchedule,
+  *,
+  optimizer: Callable[..., keras.optimizers.Optimizer],
+  clipping: float | None = 0.01,
+  eps: float = 1e-3,
+) -> AGC:
+  """Wraps an optimizer that is still to be made, for configuration files.
+
+  Args:
+    learning_rate: of the optimizer, a number or schedule.
+    optimizer: called with `learning_rate=`, such as `keras.optimizers.AdamW`.
+    clipping: see `AGC`.
+    eps: see `AGC`.
+  """
+  return AGC(optimizer(learning_rate=learning_rate), clipping, eps)
+
+
+def _check_wrappable(optimizer) -> None:
+  kinds = (keras.optimizers.Optimizer, keras.optimizers.legacy.Optimizer)
+  require(
+    isinstance(optimizer, kinds),
+    "AGC.optimizer",
+    optimizer,
+    "a Keras optimizer, such as keras.optimizers.AdamW(1e-3)",
+  )
+  if isinstance(optimizer, GroupedOptimizer):
+    raise UserError(
+      f"AGC received {type(optimizer).__name__}, which clips by itself; use it"
+      " without AGC."
+    )
+
+
+def _class_of(config: dict) -> dict[str, type]:
+  """Returns {name: class} of a serialized optimizer, if it is known.
+
+  Keras 2.15 does not find AdamW, Lion and registered classes in HDF5 files.
+  """
+  name, registered = config["class_name"], config.get("registered_name")
+  cls = keras.saving.get_registered_object(registered) if registered else None
+  legacy = config["config"].get("is_legacy_optimizer", True)
+  module = keras.optimizers.legacy if legacy else keras.optimizers
+  cls = cls or getattr(module, name, None)
+  return {name: cls} if cls else {}
+
+
+def _scale_update(variable: tf.Variable, before: tf.Tensor) -> None:
+  """Replaces a variable's last update by its multiple; any rule is scaled."""
+  multiplier = tf.cast(lr_multiplier(variable), before.dtype)
+  value = before + multiplier * (variable.read_value() - before)
+  # `assign` would average over replicas; the handle is this replica's.
+  tf.raw_ops.AssignVariableOp(resource=variable.handle, value=value)

@@ -69,6 +69,46 @@ def lr_multiplier(variable: tf.Variable) -> float:
   return getattr(variable, _LR_MULTIPLIER, 1.0)
 
 
+class GroupedOptimizer(keras.optimizers.Optimizer):
+  """Base of the optimizers that honor groups and learning rate multipliers.
+
+  Attributes:
+    clipping: AGC's lambda, None without clipping.
+    clipping_eps: AGC's floor under the norm of a unit's weights.
+    skips_nonfinite: whether a step with a gradient that is not finite changes
+      no variable but `iterations`.
+  """
+
+  clipping: float | None = None
+  clipping_eps = 1e-3
+  skips_nonfinite = False
+
+  def clips(self, variable: tf.Variable) -> bool:
+    """Returns whether a variable's gradient, of any shape, is clipped."""
+    return self.clipping is not None and group_of(variable).clipped
+
+
+def check_lr_multipliers(
+  optimizer: keras.optimizers.Optimizer, variables: Sequence[tf.Variable]
+) -> None:
+  """Raises a UserError if an optimizer would ignore a multiplier.
+
+  Args:
+    optimizer: that will update the variables.
+    variables: the trainable variables, of any shape.
+  """
+  inner = getattr(optimizer, "inner_optimizer", optimizer)  # of loss scaling
+  if isinstance(inner, GroupedOptimizer):
+    return
+  if any(lr_multiplier(variable) != 1 for variable in variables):
+    name = type(optimizer).__name__
+    raise UserError(
+      f"{name} ignores learning rate multipliers, and Classifier.layer_decay or"
+      f" set_lr_multiplier has set some; use nfnets_tf.AGC({name}(...)) or"
+      " nfnets_tf.SGD."
+    )
+
+
 def freeze(stages: Stages, frozen: Sequence[str] | str) -> None:
   """Makes stages of a network untrainable.
 

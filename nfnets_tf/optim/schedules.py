@@ -1,17 +1,16 @@
-"""Learning rates as functions of the step."""
+"""Learning rate schedules, and the step counts that they need."""
 
-import math
 from collections.abc import Mapping
 
-import tensorflow as tf
 from tensorflow import keras
 
-from nfnets_tf.errors import UserError
+from nfnets_tf.errors import UserError, require_int
 
 
-@keras.saving.register_keras_serializable(package="nfnets_tf")
-class WarmupCosine(keras.optimizers.schedules.LearningRateSchedule):
-  """Linear warm-up from zero, then a cosine to zero.
+def warmup_cosine(
+  *, peak: float, warmup_steps: int, total_steps: int
+) -> keras.optimizers.schedules.CosineDecay:
+  """Returns a linear warm-up from zero, followed by a cosine to zero.
 
   At step t of T with w steps of warm-up (Brock et al. 2021, appendix A.1),
 
@@ -20,60 +19,45 @@ class WarmupCosine(keras.optimizers.schedules.LearningRateSchedule):
 
   Args:
     peak: the rate at the end of the warm-up.
-    warmup_steps: w.
-    total_steps: T; later steps keep the last rate.
+    warmup_steps: w, from 0 to T - 1.
+    total_steps: T; the rate of later steps is 0.
 
   Raises:
     UserError: if the warm-up is not shorter than the run.
   """
-
-  def __init__(self, *, peak: float, warmup_steps: int, total_steps: int):
-    if not 0 <= warmup_steps < total_steps:
-      raise UserError(
-        f"warmup_steps = {warmup_steps} does not fit total_steps ="
-        f" {total_steps}; the warm-up must be shorter than the run: lower"
-        " warmup_steps or raise EPOCHS."
-      )
-    self.peak = float(peak)
-    self.warmup_steps = warmup_steps
-    self.total_steps = total_steps
-
-  def __call__(self, step):
-    step = tf.cast(step, tf.float32)
-    warmup = tf.cast(self.warmup_steps, tf.float32)
-    rest = tf.cast(self.total_steps - self.warmup_steps, tf.float32)
-    progress = tf.clip_by_value((step - warmup) / rest, 0.0, 1.0)
-    cosine = 0.5 * self.peak * (1.0 + tf.cos(math.pi * progress))
-    return tf.where(
-      step < warmup, self.peak * step / tf.maximum(warmup, 1.0), cosine
+  if not 0 <= warmup_steps < total_steps:
+    raise UserError(
+      f"warmup_steps = {warmup_steps} does not fit total_steps ="
+      f" {total_steps}; expected a warm-up shorter than the run: lower"
+      " warmup_steps or raise EPOCHS."
     )
-
-  def get_config(self):
-    """Returns the constructor's arguments."""
-    return {
-      "peak": self.peak,
-      "warmup_steps": self.warmup_steps,
-      "total_steps": self.total_steps,
-    }
+  if warmup_steps == 0:  # Keras would divide by it
+    return keras.optimizers.schedules.CosineDecay(float(peak), total_steps)
+  return keras.optimizers.schedules.CosineDecay(
+    0.0,  # an integer would make the rate one
+    total_steps - warmup_steps,
+    warmup_target=float(peak),
+    warmup_steps=warmup_steps,
+  )
 
 
 def steps_for_epochs(
   *, epochs: float, num_examples: int, batch_size: int
 ) -> int:
-  """Returns the steps that train on `epochs` times `num_examples` images.
+  """Returns the number of steps of a run, `epochs` times `num_examples` images.
 
-  It counts what is computed: with repeated augmentation the examples are read
-  less often, at the same cost (scaling paper, footnote 4).
+  Images that are computed count: with repeated augmentation the run makes fewer
+  passes over the examples, at the same cost (scaling paper, footnote 4).
 
   Args:
-    epochs: passes over the examples, if each step's images are different ones.
+    epochs: passes over the examples without repeated augmentation, > 0.
     num_examples: of the training split.
-    batch_size: images a step.
+    batch_size: images per step.
+
+  Raises:
+    UserError: if that is less than one step.
   """
-  if batch_size < 1:
-    raise UserError(
-      f"BATCH_SIZE = {batch_size} cannot be used; bind it to at least 1."
-    )
+  require_int("BATCH_SIZE", batch_size, 1)
   steps = round(epochs * num_examples / batch_size)
   if steps < 1:
     raise UserError(
@@ -83,9 +67,9 @@ def steps_for_epochs(
   return steps
 
 
-def share_of_steps(*, share: float, total_steps: int) -> int:
-  """Returns `share` of `total_steps`, such as a warm-up, in whole steps."""
-  return round(share * total_steps)
+def fraction_of_steps(*, fraction: float, total_steps: int) -> int:
+  """Returns a fraction of `total_steps`, such as a warm-up, in whole steps."""
+  return round(fraction * total_steps)
 
 
 def tuned_peak(
@@ -105,7 +89,7 @@ def tuned_peak(
     budgets = sorted(budget for name, budget in table if name == variant)
     known = f"it has {variant} at {budgets}" if budgets else "not this variant"
     raise UserError(
-      f"the table of tuned learning rates has none for VARIANT = {variant!r} at"
-      f" EPOCHS = {epochs} ({known}); bind PEAK_LR to a number."
+      f"the table of tuned learning rates has no entry for VARIANT ="
+      f" {variant!r} at EPOCHS = {epochs} ({known}); bind PEAK_LR to a number."
     )
   return table[variant, epochs]

@@ -7,11 +7,15 @@ from tensorflow import keras
 
 from nfnets_tf.ops.finite import all_finite
 from nfnets_tf.optim.adaptive_clipping import clip_unitwise
-from nfnets_tf.optim.param_groups import group_of, lr_multiplier
+from nfnets_tf.optim.param_groups import (
+  GroupedOptimizer,
+  group_of,
+  lr_multiplier,
+)
 
 
 @keras.saving.register_keras_serializable(package="nfnets_tf")
-class SGD(keras.optimizers.Optimizer):
+class SGD(GroupedOptimizer):
   """The optimizer of the NFNet papers, with DeepMind's order of operations.
 
   For a gradient g of the whole batch, summed over replicas, and a weight w:
@@ -41,7 +45,7 @@ class SGD(keras.optimizers.Optimizer):
     name: of the optimizer.
   """
 
-  leaves_out_nonfinite = True
+  skips_nonfinite = True
 
   def __init__(
     self,

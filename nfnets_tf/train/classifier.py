@@ -120,7 +120,8 @@ class Classifier(keras.Model):
       **kwargs: of `keras.Model.compile`, such as steps_per_execution.
 
     Raises:
-      UserError: if a loss or metrics are given.
+      UserError: if a loss or metrics are given, or the optimizer is a legacy
+        one, or it would ignore learning rate multipliers.
     """
     for name in ("loss", "loss_weights", "metrics", "weighted_metrics"):
       if kwargs.pop(name, None) is not None:
@@ -130,6 +131,15 @@ class Classifier(keras.Model):
           " set Classifier.label_smoothing."
         )
     super().compile(optimizer=optimizer, **kwargs)
+    if not isinstance(self.optimizer, keras.optimizers.Optimizer):
+      name = type(self.optimizer).__name__
+      raise UserError(
+        f"Classifier.compile received {name}, a legacy Keras optimizer; use"
+        f" nfnets_tf.AGC({name}(...))."
+      )
+    param_groups.check_lr_multipliers(
+      self.optimizer, self.network.trainable_variables
+    )
     self._compile_options = kwargs
     variables = self.network.trainable_variables
     with self.distribute_strategy.scope():

@@ -19,7 +19,7 @@ from tensorflow import keras
 
 from nfnets_tf.ops.losses import MixedLabels
 from nfnets_tf.optim.adaptive_clipping import max_gradient_norm, unitwise_norm
-from nfnets_tf.optim.param_groups import group_of
+from nfnets_tf.optim.param_groups import GroupedOptimizer
 from nfnets_tf.optim.sam import SAM
 
 
@@ -124,8 +124,8 @@ class Telemetry:
 
   Args:
     variables: the trainable weights.
-    optimizer: its `clipping` and `clipping_eps`, if it has them, say which
-      units are clipped.
+    optimizer: says which units are clipped, if it is a `GroupedOptimizer`:
+      `nfnets_tf.SGD` or `nfnets_tf.AGC`.
     sam: of the training step, or None.
     stages: {name of a stage: its variables}.
 
@@ -141,8 +141,9 @@ class Telemetry:
     *,
     stages: Mapping[str, Sequence[tf.Variable]] | None = None,
   ):
-    self._clipping = getattr(optimizer, "clipping", None)
-    self._eps = getattr(optimizer, "clipping_eps", None)
+    grouped = isinstance(optimizer, GroupedOptimizer)
+    self._optimizer = optimizer
+    self._clipping = optimizer.clipping if grouped else None
     stage_of = {
       id(variable): stage
       for stage, members in (stages or {}).items()
@@ -211,10 +212,10 @@ class Telemetry:
     clipped = {stage: [] for stage in self._clipped}
     units = dict.fromkeys(self._clipped, 0)
     for variable, norm, stage in zip(variables, norms, self._stages):
-      if not group_of(variable).clipped:
+      if not self._optimizer.clips(variable):
         continue
       threshold = max_gradient_norm(
-        variable, clipping=self._clipping, eps=self._eps
+        variable, clipping=self._clipping, eps=self._optimizer.clipping_eps
       )
       count = tf.math.count_nonzero(norm > threshold, dtype=tf.float32)
       for key in {None, stage}:

@@ -8,6 +8,7 @@ import tensorflow as tf
 from tensorflow import keras
 
 from nfnets_tf.ops.finite import all_finite
+from nfnets_tf.optim.param_groups import GroupedOptimizer
 
 
 class NonfiniteGuard:
@@ -28,7 +29,9 @@ class NonfiniteGuard:
 
   def __init__(self, optimizer: keras.optimizers.Optimizer):
     self._optimizer = optimizer
-    self._zeroes = not getattr(optimizer, "leaves_out_nonfinite", False)
+    self._zeroes = not (
+      isinstance(optimizer, GroupedOptimizer) and optimizer.skips_nonfinite
+    )
     self.consecutive_skips = tf.Variable(
       0,
       trainable=False,

@@ -120,7 +120,7 @@ def test_a_file_that_forgets_gins_imports(tmp_path):
   [
     ("EPOCHS = 'abc'", "steps_for_epochs rejected its arguments"),
     ("BATCH_SIZE = 0", "batch_size = 0"),
-    ("schedules.WarmupCosine.warmup_steps = 5000", "lower warmup_steps"),
+    ("schedules.warmup_cosine.warmup_steps = 5000", "lower warmup_steps"),
     ("run_config.Schedule.log_every = 7", "a multiple of"),
     ("run_config.Schedule.checkpoints_to_keep = 0", "integer >= 1"),
     ("run_config.DataConfig.shuffle_buffer = 2.5", "integer >= 1"),

@@ -7,8 +7,8 @@ from tensorflow import keras
 
 from nfnets_tf.models import layers
 from nfnets_tf.models.nfnet import NFBlock, NFNet
+from nfnets_tf.optim.adaptive_clipping import AGC
 from nfnets_tf.optim.sam import SAM
-from nfnets_tf.optim.schedules import WarmupCosine
 from nfnets_tf.optim.sgd import SGD
 from nfnets_tf.train.classifier import Classifier
 
@@ -44,7 +44,7 @@ OTHERS = {
   ),
   "SGD": lambda: SGD(0.1, clipping=0.2),
   "SAM": lambda: SAM(0.1, scope="global", ascent_fraction=0.2, every=2),
-  "WarmupCosine": lambda: WarmupCosine(peak=1, warmup_steps=2, total_steps=9),
+  "AGC": lambda: AGC(keras.optimizers.AdamW(0.1), 0.2),
 }
 
 

@@ -1,6 +1,7 @@
 import math
 
 import pytest
+import tensorflow as tf
 from tensorflow import keras
 
 from nfnets_tf.errors import UserError
@@ -15,25 +16,28 @@ def naive(step, peak, warmup, total):
 
 
 @pytest.mark.parametrize("warmup", [0, 10])
-def test_equals_its_definition(warmup):
-  schedule = schedules.WarmupCosine(
+def test_warmup_cosine_equals_its_formula(warmup):
+  schedule = schedules.warmup_cosine(
     peak=1.6, warmup_steps=warmup, total_steps=50
   )
+  compiled = tf.function(schedule)
   for step in range(60):
     expected = naive(step, 1.6, warmup, 50)
     assert float(schedule(step)) == pytest.approx(expected, abs=1e-6)
+    step = tf.constant(step, tf.int64)  # as an optimizer counts
+    assert float(compiled(step)) == pytest.approx(expected, abs=1e-6)
 
 
 def test_survives_serialization():
-  schedule = schedules.WarmupCosine(peak=1.6, warmup_steps=3, total_steps=9)
+  schedule = schedules.warmup_cosine(peak=1.6, warmup_steps=3, total_steps=9)
   config = keras.optimizers.schedules.serialize(schedule)
   again = keras.optimizers.schedules.deserialize(config)
   assert again.get_config() == schedule.get_config()
 
 
-def test_a_warmup_as_long_as_the_run_is_refused():
+def test_warmup_as_long_as_the_run_is_refused():
   with pytest.raises(UserError, match="warmup_steps = 9 .* total_steps = 9"):
-    schedules.WarmupCosine(peak=1.0, warmup_steps=9, total_steps=9)
+    schedules.warmup_cosine(peak=1.0, warmup_steps=9, total_steps=9)
 
 
 def test_steps_for_epochs():
@@ -46,11 +50,11 @@ def test_steps_for_epochs():
   assert steps(0.25) == 244_141
 
 
-def test_share_of_steps():
-  assert schedules.share_of_steps(share=0.05, total_steps=898) == 45
+def test_fraction_of_steps():
+  assert schedules.fraction_of_steps(fraction=0.05, total_steps=898) == 45
 
 
-def test_less_than_a_batch_is_refused():
+def test_run_shorter_than_a_step_is_refused():
   with pytest.raises(UserError, match="less than one batch of 64"):
     schedules.steps_for_epochs(epochs=0.1, num_examples=100, batch_size=64)
   with pytest.raises(UserError, match="BATCH_SIZE = 0"):

@@ -24,8 +24,8 @@ class Listed(keras.optimizers.schedules.LearningRateSchedule):
     return tf.gather(tf.constant(RATES), tf.cast(step, tf.int32))
 
 
-def run(role, **options):
-  variable = set_group(tf.Variable(START), role)
+def run(group, **options):
+  variable = set_group(tf.Variable(START), group)
   optimizer = SGD(Listed(), **options)
   for gradient in GRADIENTS:
     optimizer.apply_gradients([(tf.constant(gradient), variable)])
@@ -47,7 +47,7 @@ def naive(*, clipping, decay, nesterov=True, momentum=0.9):
 
 
 @pytest.mark.parametrize(
-  "role, clipping, decay",
+  "group, clipping, decay",
   [
     (ParamGroup.KERNEL, 0.1, 0.05),
     (ParamGroup.HEAD_KERNEL, None, 0.05),
@@ -55,12 +55,30 @@ def naive(*, clipping, decay, nesterov=True, momentum=0.9):
   ],
 )
 @pytest.mark.parametrize("nesterov", [True, False])
-def test_three_steps_with_a_changing_rate_by_hand(
-  role, clipping, decay, nesterov
+def test_three_steps_with_a_changing_rate_equal_numpy(
+  group, clipping, decay, nesterov
 ):
-  got = run(role, clipping=0.1, weight_decay=0.05, nesterov=nesterov)
+  got = run(group, clipping=0.1, weight_decay=0.05, nesterov=nesterov)
   want = naive(clipping=clipping, decay=decay, nesterov=nesterov)
   np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6)
+
+
+def test_update_has_the_bits_of_the_formula():
+  """In float32, with the operations in the order that they are documented."""
+  kernel, bias = tf.Variable(START), tf.Variable(START[0])
+  optimizer = SGD(Listed(), clipping=0.1, weight_decay=0.05)
+  weights = [tf.constant(START), tf.constant(START[0])]
+  velocities = [tf.zeros_like(weight) for weight in weights]
+  for rate, gradient in zip(RATES, GRADIENTS):
+    gradients = [tf.constant(gradient), tf.constant(gradient[1])]
+    optimizer.apply_gradients(zip(gradients, [kernel, bias]))
+    for i, decay in enumerate((0.05, None)):
+      g = clip_unitwise(gradients[i], weights[i], clipping=0.1)
+      g = g if decay is None else g + decay * weights[i]
+      velocities[i] = velocities[i] * 0.9 + g
+      weights[i] -= g * rate + velocities[i] * 0.9 * rate
+  np.testing.assert_array_equal(kernel, weights[0])
+  np.testing.assert_array_equal(bias, weights[1])
 
 
 def test_decay_is_added_after_clipping():
@@ -105,7 +123,7 @@ def test_trains_a_plain_keras_model():
   assert history[-1] < 0.01 < history[0]
 
 
-def test_a_marked_rate_scales_every_step():
+def test_lr_multiplier_scales_every_step():
   slow = set_lr_multiplier(tf.Variable(START), 0.25)
   plain = tf.Variable(START)
   options = {"clipping": None, "weight_decay": 0.0, "momentum": 0.5}
@@ -120,7 +138,7 @@ def test_a_marked_rate_scales_every_step():
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 @pytest.mark.parametrize("compiled", [False, True])
 @pytest.mark.parametrize("nesterov", [False, True])
-def test_a_step_that_is_not_finite_changes_nothing(value, compiled, nesterov):
+def test_nonfinite_step_changes_nothing(value, compiled, nesterov):
   variables = [
     set_group(tf.Variable(START), ParamGroup.KERNEL) for _ in range(2)
   ]
@@ -147,7 +165,7 @@ def test_a_step_that_is_not_finite_changes_nothing(value, compiled, nesterov):
   assert all(np.any(a != b) for a, b in zip(before, state()))
 
 
-def test_variables_without_a_gradient_stay_as_keras_leaves_them():
+def test_variables_without_a_gradient_stay():
   used, unused = (
     set_group(tf.Variable(START), ParamGroup.KERNEL) for _ in range(2)
   )
