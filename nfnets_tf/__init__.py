@@ -1,29 +1,29 @@
-"""NFNets at scale in TensorFlow/Keras: the public face.
+"""NFNets at scale in TensorFlow/Keras.
 
-The names below are imported when they are first used, so that `import
-nfnets_tf` itself takes no time.
+The public names are imported at their first use, so that `import nfnets_tf`
+itself is immediate.
 """
 
 import importlib
 
 __version__ = "0.1.0"
 
-_HOMES = {
+_MODULES = {
   "NFNet": "nfnets_tf.models.nfnet",
   "SGD": "nfnets_tf.optim.sgd",
   "AGC": "nfnets_tf.optim.adaptive_clipping",
   "SAM": "nfnets_tf.optim.sam",
   "Classifier": "nfnets_tf.train.classifier",
-  "load_weights": "nfnets_tf.train.pretrained",
+  "load_weights": "nfnets_tf.models.weights",
   "export_saved_model": "nfnets_tf.serving.export",
 }
 
-__all__ = list(_HOMES)
+__all__ = list(_MODULES)
 
 
 def __getattr__(name: str):
-  if name in _HOMES:
-    return getattr(importlib.import_module(_HOMES[name]), name)
+  if name in _MODULES:
+    return getattr(importlib.import_module(_MODULES[name]), name)
   raise AttributeError(f"module 'nfnets_tf' has no attribute {name!r}")
 
 

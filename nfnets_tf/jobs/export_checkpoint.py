@@ -13,11 +13,11 @@ from nfnets_tf.errors import UserError, require_int
 from nfnets_tf.fileio import find_run_dir
 from nfnets_tf.jobs.job import RunContext
 from nfnets_tf.jobs.train import TrainJob
+from nfnets_tf.models.weights import InitWeights
 from nfnets_tf.train.assembly import compiled_classifier
 from nfnets_tf.train.checkpoint_files import newest_in
 from nfnets_tf.train.dry_run import describe_network, format_table
 from nfnets_tf.train.finish import export_metadata, heldout_sample
-from nfnets_tf.train.pretrained import Start
 from nfnets_tf.train.run_dir import RunDir
 
 
@@ -27,7 +27,7 @@ class ExportJob:
   Args:
     training: the run, a `TrainJob`; of it the network, the classifier and the
       held-out split are used.
-    checkpoint: whatever `pretrained.load_weights` reads, with its classifier.
+    checkpoint: whatever `weights.load_weights` reads, with its classifier.
     averaged: whether to take the averages of the weights where there are any.
     export: writes a SavedModel; a `serving.export.Exporter`.
     images: number of held-out images on which the network in training and what
@@ -45,7 +45,7 @@ class ExportJob:
   ):
     require_int("export_checkpoint.ExportJob.images", images, 1)
     self.training, self.export = training, export
-    self.start = Start(path=checkpoint, keep_head=True, averaged=averaged)
+    self.start = InitWeights(path=checkpoint, keep_head=True, averaged=averaged)
     self.images = images
 
   def plan(self) -> str:

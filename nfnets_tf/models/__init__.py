@@ -1,1 +1,1 @@
-"""Floor 1: the networks, their sizes, their cost and others' parameters."""
+"""The networks: layers, NFNet and its sizes, cost, and weight files."""

@@ -1,7 +1,7 @@
-"""What a network costs, read off its own graph: parameters, MACs, memory.
+"""Parameters, multiply-accumulates and activations of a network's graph.
 
-Nothing is allocated: a network built by `abstractly` has variables without
-values, so that the largest can be measured on a laptop.
+A network built by `abstractly` has variables without values, so that the
+largest can be measured on a laptop.
 """
 
 import functools
@@ -15,11 +15,14 @@ _PRODUCTS = ("MatMul",)
 
 
 def abstractly(build: Callable[[], keras.Model]) -> keras.Model:
-  """Calls `build` so that the variables it makes take no memory.
+  """Builds a network whose variables take no memory.
 
   The network can be measured and traced, not run.
+
+  Args:
+    build: returns the network, called without arguments.
   """
-  nowhere = tf.Graph()
+  nowhere = tf.Graph()  # its variables are symbolic: never initialized
 
   def create(next_creator, **kwargs):
     with nowhere.as_default():
@@ -43,10 +46,10 @@ def count_macs(network: keras.Model, image_size: int) -> int:
 
 
 def count_activations(network: keras.Model, image_size: int) -> int:
-  """Counts the numbers that one image's forward pass keeps for the backward.
+  """Counts the activations that one image's backward pass needs.
 
-  Those are what convolutions take and give; a compiler makes the rest again.
-  For F0 at 224 px these are 26.4 million.
+  Those are the inputs and outputs of convolutions; a compiler recomputes the
+  rest. For F0 at 224 px these are 26.4 million.
 
   Args:
     network: takes [batch, image_size, image_size, 3].
@@ -79,7 +82,7 @@ def _macs(operation: tf.Operation) -> int:
 
 
 def count_parameters(network: keras.Model) -> tuple[int, int]:
-  """Returns the trainable parameters of (the body, the classifier)."""
+  """Returns the numbers of trainable parameters of (body, classifier)."""
   total = sum(v.shape.num_elements() for v in network.trainable_variables)
   head = network.get_layer("classifier").trainable_variables
   in_head = sum(v.shape.num_elements() for v in head)

@@ -1,8 +1,7 @@
-"""The sizes of NFNet: F0-F7, the wider F0+-F7+, and small ones for laptops.
+"""Sizes of NFNets: F0 to F7, the wider F0+ to F7+, and small ones for laptops.
 
-Depths, widths and head dropout of F0-F6 are Brock et al. 2021, table 1; F7 and
-the "+" family are those of the released code. A size is data; the network that
-reads it is `nfnet.NFNet`.
+Depths, widths and head dropout of F0 to F6 are Brock et al. 2021, table 1; F7
+and the "+" family are those of the released code. `nfnet.NFNet` builds them.
 """
 
 import dataclasses
@@ -17,7 +16,7 @@ class Variant:
 
   Attributes:
     depths: number of residual blocks in each of the four stages.
-    drop_rate: dropout before the classifier, the variant's own.
+    drop_rate: default rate of the dropout before the classifier.
     widths: output channels of each stage.
     group_width: channels in each group of the 3x3 convolutions.
     stem_widths: channels of the first three stem convolutions; the fourth has
@@ -49,7 +48,7 @@ _WIDER = {
   for name, variant in _PUBLISHED.items()
 }
 
-# Ours: the same network at laptop sizes, for tests and small images.
+# Not published: laptop sizes, for tests and small images.
 _SMALL = {
   "femto": Variant((1, 1, 1, 1), 0.0, (16, 16, 32, 32), 4, (8, 8, 8)),
   "nano": Variant((1, 1, 2, 1), 0.0, (32, 64, 128, 128), 16, (8, 16, 32)),
@@ -70,8 +69,8 @@ _SMALL = {
   ),
 }
 
-# Ours: a ladder for scaling studies on images of 32 pixels, named by the width
-# of the first stage. A step doubles all widths: about four times the MACs.
+# Not published: a ladder for scaling studies on images of 32 pixels, named by
+# the width of stage 1. Each rung doubles all widths: about four times the MACs.
 _LADDER = {
   f"W{width}": Variant(
     (1, 1, 2, 1),
@@ -91,11 +90,11 @@ def variant(name: str) -> Variant:
   """Returns the size called `name`.
 
   Raises:
-    UserError: if there is none; the message names the nearest.
+    UserError: if it does not exist; the message suggests the nearest name.
   """
   if name in VARIANTS:
     return VARIANTS[name]
-  # Of those that are as near the first: published ones.
+  # Of equally near ones max returns the first, a published one.
   near = max(VARIANTS, key=lambda known: _likeness(str(name), known))
   alike = _likeness(str(name), near) >= 0.4
   hint = f" (did you mean {near!r}?)" if alike else ""

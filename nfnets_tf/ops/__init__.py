@@ -1,1 +1,1 @@
-"""Floor 0: pure functions and marks; imports nothing of the project."""
+"""Pure functions on tensors, and seeded random numbers."""

@@ -53,6 +53,8 @@ _FUNCTIONS = {
 def scaled_activation(name: str) -> Callable[[tf.Tensor], tf.Tensor]:
   """Returns x -> gamma * f(x) for the nonlinearity called `name`.
 
+  The function maps float tensors of any shape to the same shape and dtype.
+
   Args:
     name: a key of `GAMMAS`, such as "gelu".
 
@@ -64,7 +66,7 @@ def scaled_activation(name: str) -> Callable[[tf.Tensor], tf.Tensor]:
 
 
 def plain_activation(name: str) -> Callable[[tf.Tensor], tf.Tensor]:
-  """Returns f, without its gamma; see `scaled_activation`."""
+  """Returns f without its gamma, same shapes as `scaled_activation`."""
   if name not in _FUNCTIONS:
     raise UserError(
       f"activation = {name!r} is unknown; expected one of"

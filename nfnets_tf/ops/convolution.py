@@ -1,11 +1,10 @@
-"""Convolution with groups on every device.
+"""Grouped convolution on every device.
 
-`tf.nn.conv2d` takes a kernel of in_channels / groups channels. GPUs and XLA run
-that directly, and so does a CPU through oneDNN, forward and backward. Keras'
+`tf.nn.conv2d` accepts a kernel of in_channels / groups channels. GPUs and XLA
+run it directly, and so does a CPU through oneDNN, forward and backward. Keras'
 layer instead compiles grouped convolutions with XLA on a CPU, where they run at
 a twentieth of the speed (docs/performance.md), so the layers of this project
-call the function below. Where oneDNN is missing the groups are convolved one by
-one.
+call `conv2d`. Without oneDNN it convolves the groups one by one.
 """
 
 import functools
@@ -15,7 +14,7 @@ import tensorflow as tf
 
 @functools.cache
 def grouped_kernels_run() -> bool:
-  """Whether this TensorFlow has grouped convolution and its gradient."""
+  """Returns whether grouped convolution and its gradient exist here."""
   if tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices(
     "TPU"
   ):
@@ -39,13 +38,14 @@ def conv2d(
   """Convolves with SAME padding.
 
   Args:
-    images: [batch, height, width, in_channels].
+    images: float [batch, height, width, in_channels].
     kernel: [height, width, in_channels / groups, out_channels], same dtype.
     strides: of both axes.
     groups: number of independent groups of channels.
 
   Returns:
-    [batch, ceil(height / strides), ceil(width / strides), out_channels].
+    [batch, ceil(height / strides), ceil(width / strides), out_channels], same
+    dtype.
   """
   if groups == 1 or grouped_kernels_run():
     return tf.nn.conv2d(images, kernel, strides=strides, padding="SAME")
@@ -55,7 +55,7 @@ def conv2d(
 def conv2d_by_group(
   images: tf.Tensor, kernel: tf.Tensor, *, strides: int, groups: int
 ) -> tf.Tensor:
-  """Does what `conv2d` does with one plain convolution a group."""
+  """Computes `conv2d`, same shapes and dtypes, with a convolution per group."""
   outputs = [
     tf.nn.conv2d(part, part_kernel, strides=strides, padding="SAME")
     for part, part_kernel in zip(

@@ -1,4 +1,4 @@
-"""Softmax cross-entropy: the one place where labels are smoothed."""
+"""Softmax cross-entropy with label smoothing, also of mixed images."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ from nfnets_tf.errors import UserError
 
 
 class MixedLabels(NamedTuple):
-  """Labels of images that were made of two, without a vector of all classes.
+  """Labels of images that were mixed from two, without a dense vector.
 
   Attributes:
-    first: of the one image, integers [batch].
-    second: of the other.
-    share: of the first, float32 [batch] in [0, 1]; the second has the rest.
+    first: of the first image, integers [batch].
+    second: of the second image, integers [batch].
+    share: weight of the first, float32 [batch] in [0, 1]; the second has the
+      rest.
   """
 
   first: tf.Tensor
@@ -23,7 +24,7 @@ class MixedLabels(NamedTuple):
   share: tf.Tensor
 
   def main(self) -> tf.Tensor:
-    """Returns the label of the larger share."""
+    """Returns the label of the larger weight, integers [batch]."""
     return tf.where(self.share >= 0.5, self.first, self.second)
 
 
@@ -33,7 +34,7 @@ def softmax_cross_entropy(
   *,
   label_smoothing: float = 0.0,
 ) -> tf.Tensor:
-  """Cross-entropy of each example against smoothed labels.
+  """Returns the cross-entropy of each example against smoothed labels.
 
   With smoothing s over C classes the target is (1 - s) * y + s / C, so the
   loss is (1 - s) * CE(y) + s * CE(uniform). It is computed in that form: an
@@ -48,8 +49,8 @@ def softmax_cross_entropy(
     Loss of each example in nats, float32 [batch].
 
   Raises:
-    UserError: if the labels are neither; TensorFlow would stretch [batch, 1]
-      over all classes without a word.
+    UserError: if the labels have another shape; TensorFlow would silently
+      broadcast [batch, 1] over all classes.
   """
   logits = tf.cast(logits, tf.float32)
   loss = _cross_entropy(logits, labels)

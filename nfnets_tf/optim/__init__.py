@@ -1,1 +1,1 @@
-"""Floor 1: the optimizer, its schedules and the average of the weights."""
+"""Optimizers, adaptive gradient clipping, SAM, schedules and averages."""

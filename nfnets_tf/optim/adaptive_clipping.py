@@ -98,6 +98,8 @@ class AGC(GroupedOptimizer):
   learning rate or schedule, its variables and `iterations`. Learning rate
   multipliers (`param_groups.set_lr_multiplier`, `Classifier.layer_decay`) scale
   the wrapped optimizer's whole update of a variable, decoupled decay included.
+  Gradients that are not finite are passed on; a `Classifier` replaces them by
+  zeros.
 
   Args:
     optimizer: any Keras optimizer, or a legacy one such as the LAMB of

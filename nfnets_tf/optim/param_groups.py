@@ -97,8 +97,9 @@ def check_lr_multipliers(
     optimizer: that will update the variables.
     variables: the trainable variables, of any shape.
   """
-  inner = getattr(optimizer, "inner_optimizer", optimizer)  # of loss scaling
-  if isinstance(inner, GroupedOptimizer):
+  if isinstance(optimizer, keras.mixed_precision.LossScaleOptimizer):
+    optimizer = optimizer.inner_optimizer
+  if isinstance(optimizer, GroupedOptimizer):
     return
   if any(lr_multiplier(variable) != 1 for variable in variables):
     name = type(optimizer).__name__

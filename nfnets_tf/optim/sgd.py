@@ -26,22 +26,22 @@ class SGD(GroupedOptimizer):
     w <- w - learning_rate * (g + momentum * v)          with Nesterov, else v
 
   (Brock et al. 2021, section 4 and appendix A.1.) The rate stays outside the
-  buffer, unlike in Keras' own SGD, where a changing rate also rescales the
-  momentum. Clipping happens here, not in Keras' `clipnorm`, because only
-  `update_step` sees the sum over replicas. The defaults are the papers' for
-  ImageNet at batch 4096; `ops.roles` says what a variable's treatment is, and
-  may mark a factor on its rate.
+  buffer, unlike in Keras' SGD, where a changing rate also rescales the
+  momentum. Clipping cannot be Keras' `clipnorm`, which acts before the sum over
+  replicas. The defaults are the paper's for ImageNet at batch size 4096.
+  `optim.param_groups` sets which variables are clipped and decayed, and
+  multipliers on the learning rate.
 
-  If any gradient is not finite, the step changes nothing but `iterations`: no
-  weight, and no buffer.
+  If any gradient is not finite, the step changes nothing but `iterations`:
+  neither weights nor momentum.
 
   Args:
-    learning_rate: a float or a `LearningRateSchedule`.
+    learning_rate: a number >= 0 or a `LearningRateSchedule`.
     momentum: decay of the buffer, in [0, 1).
-    nesterov: whether the step looks ahead.
-    weight_decay: coefficient of the coupled L2 decay.
-    clipping: AGC's lambda; None turns clipping off.
-    clipping_eps: AGC's floor under the norm of a unit's weights.
+    nesterov: whether to use Nesterov's look-ahead.
+    weight_decay: coefficient of the coupled L2 decay, >= 0.
+    clipping: AGC's lambda, > 0; None turns clipping off.
+    clipping_eps: AGC's floor under the norm of a unit's weights, >= 0.
     name: of the optimizer.
   """
 
@@ -59,8 +59,8 @@ class SGD(GroupedOptimizer):
     name: str = "SGD",
     **kwargs,
   ):
-    # Keras would apply its own decoupled decay and compile each variable's
-    # update alone; both are off, and the whole step can be compiled instead.
+    # Keras would apply its own decoupled decay, and compile the update of each
+    # variable separately; the whole step can be compiled instead.
     kwargs.update(weight_decay=None, jit_compile=False)
     super().__init__(name=name, **kwargs)
     self._learning_rate = self._build_learning_rate(learning_rate)
@@ -69,10 +69,10 @@ class SGD(GroupedOptimizer):
     self.coupled_decay = weight_decay
     self.clipping = clipping
     self.clipping_eps = clipping_eps
-    self._finite = None  # of the step that is being made
+    self._finite = None  # whether the current step is, a scalar bool
 
   def build(self, var_list):
-    """Makes the momentum buffers and notes the role of every variable."""
+    """Creates the momentum buffers and looks up every variable's group."""
     super().build(var_list)
     if getattr(self, "_built", False):
       return
@@ -80,8 +80,8 @@ class SGD(GroupedOptimizer):
       self.add_variable_from_reference(variable, "momentum")
       for variable in var_list
     ]
-    self._roles = [group_of(variable) for variable in var_list]
-    self._rates = [lr_multiplier(variable) for variable in var_list]
+    self._groups = [group_of(variable) for variable in var_list]
+    self._multipliers = [lr_multiplier(variable) for variable in var_list]
     self._built = True
 
   def apply_gradients(
@@ -91,13 +91,13 @@ class SGD(GroupedOptimizer):
     skip_gradients_aggregation=False,
     **kwargs,
   ):
-    """Makes a step, unless a gradient is not finite; see Keras' Optimizer."""
+    """Makes a step; see `keras.optimizers.Optimizer.apply_gradients`."""
     pairs = [(g, v) for g, v in grads_and_vars if g is not None]
     aggregate = kwargs.pop("experimental_aggregate_gradients", True)
     if aggregate and not skip_gradients_aggregation:
       pairs = self.aggregate_gradients(pairs)
-    # A step that does not count is made, with nothing in it: a branch around
-    # what replicas do together is not possible.
+    # Non-finite steps run with a zero update instead of a tf.cond, which must
+    # not contain cross-replica operations.
     self._finite = all_finite(gradient for gradient, _ in pairs)
     try:
       return super().apply_gradients(
@@ -107,24 +107,31 @@ class SGD(GroupedOptimizer):
       self._finite = None
 
   def update_step(self, gradient, variable):
-    """Updates one variable and its buffer; see the class."""
+    """Updates one variable and its momentum.
+
+    Args:
+      gradient: summed over replicas, of the variable's shape and dtype.
+      variable: this replica's component, which has no group: see `build`.
+    """
     index = self._index_dict[self._var_key(variable)]
-    velocity, role = self.momentums[index], self._roles[index]
+    velocity, group = self.momentums[index], self._groups[index]
     gradient = tf.convert_to_tensor(gradient)
-    if self.clipping is not None and role.clipped:
+    if self.clipping is not None and group.clipped:
       gradient = clip_unitwise(
         gradient, variable, clipping=self.clipping, eps=self.clipping_eps
       )
-    if self.coupled_decay and role.decayed:
+    if self.coupled_decay and group.decayed:
       gradient += self.coupled_decay * variable
-    rate = tf.cast(self.learning_rate * self._rates[index], variable.dtype)
+    rate = tf.cast(
+      self.learning_rate * self._multipliers[index], variable.dtype
+    )
     momentum = self.momentum
     if self._finite is not None:
       gradient = tf.where(self._finite, gradient, tf.zeros_like(gradient))
       rate = tf.where(self._finite, rate, tf.zeros_like(rate))
       momentum = tf.where(self._finite, momentum, 1.0)
-    # One pass over memory; written out, the last two lines of the class'
-    # recurrence take six, which a small batch feels.
+    # The fused kernel passes over memory once; the last two lines of the
+    # recurrence, written out, take six passes, which shows at small batches.
     tf.raw_ops.ResourceApplyMomentum(
       var=variable.handle,
       accum=velocity.handle,

@@ -18,9 +18,9 @@ import tensorflow as tf
 from tensorflow import keras
 
 from nfnets_tf.errors import UserError
-from nfnets_tf.models import naming
 from nfnets_tf.models.layers import spatial_mean
 from nfnets_tf.models.nfnet import NFNet
+from nfnets_tf.models.weights import named_variables
 from nfnets_tf.ops.activations import plain_activation
 from nfnets_tf.ops.convolution import conv2d
 from nfnets_tf.serving import folding
@@ -201,7 +201,7 @@ def inference_network(
       " expected an NFNet, or dtype='float32' for other networks."
     )
   if not fold or not is_nfnet:
-    named = naming.named_variables(model.network)
+    named = named_variables(model.network)
     return training_network(model), {"parameters": named}
   folded = folding.fold(model.network)
   inference = FoldedInference(folded, dtype=dtype, target=target)

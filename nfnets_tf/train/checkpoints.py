@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from nfnets_tf.errors import UserError, plain_message
 from nfnets_tf.fileio import report_write_errors
-from nfnets_tf.models import naming
+from nfnets_tf.models.weights import named_variables
 from nfnets_tf.train import checkpoint_files as files
 from nfnets_tf.train.classifier import Classifier
 from nfnets_tf.train.run_state import RunState
@@ -63,7 +63,7 @@ class Checkpoints:
     optimizer = classifier.optimizer
     self._variables = {
       "metrics": _numbered(self.metric_variables),
-      "parameters": naming.named_variables(classifier.network),
+      "parameters": named_variables(classifier.network),
       "averages": classifier.named_averages(),
       "optimizer": _numbered(optimizer.variables),
       "run": {

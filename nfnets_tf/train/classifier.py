@@ -9,8 +9,8 @@ import tensorflow as tf
 from tensorflow import keras
 
 from nfnets_tf.errors import UserError
-from nfnets_tf.models import naming
 from nfnets_tf.models.nfnet import layers_by_stage, variables_by_stage
+from nfnets_tf.models.weights import named_variables
 from nfnets_tf.ops import stateless_random
 from nfnets_tf.ops.losses import softmax_cross_entropy
 from nfnets_tf.optim import ema, param_groups
@@ -266,7 +266,7 @@ class Classifier(keras.Model):
 
   def named_averages(self) -> dict[str, tf.Variable]:
     """Returns {name of a weight: its average, float32 of the same shape}."""
-    named = naming.named_variables(self.network)
+    named = named_variables(self.network)
     names = {id(variable): name for name, variable in named.items()}
     return {names[id(v)]: a for v, a in zip(self._averaged, self.averages)}
 

@@ -14,8 +14,8 @@ from tensorflow import keras
 
 from nfnets_tf.data.pipeline import Split
 from nfnets_tf.errors import require, require_fraction, require_int
+from nfnets_tf.models.weights import InitWeights
 from nfnets_tf.optim.sam import SAM
-from nfnets_tf.train.pretrained import Start
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +32,7 @@ class ModelConfig:
   variant: str
   network: Callable[[], keras.Model]
   classifier: Callable[..., keras.Model]
-  init_weights: Start
+  init_weights: InitWeights
 
 
 @dataclasses.dataclass(frozen=True)

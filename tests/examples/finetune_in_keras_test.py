@@ -11,8 +11,8 @@ import tensorflow as tf
 from tensorflow import keras
 
 from nfnets_tf.models.nfnet import NFNet
+from nfnets_tf.models.weights import save_deepmind
 from nfnets_tf.train.classifier import Classifier
-from nfnets_tf.train.pretrained import save_deepmind
 
 EXAMPLE = (
   pathlib.Path(__file__).parents[2] / "examples" / "finetune_in_keras.py"

@@ -9,7 +9,7 @@ from nfnets_tf.errors import UserError
 from nfnets_tf.jobs.export_checkpoint import ExportJob
 from nfnets_tf.jobs.job import RunContext
 from nfnets_tf.models.nfnet import NFNet
-from nfnets_tf.train.pretrained import save_deepmind
+from nfnets_tf.models.weights import save_deepmind
 from nfnets_tf.train.run_dir import RunDir
 
 

@@ -58,7 +58,10 @@ def test_a_batch_that_does_not_divide_among_the_replicas(
     ("MULTIPLICITY = 3", "batch of 32 does not divide by MULTIPLICITY = 3"),
     ("TRAIN_TRANSFORMS = []", "images of shape .* expected a fixed size"),
     ("classifier.Classifier.frozen = 'head'", "frozen names 'head'"),
-    ("pretrained.Start.path = '/nowhere'", "'/nowhere' does not exist; expec"),
+    (
+      "weights.InitWeights.path = '/nowhere'",
+      "'/nowhere' does not exist; expec",
+    ),
   ],
 )
 def test_data_and_models_that_do_not_fit(make_dataset, tmp_path, param, words):

@@ -26,7 +26,7 @@ def test_gelu_is_the_tanh_approximation():
 
 
 @pytest.mark.parametrize("name", sorted(GAMMAS))
-def test_the_plain_one_lacks_its_gamma_alone(name):
+def test_plain_activation_lacks_gamma_only(name):
   x = tf.constant([-1.5, 0.0, 0.7])
   scaled = GAMMAS[name] * plain_activation(name)(x)
   np.testing.assert_allclose(scaled_activation(name)(x), scaled, rtol=1e-6)

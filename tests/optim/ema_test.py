@@ -24,7 +24,7 @@ def test_update_follows_the_recurrence():
   np.testing.assert_allclose(average, expected, rtol=1e-6)
 
 
-def test_exchange_gives_back_the_same_bits_even_after_an_error():
+def test_swap_restores_the_same_bits_after_an_error():
   values = np.float32([0.1, 1e-30]), np.float32([1e30, 7.7])
   variable, average = tf.Variable(values[0]), tf.Variable(values[1])
   with pytest.raises(KeyError):
@@ -36,7 +36,7 @@ def test_exchange_gives_back_the_same_bits_even_after_an_error():
   np.testing.assert_array_equal(average, values[1])
 
 
-def test_averages_are_weights_of_the_model_that_do_not_learn():
+def test_averages_are_nontrainable_weights_of_the_model():
   model = keras.Model()
   variables = [tf.Variable([[1.0, 2.0]]), tf.Variable([3.0], dtype=tf.float64)]
   averages = ema.add_averages(model, variables)

@@ -86,12 +86,15 @@ def test_frozen_stages_and_their_averages_do_not_move():
   assert len(model.averages) == 97
 
 
-def test_each_stage_learns_at_its_multiple_of_the_rate():
-  """Without momentum and clipping a step is the rate times the gradient."""
-  plain, _ = train()
-  slow, _ = train(layer_decay=0.5)
+def test_layer_decay_sets_the_multiplier_of_each_stage():
+  network = NFNet("femto", 4)
+  Classifier(network, layer_decay=0.5, ema_decay=None)
+  stages = variables_by_stage(network)
+  assert tuple(stages) == STAGES
   for distance, name in enumerate(reversed(STAGES)):
-    assert slow[name] / plain[name] == pytest.approx(0.5**distance, rel=1e-3)
+    assert {lr_multiplier(v) for v in stages[name]} == {0.5**distance}
+  Classifier(network, ema_decay=None)
+  assert {lr_multiplier(variable) for variable in network.variables} == {1}
 
 
 def test_saved_classifier_keeps_frozen_stages_and_multipliers(tmp_path):

@@ -16,7 +16,7 @@ def in_replica(function):
   return strategy.run(tf.function(function))
 
 
-def test_perturbs_by_rho_along_one_norm_over_all_weights():
+def test_perturbs_by_rho_over_one_norm_of_all_weights():
   a, b = tf.Variable([1.0, 2.0]), tf.Variable([[3.0]])
   kept = in_replica(
     lambda: SAM(0.5).perturb([a, b], [tf.constant([3.0, 0.0]), [[4.0]]])
@@ -27,7 +27,7 @@ def test_perturbs_by_rho_along_one_norm_over_all_weights():
   np.testing.assert_array_equal(kept[1], [[3.0]])
 
 
-def test_only_the_direction_matters():
+def test_scale_of_the_gradient_is_irrelevant():
   gradient = tf.random.normal([5])
   moved = []
   for scale in (1.0, 1e-6, 1e6):
@@ -42,13 +42,13 @@ def test_only_the_direction_matters():
   np.testing.assert_allclose(moved[0], moved[2], rtol=1e-5)
 
 
-def test_a_gradient_of_zero_moves_nothing():
+def test_zero_gradient_perturbs_nothing():
   variable = tf.Variable([1.0, -2.0])
   in_replica(lambda: SAM(0.1).perturb([variable], [tf.zeros([2])]))
   np.testing.assert_array_equal(variable, [1.0, -2.0])
 
 
-def test_restores_every_bit_where_adding_and_subtracting_would_not():
+def test_restores_every_bit():
   start = np.random.default_rng(0).standard_normal(1000).astype(np.float32)
   gradient = np.random.default_rng(1).standard_normal(1000).astype(np.float32)
   variable = tf.Variable(start)
@@ -91,18 +91,18 @@ def test_ascent_examples(fraction, examples, expected):
     ({"every": 2.0}, "SAM.every = 2.0"),
   ],
 )
-def test_what_cannot_be_is_refused(options, complaint):
+def test_invalid_arguments_are_refused(options, complaint):
   with pytest.raises(UserError, match=complaint):
     SAM(**options)
 
 
-def test_survives_its_config():
+def test_config_round_trip():
   how = SAM(0.1, scope="global", ascent_fraction=0.2, every=3)
   data = keras.saving.serialize_keras_object(how)
   assert vars(keras.saving.deserialize_keras_object(data)) == vars(how)
 
 
-def test_active_steps_and_their_cost():
+def test_active_steps_and_passes():
   assert SAM().active_at(tf.constant(3)) is None
   steps = [bool(SAM(every=3).active_at(tf.constant(i))) for i in range(5)]
   assert steps == [True, False, False, True, False]

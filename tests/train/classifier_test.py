@@ -8,8 +8,8 @@ from tensorflow import keras
 
 from nfnets_tf.data import pipeline, preprocessing
 from nfnets_tf.errors import UserError
-from nfnets_tf.models import deepmind
 from nfnets_tf.models.nfnet import NFNet
+from nfnets_tf.models.weights import assign_parameters, parameter_table
 from nfnets_tf.ops.losses import MixedLabels, softmax_cross_entropy
 from nfnets_tf.optim.sam import SAM
 from nfnets_tf.optim.sgd import SGD
@@ -48,9 +48,9 @@ def test_five_steps_of_f0_equal_deepminds(testdata, golden_parameters):
   """Losses, weights and averages after AGC, Nesterov, decay and EMA."""
   golden = np.load(testdata / "f0_agc_sgd_5steps.npz")
   network = NFNet("F0", 10, drop_rate=0.0)
-  table = deepmind.parameter_table(network)
+  table = parameter_table(network)
   start = golden_parameters({key: tuple(v.shape) for key, v in table.items()})
-  deepmind.assign_parameters(network, start)
+  assign_parameters(network, start)
   # The golden images are normalised already.
   model = Classifier(network, mean_rgb=(0, 0, 0), stddev_rgb=(1 / 255,) * 3)
   model.compile(SGD(ListedRates(golden["lrs"])))

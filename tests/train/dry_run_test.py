@@ -10,7 +10,7 @@ from nfnets_tf.data.dataset_info import SplitInfo
 from nfnets_tf.models import cost
 from nfnets_tf.models.nfnet import NFNet
 from nfnets_tf.optim.sam import SAM
-from nfnets_tf.optim.schedules import WarmupCosine
+from nfnets_tf.optim.schedules import warmup_cosine
 from nfnets_tf.scaling.compute import TpuV4
 from nfnets_tf.train import dry_run
 from nfnets_tf.train.dry_run import Memory, describe_memory, estimate_memory
@@ -50,7 +50,7 @@ def test_gradient():
 
 
 def test_learning_rate():
-  schedule = WarmupCosine(peak=1.6, warmup_steps=100, total_steps=1000)
+  schedule = warmup_cosine(peak=1.6, warmup_steps=100, total_steps=1000)
   (_, points), (_, sketch) = dry_run.describe_learning_rate(schedule, 1000)
   assert points.startswith("0 at 0%, 0.16 at 1%, 1.6 at 10%")
   assert points.endswith("0 at 100%")

@@ -9,11 +9,11 @@ import tensorflow as tf
 
 from nfnets_tf.errors import Preempted
 from nfnets_tf.models.nfnet import NFNet
+from nfnets_tf.models.weights import InitWeights, save_deepmind
 from nfnets_tf.train import session as session_module
 from nfnets_tf.train.checkpoints import Checkpoints
 from nfnets_tf.train.finish import weights_sha256
 from nfnets_tf.train.preemption import EndOnNotice, Notice
-from nfnets_tf.train.pretrained import Start, save_deepmind
 from nfnets_tf.train.run_state import RunState
 
 
@@ -100,7 +100,7 @@ def test_given_weights_are_where_a_run_starts_and_not_where_it_goes_on(
   job = sharp_job
   given = NFNet("femto", 9)
   save_deepmind(given, str(tmp_path / "given.npz"))
-  given_weights = Start(
+  given_weights = InitWeights(
     path=str(tmp_path / "given.npz"), keep_head=False, averaged=True
   )
   job.model = dataclasses.replace(
