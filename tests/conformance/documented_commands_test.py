@@ -34,7 +34,7 @@ from tensorflow import keras
 images = np.zeros([8, 32, 32, 3], np.uint8)
 dataset = tf.data.Dataset.from_tensor_slices((images, np.arange(8))).batch(4)
 train = heldout = dataset
-from nfnets_tf.train.pretrained import save_deepmind
+from nfnets_tf.models.weights import save_deepmind
 save_deepmind(nfnets_tf.NFNet("femto", 1000), "femto.npz")
 """
 
