@@ -1,4 +1,4 @@
-"""One process of workers_test.py: trains with its peers, prints what it got."""
+"""One process of workers_test.py: trains, and prints weights and metrics."""
 
 import json
 import os
@@ -19,7 +19,7 @@ BATCH, STEPS = 8, 4
 
 
 def train(strategy, hosts, host):
-  """Returns logs and weights after a few steps on this host's share."""
+  """Returns metrics and weights after a few steps on this host's examples."""
   r = np.random.default_rng(0)
   images = r.integers(0, 255, [STEPS, BATCH, 32, 32, 3]).astype(np.uint8)
   labels = r.integers(0, 4, [STEPS, BATCH])
