@@ -295,14 +295,18 @@ def _tiles(status, summary) -> list[tuple[str, str]]:
 
 def _matrix(summary: Summary) -> dict:
   """Returns the best loss by series and x value, shaded by rank."""
-  columns = list(dict.fromkeys(map(str, summary.cells["x"])))
+  titles = [
+    f"{x:g}" if isinstance(x, float) else str(x) for x in summary.cells["x"]
+  ]
+  columns = list(dict.fromkeys(titles))
   ranks = summary.cells["loss"].rank(ascending=False, pct=True)
   shades = matplotlib.colormaps["YlGn"]
   rows = {name: dict.fromkeys(columns) for name in summary.series}
-  for cell, rank in zip(summary.cells.to_dict("records"), ranks):
+  cells = summary.cells.to_dict("records")
+  for cell, title, rank in zip(cells, titles, ranks):
     if not math.isnan(rank):
       cell["shade"] = matplotlib.colors.to_hex(shades(0.05 + 0.45 * rank))
-    rows[cell["series"]][str(cell["x"])] = cell
+    rows[cell["series"]][title] = cell
   return {"columns": columns, "rows": rows}
 
 
@@ -318,7 +322,7 @@ def _trials_table(status, summary) -> dict:
     hidden |= set(status.plan)
   hidden |= {n for n in results if n not in hidden and _is_constant(results[n])}
   names = [name for name in results if name in macros or name not in hidden]
-  best = set(summary.best["point"])
+  best = set(summary.best["point"]) if status.tuned else set()
   rows = [
     {
       "point": row["point"],
@@ -378,7 +382,7 @@ def _format(value) -> str:
     return str(value)
   if float(value).is_integer() and abs(value) < 1e9:
     return f"{int(value):,}"
-  return f"{value:.4g}"
+  return f"{value:,.4g}"
 
 
 def _duration(seconds: float | None) -> str:
