@@ -28,7 +28,7 @@ def test_the_python_runs():
   batches = tf.data.Dataset.from_tensor_slices(
     (images, r.integers(0, 10, 16))
   ).batch(8)
-  (code,) = blocks("python")
+  code = "".join(blocks("python"))
   assert '"F0"' in code
   names = {"dataset": batches, "heldout": batches}
   exec(code.replace('"F0"', '"femto"'), names)
