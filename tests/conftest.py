@@ -89,16 +89,6 @@ def tiny_network():
   return make
 
 
-@pytest.fixture(scope="session")
-def drawing_network(tiny_network):
-  """`tiny_network` by its former name."""
-
-  def make(dropout=0.3, stochastic_depth=0.5, classes=4):
-    return tiny_network(classes, dropout, stochastic_depth)
-
-  return make
-
-
 @pytest.fixture
 def make_dataset(tmp_path):
   """Writes a data set of n training and m held-out images of 4 classes."""
@@ -158,12 +148,8 @@ def logged():
     with open(directory / "metrics.jsonl") as file:
       found = [json.loads(line) for line in file]
     for record in found:
-      for of_the_clock in (
-        "images_per_second",
-        "input_wait_fraction",
-        "waiting_for_data",
-      ):
-        record.pop(of_the_clock, None)
+      for timing in ("images_per_second", "input_wait_fraction"):
+        record.pop(timing, None)
     return found
 
   return read

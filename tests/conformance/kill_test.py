@@ -32,7 +32,13 @@ NFNET_RUN = [
   "--gin_param=EPOCHS = 3.56",
   "--gin_param=nfnet.NFNet.stochdepth_rate = 0.3",
 ]
-MOMENTS = ("any time", "training", "writing a checkpoint")
+MOMENTS = (
+  "any time",
+  "training",
+  "writing a checkpoint",
+  "training",
+  "writing a checkpoint",
+)
 
 
 def wait_for_moment(moment, workdir, pid, seconds, draw):

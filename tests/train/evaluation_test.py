@@ -24,11 +24,11 @@ def images():
 
 
 @pytest.fixture
-def make(drawing_network, images):
+def make(tiny_network, images):
   """Makes (a classifier, its evaluation of the images, what was called)."""
 
   def make(ema_decay):
-    model = Classifier(drawing_network(), ema_decay=ema_decay)
+    model = Classifier(tiny_network(), ema_decay=ema_decay)
     model.compile(SGD(0.1))
     padding = STEPS * BATCH - EXAMPLES
     weights = np.float32([1] * EXAMPLES + [0] * padding)
