@@ -30,6 +30,7 @@ TINY = (
 )
 PRELUDE = """
 import numpy as np, nfnets_tf, tensorflow as tf
+import tensorflow_addons as tfa
 from tensorflow import keras
 images = np.zeros([8, 32, 32, 3], np.uint8)
 dataset = tf.data.Dataset.from_tensor_slices((images, np.arange(8))).batch(4)
@@ -114,6 +115,7 @@ RULES = [
   Rule(r"^GIN "),
   # Python.
   Rule(r"^PYTHON .*load_weights\(network, \"F0", replace=(("epochs=10", ""),)),
+  Rule(r"^PYTHON .*nfnets_tf\.AGC\("),
   Rule(r"^PYTHON .*(saved_model\.load|NFNet\()"),
 ]
 # Later commands export, check and resume what these make.
