@@ -174,10 +174,10 @@ def optima(compute, p=0.4, q=0.6, state="interior"):
 
 
 def test_exponents_use_interior_optima_only():
-  others = [
+  excluded = [
     optima([1e5], p=9, state=state) for state in ("too_few_models", "edge")
   ]
-  table = pd.concat([optima([100, 1e3, 1e4]), *others])
+  table = pd.concat([optima([100, 1e3, 1e4]), *excluded])
   exponents = allocation.fit_exponents(table)
   values = (exponents.p, exponents.q, exponents.k, exponents.m)
   assert values == pytest.approx((0.4, 0.6, 5, 0.01))
@@ -233,5 +233,5 @@ def test_papers_size_and_epochs_both_grow():
   )
   assert 10 < len(exponents.bootstrap_samples) <= 20
   for i, value in enumerate((exponents.p, exponents.q)):
-    drawn = [samples[i] for samples in exponents.bootstrap_samples]
-    assert min(drawn) < value < max(drawn)
+    values = [sample[i] for sample in exponents.bootstrap_samples]
+    assert min(values) < value < max(values)

@@ -152,18 +152,18 @@ def test_samples_are_seeded_and_surround_the_fit():
     and surface.bootstrap_samples != draw(1).bootstrap_samples
   )
   assert values(surface) == values(fit)
-  drawn = np.array(surface.bootstrap_samples)
-  assert drawn.shape == (8, 6)
-  assert (drawn.min(axis=0) < values(fit)).all()
-  assert (values(fit) < drawn.max(axis=0)).all()
+  samples = np.array(surface.bootstrap_samples)
+  assert samples.shape == (8, 6)
+  assert (samples.min(axis=0) < values(fit)).all()
+  assert (values(fit) < samples.max(axis=0)).all()
   content = surface.to_json()
   assert content["resamples"] == 8
-  p = drawn[:, 4] / (drawn[:, 2] + drawn[:, 5] * drawn[:, 4])
+  p = samples[:, 4] / (samples[:, 2] + samples[:, 5] * samples[:, 4])
   assert content["size_exponent"]["interval"] == pytest.approx(
     np.percentile(p, [2.5, 97.5])
   )
   assert content["v"]["interval"] == pytest.approx(
-    np.percentile(drawn[:, 4], [2.5, 97.5])
+    np.percentile(samples[:, 4], [2.5, 97.5])
   )
 
 

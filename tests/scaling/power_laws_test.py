@@ -200,8 +200,8 @@ def test_describes_law_with_intervals():
   law = Law(3.85142, 0.0430386, 0, False, 24, 0.0068, 0.99)
   assert law.describe() == "L = 3.851 C^-0.04304"
   samples = ((3, 0.04, 0), (4, 0.05, 0))
-  drawn = Law(3.85142, 0.0430386, 0, False, 24, 0.0068, 0.99, samples)
-  assert drawn.describe() == (
+  law = Law(3.85142, 0.0430386, 0, False, 24, 0.0068, 0.99, samples)
+  assert law.describe() == (
     "L = 3.851 C^-0.04304 (a 3.02 to 3.98, b 0.0403 to 0.0498)"
   )
   bent = Law(2.76, 0.0937, 1.41892, True, 24, 0.0062, 0.99)
@@ -275,7 +275,7 @@ def test_order_of_points_does_not_matter():
 def test_default_threshold_is_the_middle_of_the_range():
   result = predict()
   assert result.threshold == pytest.approx(4.0**3)
-  # The point at the threshold is held back.
+  # The point at the threshold is not fitted.
   assert result.compute == tuple(COMPUTE[3:]) and result.fitted_points == 3
   assert result.power is not None and result.offset is None  # takes four
 
