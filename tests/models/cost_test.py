@@ -126,6 +126,10 @@ def test_published_rule_widens_stage_1_of_the_plus_family():
   assert (published.bottleneck, published.groups) == (192, 1)
 
 
+def test_default_drop_rate_is_that_of_the_variant():
+  assert abstract("F0").get_layer("dropout").rate == 0.2
+
+
 def test_head_is_counted_apart():
   body, head = cost.count_parameters(abstract("F0+", 30_000))
   assert head == 4096 * 30_000 + 30_000

@@ -298,9 +298,7 @@ def test_averages_of_a_classifier_restart_from_the_loaded_weights(
     np.testing.assert_array_equal(*pair)
 
 
-@pytest.mark.parametrize(
-  "kind", ["checkpoint", "SavedModel", "classifier.keras"]
-)
+@pytest.mark.parametrize("kind", ["checkpoint", "classifier.keras"])
 def test_files_of_frozen_stages_have_all_averages(kind, frozen, tmp_path):
   network = NFNet("femto", 4)
   load_weights(network, save(kind, frozen, tmp_path))
