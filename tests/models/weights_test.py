@@ -9,7 +9,6 @@ import h5py
 import numpy as np
 import pytest
 import tensorflow as tf
-from nfnets_tf.serving.inference import FoldedInference
 from tensorflow import keras
 
 from nfnets_tf.data import preprocessing
@@ -29,6 +28,7 @@ from nfnets_tf.models.weights import (
 )
 from nfnets_tf.optim.sgd import SGD
 from nfnets_tf.serving.export import export_saved_model
+from nfnets_tf.serving.folded_network import FoldedInference
 from nfnets_tf.serving.folding import fold
 from nfnets_tf.train.checkpoints import Checkpoints
 from nfnets_tf.train.classifier import Classifier
