@@ -100,7 +100,7 @@ class SweepJob:
     """
     sweep, store = self._sweep, self._store
     if selection == "list":
-      results = self._results(store.trials())
+      _, results = self._tables(store.trials())
       return sweep_plan.describe_results(results, sweep.loss)
     if selection == "plan":
       plan = self._plan()
@@ -208,14 +208,15 @@ class SweepJob:
       self._networks.append((part, network))
     return job.figures(network)
 
-  def _results(self, trials: Trials) -> pd.DataFrame:
+  def _tables(self, trials: Trials) -> tuple[pd.DataFrame | None, pd.DataFrame]:
+    """Returns the plan, if there is one, and the results."""
     plan = sweep_plan.read_table(self._store.plan)
-    return sweep_plan.results_table(self._sweep, trials, plan)
+    return plan, sweep_plan.results_table(self._sweep, trials, plan)
 
   def _refresh(self, trials: Trials) -> None:
     """Writes results.csv and the report."""
     sweep, store = self._sweep, self._store
-    results = self._results(trials)
+    plan, results = self._tables(trials)
     sweep_plan.write_table(results, store.results, store.root)
     if sweep.report is not None:
       status = SweepStatus(
@@ -225,7 +226,7 @@ class SweepJob:
         grid={point.name: point.bindings for point in sweep.points},
         results=results,
         diverged={t.name for t in trials.values() if t.diverged},
-        plan=sweep_plan.read_table(store.plan),
+        plan=plan,
         metrics_files={n: RunDir(store.folder(n)).metrics for n in trials},
         config_text=self._configuration.text,
       )
@@ -233,20 +234,16 @@ class SweepJob:
 
   def _summary(self, points: Sequence[GridPoint]) -> str:
     trials = self._store.trials()
-    results = self._results(trials)
+    _, results = self._tables(trials)
     results = results[results["cell"].isin([point.name for point in points])]
-    failed = [
-      trial
-      for name in results["point"]
-      if (trial := trials.get(name)) is not None
-      and trial.state == FAILED
-      and not trial.diverged
-    ]
-    if failed:
+    failed = results[results["state"] == FAILED]
+    failed = failed[[not trials[name].diverged for name in failed["point"]]]
+    if len(failed):
+      first = failed.iloc[0]
       raise RunError(
         f"{len(failed)} of {len(results)} points failed, the first one"
-        f" {failed[0].name} ({(failed[0].reason or '').rstrip('.')}); fix the"
-        " cause and rerun with --points=failed."
+        f" {first['point']} ({first['reason'].rstrip('.')}); fix the cause and"
+        " rerun with --points=failed."
       )
     states = sweep_plan.describe_results(results, self._sweep.loss)
     return f"{states}\n\nresults  {self._store.results}"

@@ -358,17 +358,17 @@ class Sweep:
       new = self.next_trials(point, trials)
       if not new:
         continue
-      busy = {n for n, t in running.items() if t.grid_point == point.name}
-      others = {
+      mine = {n for n, t in running.items() if t.grid_point == point.name}
+      busy = mine | {
         trial.name
         for trial in self.trials_at(point, trials)
-        if trial.state == RUNNING and trial.name not in busy
+        if trial.state == RUNNING
       }
-      elsewhere = elsewhere or bool(others)
+      elsewhere = elsewhere or busy != mine
       ended = len(self.losses(point, trials))
       most = self.tuning.most_trials if ended else 1
-      room = max(most - ended - len(busy | others), 0)
-      ready += [t for t in new if t.name not in busy | others][:room]
+      room = max(most - ended - len(busy), 0)
+      ready += [trial for trial in new if trial.name not in busy][:room]
     return ready, elsewhere
 
   def _trial(self, point: GridPoint, value: float | None = None) -> Trial:

@@ -267,15 +267,15 @@ class RunLock:
       self._wait_for_holder()
       self._write()
       now = self._clock()
-      others = self._other_leases()
-      if not any(lease.is_live(now) for lease in others.values()):
+      leases = self._other_leases()
+      if not any(lease.is_live(now) for lease in leases.values()):
         break
       self.release()
       # Of those that started at the same moment, one has to be first.
       self._sleep(random.uniform(0, _MAX_BACKOFF_SECONDS))
     # Only now: an expired holder that wakes up renews its file, and whichever
     # of the two lists last must see the other.
-    for path in others:
+    for path in leases:
       _remove(path)
 
   def renew(self) -> None:

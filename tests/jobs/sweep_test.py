@@ -2,9 +2,9 @@
 
 import concurrent.futures
 import csv
+import itertools
 import json
 import multiprocessing
-import pathlib
 
 import pytest
 
@@ -23,7 +23,6 @@ from tests.support import small_job
 # Forked from a server that has imported TensorFlow already.
 PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload(["tests.support.small_job"])
-ROOT = pathlib.Path(__file__).parents[2]
 TUNED = "sweep.Sweep.tuning = @sweep.GridSearch()"
 TWO_AXES = "config.grid.PEAK_LR = (0.1, 0.2)"
 
@@ -279,21 +278,25 @@ def test_report_gets_a_snapshot(run, folder):
 
 
 @pytest.mark.parametrize(
-  "path", sorted(p.name for p in (ROOT / "gin" / "sweeps").glob("*.gin"))
+  "files, axis, count",
+  [
+    (["gin/quickstart.gin", "gin/sweeps/base.gin"], "EPOCHS = (1, 2)", 2),
+    (["gin/sweeps/jft.gin"], None, 36),
+    (["gin/sweeps/cifar10.gin"], None, 16),
+    (
+      ["gin/sweeps/cifar10_finetune.gin"],
+      "MODEL = ({'VARIANT': 'W8', 'WEIGHTS': 'x'},)",
+      3,
+    ),
+  ],
 )
-def test_sweeps_of_the_tree_build(path, tmp_path):
-  params = [f"DATA_DIR = {str(tmp_path)!r}"] if "cifar10" in path else []
-  if "finetune" in path:
-    params.append("config.grid.MODEL = ({'VARIANT': 'W8', 'WEIGHTS': 'x'},)")
-  for kind in ("train", "test"):
-    for name in ("a", "b"):
-      (tmp_path / kind / name).mkdir(parents=True)
-      for number in range(200):
-        (tmp_path / kind / name / f"{number}.jpg").touch()
-  files = [f"gin/sweeps/{path}"]
-  if path == "base.gin":
-    files = ["gin/quickstart.gin", *files]
-    params = ["config.grid.EPOCHS = (1, 2)"]
+def test_sweeps_of_the_tree_build(files, axis, count, tmp_path):
+  params = [f"config.grid.{axis}"] if axis else []
+  if "cifar10" in files[0]:
+    params.append(f"DATA_DIR = {str(tmp_path)!r}")
+  for name in itertools.product(("train", "test"), ("a", "b")):
+    tmp_path.joinpath(*name).mkdir(parents=True)
+    for number in range(200):
+      tmp_path.joinpath(*name, f"{number}.jpg").touch()
   sweep = Configuration(files, params).build_sweep()
-  expected = {"base.gin": 2, "jft.gin": 36, "cifar10.gin": 16}
-  assert len(sweep.points) == expected.get(path, 3)
+  assert len(sweep.points) == count
