@@ -101,16 +101,14 @@ def test_needs_eight_points_three_sizes_and_three_epochs():
 
 def test_ignores_incomplete_rows():
   points = points_of(TRUTHS[0])
-  surface = loss_surface.fit_surface(points, size="n")
-  for column in ("n", "epochs", "loss", "compute"):
-    more = points.iloc[[0, 1]].assign(**{column: np.nan})
-    assert (
-      loss_surface.fit_surface(pd.concat([points, more]), size="n") == surface
-    )
+  incomplete = [
+    points.iloc[[0, 1]].assign(**{column: np.nan})
+    for column in ("n", "epochs", "loss", "compute")
+  ]
   zero = points.iloc[[0]].assign(epochs=0)
-  assert (
-    loss_surface.fit_surface(pd.concat([points, zero]), size="n") == surface
-  )
+  table = pd.concat([points, *incomplete, zero])
+  expected = loss_surface.fit_surface(points, size="n")
+  assert loss_surface.fit_surface(table, size="n") == expected
 
 
 @pytest.mark.parametrize("truth", TRUTHS, ids=str)
