@@ -25,5 +25,5 @@ def test_it_serves_at_its_address_until_it_is_interrupted(monkeypatch):
 
 
 def test_what_is_no_address_is_refused():
-  with pytest.raises(UserError, match="'5000' is no address"):
+  with pytest.raises(UserError, match="'5000' is not the address"):
     data_server.DataServerJob(address="5000")

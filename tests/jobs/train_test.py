@@ -55,7 +55,7 @@ def test_a_batch_that_does_not_divide_among_the_replicas(
       "classifier.Classifier.micro_batches = 3",
       "32 examples per replica do not",
     ),
-    ("MULTIPLICITY = 3", "batch of 32 does not divide by MULTIPLICITY = 3"),
+    ("MULTIPLICITY = 3", "32 is not divisible by MULTIPLICITY = 3"),
     ("TRAIN_TRANSFORMS = []", "images of shape .* expected a fixed size"),
     ("classifier.Classifier.frozen = 'head'", "frozen names 'head'"),
     (
