@@ -198,7 +198,7 @@ def test_each_operation_is_that_of_deepmind(position):
   "magnitude", [9.0, pytest.param(5.0, marks=pytest.mark.soak)]
 )
 def test_hundreds_of_images_are_those_of_the_naive_form(magnitude):
-  augment = RandAugment(layers=4, magnitude=magnitude)
+  augment = RandAugment(layers=2, magnitude=magnitude)
   naive = naive_operations(magnitude)
 
   @tf.function
@@ -214,7 +214,7 @@ def test_hundreds_of_images_are_those_of_the_naive_form(magnitude):
     # Equalizing or stretching what was one level apart may widen the gap.
     assert (difference(result, expected) > 1).mean() < 0.01
     changed += bool((result.numpy() != IMAGE).any())
-  assert changed > 290
+  assert changed > 270
 
 
 def test_operations_and_signs_are_drawn_uniformly():
