@@ -66,8 +66,8 @@ def _measure(encoded, folder) -> dict[str, float]:
     seconds = seconds_side_by_side(
       functions, rounds=_ROUNDS.value, prepare=prepare
     )
-    for name, taken in seconds.items():
-      print(f"{name:>24} {number / statistics.median(taken):9,.0f} images/s")
+    for name, times in seconds.items():
+      print(f"{name:>24} {number / statistics.median(times):9,.0f} images/s")
     for name, (above, below) in wanted.items():
       ratio = median_ratio(seconds[below], seconds[above])
       ratios[name] = round(ratio, 3)

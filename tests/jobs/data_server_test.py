@@ -5,7 +5,7 @@ from nfnets_tf.jobs import data_server
 from nfnets_tf.jobs.job import RunContext
 
 
-def test_it_serves_at_its_address_until_it_is_interrupted(monkeypatch):
+def test_serves_until_interrupted(monkeypatch):
   started = []
 
   class Server:
@@ -24,6 +24,6 @@ def test_it_serves_at_its_address_until_it_is_interrupted(monkeypatch):
   assert started == ["data-1:5000"]
 
 
-def test_what_is_no_address_is_refused():
+def test_rejects_a_malformed_address():
   with pytest.raises(UserError, match="'5000' is not the address"):
     data_server.DataServerJob(address="5000")
