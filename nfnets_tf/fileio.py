@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import uuid
 from collections.abc import Iterator
 
@@ -14,6 +15,8 @@ import tensorflow as tf
 from nfnets_tf.errors import RunError, UserError, plain_message
 
 _BLOCK = 1 << 22
+# A checkpoint exists when its index does: it is moved there last.
+_CHECKPOINT = re.compile(r"ckpt-(\d+)\.index")
 
 
 def file_sha256(path: str) -> str:
@@ -108,3 +111,26 @@ def find_run_dir(path: str) -> str | None:
       return folder
     folder = os.path.dirname(folder) or "."
   return None
+
+
+def checkpoint_path(directory: str, step: int) -> str:
+  """Returns the path of a checkpoint, without the suffixes of its files."""
+  return os.path.join(directory, f"ckpt-{step}")
+
+
+def checkpoint_steps(directory: str) -> list[int]:
+  """Returns the steps of the checkpoints in a directory, ascending."""
+  if not tf.io.gfile.isdir(directory):
+    return []
+  matches = map(_CHECKPOINT.fullmatch, tf.io.gfile.listdir(directory))
+  return sorted(int(match[1]) for match in matches if match)
+
+
+def latest_checkpoint(directory: str) -> str | None:
+  """Returns the path of the latest checkpoint in a directory, or None.
+
+  Unlike `tf.train.latest_checkpoint`, it reads the directory, not TensorFlow's
+  file `checkpoint`, which may be lost, damaged or older than the checkpoints.
+  """
+  steps = checkpoint_steps(directory)
+  return checkpoint_path(directory, steps[-1]) if steps else None

@@ -131,11 +131,11 @@ def sharp_job(make_dataset):
 
 
 @pytest.fixture(scope="session")
-def open_session():
-  """Returns a function that opens a job's session in a folder."""
+def open_trainer():
+  """Returns a function that opens a job's trainer in a folder."""
 
   def make(job, directory, strategy=None):
-    return job.open_session(RunDir(str(directory)), strategy or one_device())
+    return job.open_trainer(RunDir(str(directory)), strategy or one_device())
 
   return make
 

@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from contextlib import nullcontext
 
 import tensorflow as tf
 from tensorflow import keras
 
 from nfnets_tf.data.dataset_info import SplitInfo
 from nfnets_tf.errors import UserError, translate_tf_errors
+from nfnets_tf.fileio import latest_checkpoint
 from nfnets_tf.jobs.job import RunContext
 from nfnets_tf.models import cost
 from nfnets_tf.train import dry_run
-from nfnets_tf.train.assembly import compiled_classifier
-from nfnets_tf.train.checkpoint_files import newest_in
+from nfnets_tf.train.classifier import Classifier
 from nfnets_tf.train.distribution import Workers, describe
 from nfnets_tf.train.finish import finish_run, summarize
 from nfnets_tf.train.inputs import Inputs
-from nfnets_tf.train.recovery import Recovery
+from nfnets_tf.train.loop import Trainer
+from nfnets_tf.train.rollback import Recovery
 from nfnets_tf.train.run_config import (
   DataConfig,
   DeviceConfig,
@@ -26,8 +28,8 @@ from nfnets_tf.train.run_config import (
   OptimizationConfig,
   Schedule,
 )
-from nfnets_tf.train.run_dir import RunDir
-from nfnets_tf.train.session import Session
+from nfnets_tf.train.run_dir import RunDir, RunLock
+from nfnets_tf.train.train_step import check_micro_batches
 
 LOGGER = logging.getLogger("nfnets_tf")
 
@@ -96,9 +98,13 @@ class TrainJob:
 
     Raises:
       UserError: before training, if the data, the devices or the checkpoints do
-        not fit the configuration.
+        not fit the configuration, or another process uses the work directory.
+      Diverged: if training stays non-finite.
+      RunError: if a file, a worker or the file system fails.
+      Preempted: after SIGTERM, when everything is saved.
     """
     files = RunDir(context.workdir)
+    files.check_layout()
     result = files.read_result()
     if result is not None and result["step"] >= self.schedule.total_steps:
       LOGGER.info("This run has finished already; nothing is trained again.")
@@ -111,12 +117,36 @@ class TrainJob:
       num_workers=workers.count,
       describe_memory=lambda: self._describe_memory(strategy),
     ):
-      self._train(context, files, strategy, workers)
+      self._check_batch(strategy)
+      # Workers share the directory; the chief, which writes, holds the lock.
+      lock = RunLock(files.root).hold() if workers.chief else nullcontext()
+      with lock:
+        self._train(context, files, strategy, workers)
     return summarize(files.read_result(), files)
 
-  def open_session(
+  def build_classifier(self, strategy: tf.distribute.Strategy) -> Classifier:
+    """Builds and compiles the model under a strategy.
+
+    Raises:
+      UserError: if a replica's batch does not divide into the micro-batches.
+    """
+    optimization = self.optimization
+    with strategy.scope():
+      classifier = self.model.classifier(
+        network=self.model.network(), sam=optimization.sam
+      )
+      check_micro_batches(
+        self.data.batch_size // strategy.num_replicas_in_sync,
+        classifier.micro_batches,
+      )
+      classifier.compile(
+        optimization.optimizer(learning_rate=optimization.learning_rate)
+      )
+    return classifier
+
+  def open_trainer(
     self, files: RunDir, strategy: tf.distribute.Strategy
-  ) -> Session:
+  ) -> Trainer:
     """Builds the run under a strategy and restores its last checkpoint.
 
     Args:
@@ -129,13 +159,7 @@ class TrainJob:
     train, heldout = self._read_indexes()
     keras.utils.set_random_seed(self.seed)
     keras.mixed_precision.set_global_policy(self.devices.policy)
-    classifier = compiled_classifier(
-      self.model,
-      self.optimization,
-      strategy,
-      batch_size=self.data.batch_size,
-      steps_per_execution=self.schedule.steps_per_execution,
-    )
+    classifier = self.build_classifier(strategy)
     streams = files.read_num_data_streams() or self.data.num_data_streams
     inputs = Inputs(
       self.data,
@@ -145,7 +169,7 @@ class TrainJob:
       seed=self.seed,
       num_data_streams=streams,
     )
-    return Session(
+    return Trainer(
       classifier,
       inputs,
       files,
@@ -164,31 +188,30 @@ class TrainJob:
     strategy: tf.distribute.Strategy,
     workers: Workers,
   ) -> None:
-    self._check_batch(strategy)
-    if newest_in(files.checkpoints) is None:
+    if latest_checkpoint(files.checkpoints) is None:
       self.model.init_weights.check()
     self._prepare(workers)
-    session = self.open_session(files, strategy)
-    inputs = session.inputs
+    trainer = self.open_trainer(files, strategy)
+    inputs = trainer.inputs
     if workers.chief:
       # Not before: a configuration that was refused must not bind the folder.
       files.record_data(
         num_data_streams=inputs.num_data_streams,
-        train=inputs.train_index,
-        heldout=inputs.heldout_index,
+        train=inputs.train_info,
+        heldout=inputs.heldout_info,
       )
       files.write_config(context.config_text)
       context.on_start()
-    self._announce(strategy, inputs.train_index)
-    session.fit(context.terminal)
-    record = session.evaluate()
+    self._announce(strategy, inputs.train_info)
+    trainer.fit(context.terminal)
+    record = trainer.evaluate()
     if workers.chief:
       finish_run(
         files,
-        session.classifier,
-        inputs.heldout_index,
-        session.checkpoints,
-        session.log,
+        trainer.classifier,
+        inputs.heldout_info,
+        trainer.checkpoints,
+        trainer.log,
         record,
         variant=self.model.variant,
         data=self.data,

@@ -177,6 +177,11 @@ class Classifier(keras.Model):
     telemetry = self._telemetry.metrics if self._telemetry else []
     return [*self._scores.metrics, *telemetry]
 
+  @property
+  def score_metrics(self) -> list[keras.metrics.Metric]:
+    """The Keras metrics of examples: loss, top-1 and top-5."""
+    return self._scores.metrics
+
   def call(self, images, training=False):
     """Returns logits [batch, classes] of images in [0, 255]."""
     return self.network(self.normalize(images), training=training)
@@ -196,13 +201,25 @@ class Classifier(keras.Model):
     return (images - mean) / stddev
 
   def train_step(self, data):
-    """Makes one step on a replica's part of the global batch.
+    """Makes one step; called by Keras' `fit`.
 
     Args:
       data: (images, labels) or (images, labels, weights); see the class.
 
     Returns:
       {name: mean since the metrics were reset, a float32 scalar}.
+    """
+    self.make_step(data)
+    return {**self._scores.results(), **self._telemetry.results()}
+
+  def make_step(self, data) -> None:
+    """Makes one step on a replica's part of the global batch.
+
+    Unlike `train_step` it does not read the metrics, which under several
+    workers is one sum over the network for each of them.
+
+    Args:
+      data: (images, labels) or (images, labels, weights); see the class.
     """
     tensors = keras.utils.unpack_x_y_sample_weight(data)
     variables = self.network.trainable_variables
@@ -237,7 +254,6 @@ class Classifier(keras.Model):
       decay = tf.where(finite, ema.warmed_decay(step, self.ema_decay), 1.0)
       ema.update(self.averages, self._averaged, decay)
     self._scores.update(clean)
-    return {**self._scores.results(), **self._telemetry.results()}
 
   def _compute_training_losses(self, images, labels, weights=None):
     """Returns (losses multiplied by weights [examples], `ExampleMetrics`)."""
@@ -249,7 +265,7 @@ class Classifier(keras.Model):
     return losses * metrics.weights, metrics
 
   def test_step(self, data):
-    """Evaluates a replica's part of a batch: plain loss and accuracies.
+    """Evaluates a batch; called by Keras' `evaluate`.
 
     Args:
       data: (images, labels) or (images, labels, weights); see the class.
@@ -257,16 +273,28 @@ class Classifier(keras.Model):
     Returns:
       {name: mean since the metrics were reset, a float32 scalar}.
     """
+    self.score_batch(data)
+    return self._scores.results()
+
+  def score_batch(self, data) -> None:
+    """Adds a replica's part of a batch to loss and accuracies.
+
+    Args:
+      data: (images, labels) or (images, labels, weights); see the class.
+    """
     images, labels, weights = keras.utils.unpack_x_y_sample_weight(data)
     logits = self(images, training=False)
     losses = softmax_cross_entropy(logits, labels)
     metrics = compute_example_metrics(logits, labels, losses, weights)
     self._scores.update(metrics)
-    return self._scores.results()
+
+  def named_weights(self) -> dict[str, tf.Variable]:
+    """Returns {name that all file formats share: weight of the network}."""
+    return named_variables(self.network)
 
   def named_averages(self) -> dict[str, tf.Variable]:
     """Returns {name of a weight: its average, float32 of the same shape}."""
-    named = named_variables(self.network)
+    named = self.named_weights()
     names = {id(variable): name for name, variable in named.items()}
     return {names[id(v)]: a for v, a in zip(self._averaged, self.averages)}
 

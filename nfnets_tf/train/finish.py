@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import tensorflow as tf
 
-from nfnets_tf.fileio import read_bytes
-from nfnets_tf.train.checkpoint_files import path_of
+from nfnets_tf.fileio import checkpoint_path, read_bytes
 from nfnets_tf.train.dry_run import format_table
 from nfnets_tf.train.run_dir import RunDir
 from nfnets_tf.train.run_log import MetricsLog, draw_curves, read_records
@@ -20,7 +19,7 @@ from nfnets_tf.train.run_log import MetricsLog, draw_curves, read_records
 if TYPE_CHECKING:
   from nfnets_tf.data.dataset_info import SplitInfo
   from nfnets_tf.data.pipeline import Split
-  from nfnets_tf.train.checkpoints import Checkpoints
+  from nfnets_tf.train.checkpointing import Checkpointer
   from nfnets_tf.train.classifier import Classifier
   from nfnets_tf.train.run_config import DataConfig
 
@@ -35,7 +34,7 @@ def finish_run(
   files: RunDir,
   classifier: Classifier,
   heldout: SplitInfo,
-  checkpoints: Checkpoints,
+  checkpoints: Checkpointer,
   log: MetricsLog,
   record: dict,
   *,
@@ -81,7 +80,7 @@ def finish_run(
     "heldout_examples": heldout.num_examples,
     "checkpoint": checkpoints.latest,
     "best_step": best_step,
-    "best_checkpoint": path_of(files.checkpoints, best_step),
+    "best_checkpoint": checkpoint_path(files.checkpoints, best_step),
     "saved_model": saved_model,
   }
   files.write_result({**result, **record})

@@ -7,7 +7,6 @@ import math
 import time
 
 import tensorflow as tf
-from tensorflow import keras
 
 from nfnets_tf.data.dataset_info import SplitInfo, evaluation_steps
 from nfnets_tf.data.loading import flatten_leading_axes
@@ -31,14 +30,14 @@ class Inputs:
   Args:
     data: what is read.
     strategy: for whose replicas.
-    train_index: of the training split.
-    heldout_index: of the held-out split.
+    train_info: of the training split.
+    heldout_info: of the held-out split.
     seed: of the order.
     num_data_streams: a multiple of the number of hosts; None is that number.
 
   Attributes:
-    train_index: of the training split.
-    heldout_index: of the held-out split.
+    train_info: of the training split.
+    heldout_info: of the held-out split.
     num_data_streams: as given, or as it turned out in `training`.
     heldout_steps: number of batches of `heldout`.
     batch_size: over all replicas.
@@ -48,17 +47,17 @@ class Inputs:
     self,
     data: DataConfig,
     strategy: tf.distribute.Strategy,
-    train_index: SplitInfo,
-    heldout_index: SplitInfo,
+    train_info: SplitInfo,
+    heldout_info: SplitInfo,
     *,
     seed: int,
     num_data_streams: int | None,
   ):
     self._data, self._strategy, self._seed = data, strategy, seed
-    self.train_index, self.heldout_index = train_index, heldout_index
+    self.train_info, self.heldout_info = train_info, heldout_info
     self.num_data_streams = num_data_streams
     self.batch_size = data.batch_size
-    self.heldout_steps = evaluation_steps(heldout_index, data.batch_size)
+    self.heldout_steps = evaluation_steps(heldout_info, data.batch_size)
     self._wait_timer = WaitTimer()
 
   def training(self, start: int):
@@ -76,7 +75,7 @@ class Inputs:
       self._check_batch(pieces)
       streams = [
         self._data.train_split.training_batches(
-          self.train_index,
+          self.train_info,
           stream=self._stream(number),
           start_step=start,
           replicas=pieces,
@@ -89,13 +88,13 @@ class Inputs:
 
   def names(self, first: int, end: int) -> list[tuple[int, str]]:
     """Returns (number of the batch, name) of all examples of some batches."""
-    split, fields = self._data.train_split, self.train_index.fields
+    split, fields = self._data.train_split, self.train_info.fields
     found = []
     for number in range(first, end):
       for index in range(self.num_data_streams):
         stream = self._stream(index)
         examples = split.training_examples(
-          self.train_index, stream=stream, start_step=number
+          self.train_info, stream=stream, start_step=number
         )
         count = split.examples_per_step(stream.batch_size)
         for batch in examples.take(count).map(lambda _, x: x).batch(count):
@@ -125,7 +124,7 @@ class Inputs:
     split = self._data.train_split
     stream = DataStream(batch_size=1, shuffle_buffer=64, seed=0)
     return profile_stages(
-      split.training_examples(self.train_index, stream=stream, start_step=0),
+      split.training_examples(self.train_info, stream=stream, start_step=0),
       (*split.transforms, *split.augmentation.transforms),
       split.invalid_records.validate,
     )
@@ -136,7 +135,7 @@ class Inputs:
     def make(context):
       hosts = context.num_input_pipelines
       return self._data.heldout_split.evaluation_batches(
-        self.heldout_index,
+        self.heldout_info,
         host_batch=self._data.batch_size // hosts,
         replicas=context.num_replicas_in_sync // hosts,
         host=context.input_pipeline_id,
@@ -146,7 +145,7 @@ class Inputs:
     return self._strategy.distribute_datasets_from_function(make)
 
   def watch(self) -> DataWatch:
-    """Returns the callback that looks after training's batches."""
+    """Returns the monitor of training's batches."""
     split = self._data.train_split
     return DataWatch(
       self._wait_timer,
@@ -189,7 +188,7 @@ def _interleave(
   return batches
 
 
-class DataWatch(keras.callbacks.Callback):
+class DataWatch:
   """Logs the share of time that was waited for data, and bounds bad records.
 
   When more than 5 % is waited, it says once which stage is slow. The first
@@ -215,7 +214,6 @@ class DataWatch(keras.callbacks.Callback):
     max_invalid_fraction: float,
     clock=time.monotonic,
   ):
-    super().__init__()
     self._wait_timer, self._costs = wait_timer, costs
     self._invalid_records = invalid_records
     self._max_invalid_fraction = max_invalid_fraction
@@ -223,24 +221,27 @@ class DataWatch(keras.callbacks.Callback):
     self._intervals, self._unused = 0, 0.0
     self._filling, self._told = True, False
 
-  def on_train_begin(self, logs=None):
+  def start(self) -> None:
+    """Marks that an iterator was opened, whose buffers are still empty."""
     self._filling = True
 
-  def on_epoch_begin(self, epoch, logs=None):
+  def start_interval(self) -> None:
+    """Starts measuring an interval."""
     self._wait_timer.reset()
     self._begin = self._clock()
 
-  def on_epoch_end(self, epoch, logs=None):
+  def end_interval(self, record: dict[str, float]) -> None:
+    """Adds input_wait_fraction to a record, and checks invalid_examples."""
     taken = max(self._clock() - self._begin, 1e-9)
     share = min(self._wait_timer.reset() / taken, 1.0)
-    logs["input_wait_fraction"] = share
+    record["input_wait_fraction"] = share
     if share > _SLOW_SHARE and not self._filling and not self._told:
       self._told = True
       self._tell(share)
     self._filling = False
     self._intervals += 1
-    self._unused += logs["invalid_examples"]
-    if logs["invalid_examples"]:
+    self._unused += record["invalid_examples"]
+    if record["invalid_examples"]:
       self._invalid_records.collect()
     bad = self._unused / self._intervals
     if bad > self._max_invalid_fraction:

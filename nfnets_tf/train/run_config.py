@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
-import tensorflow as tf
-from tensorflow import keras
-
-from nfnets_tf.data.pipeline import Split
 from nfnets_tf.errors import require, require_fraction, require_int
-from nfnets_tf.models.weights import InitWeights
-from nfnets_tf.optim.sam import SAM
+
+if TYPE_CHECKING:
+  import tensorflow as tf
+  from tensorflow import keras
+
+  from nfnets_tf.data.pipeline import Split
+  from nfnets_tf.models.weights import InitWeights
+  from nfnets_tf.optim.sam import SAM
 
 
 @dataclasses.dataclass(frozen=True)

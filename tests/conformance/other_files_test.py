@@ -12,8 +12,8 @@ import tensorflow as tf
 from nfnets_tf.config import Configuration
 from nfnets_tf.data import dataset_info
 from nfnets_tf.errors import UserError
+from nfnets_tf.fileio import checkpoint_steps
 from nfnets_tf.jobs.job import RunContext
-from nfnets_tf.train.checkpoint_files import steps_in
 
 FILES = ["gin/quickstart.gin", "tests/support/tiny.gin"]
 
@@ -62,7 +62,7 @@ def test_trains_resumes_and_serves_on_another_file_system(
   with tf.io.gfile.GFile(f"{workdir}/metrics.jsonl") as file:
     steps = [json.loads(line)["step"] for line in file]
   assert steps == sorted(steps) and steps[-1] == 16
-  assert steps_in(f"{workdir}/checkpoints")[-1] == 16
+  assert checkpoint_steps(f"{workdir}/checkpoints")[-1] == 16
   names = tf.io.gfile.listdir(workdir)
   assert {"config.gin", "config.1.gin", "curves.png", "result.json"} <= {
     name.rstrip("/") for name in names

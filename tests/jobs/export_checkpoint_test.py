@@ -13,32 +13,35 @@ from nfnets_tf.models.weights import save_deepmind
 from nfnets_tf.train.run_dir import RunDir
 
 
+def use_femto(job):
+  """Replaces the tiny network: weights are loaded into an NFNet only."""
+  job.model = dataclasses.replace(job.model, network=lambda: NFNet("femto", 4))
+
+
 @pytest.fixture
-def run(sharp_job, open_session, tmp_path):
+def run(sharp_job, open_trainer, tmp_path):
   """A run as if at its third step: (its job, its folder, its classifier)."""
-  sharp_job.model = dataclasses.replace(  # only an NFNet is loaded
-    sharp_job.model, network=lambda: NFNet("femto", 4)
-  )
-  session = open_session(sharp_job, tmp_path / "run")
-  classifier = session.classifier
+  use_femto(sharp_job)
+  trainer = open_trainer(sharp_job, tmp_path / "run")
+  classifier = trainer.classifier
   classifier.optimizer.iterations.assign(3)
   for i, variable in enumerate(classifier.network.weights):
     variable.assign(variable + 0.1 * i)
   for i, average in enumerate(classifier.averages):
     average.assign(average - 0.1 * i)
-  session.checkpoints.save()
-  session.checkpoints.wait()
+  trainer.checkpoints.save()
+  trainer.checkpoints.wait()
   (tmp_path / "run" / "config.gin").write_text("A = 1\n")
   return sharp_job, tmp_path / "run", classifier
 
 
 def exporter(calls):
-  def export(model, directory, **told):
+  def export(model, directory, **metadata):
     weights = [v.numpy() for v in model.network.weights]
     policy = keras.mixed_precision.global_policy().name
     calls.append(
       types.SimpleNamespace(
-        directory=directory, weights=weights, policy=policy, **told
+        directory=directory, weights=weights, policy=policy, **metadata
       )
     )
     return f"{directory}/1"
@@ -54,9 +57,7 @@ def export(job, checkpoint, calls, **changes):
 
 
 @pytest.mark.parametrize("averaged", [True, False])
-def test_a_checkpoints_weights_are_exported_as_the_run_evaluates(
-  run, averaged, tmp_path
-):
+def test_exports_the_weights_of_a_checkpoint(run, averaged, tmp_path):
   job, folder, classifier = run
   result = {"step": 3, "heldout_top1": 0.25, "saved_model": None}
   RunDir(str(folder)).write_result(result)
@@ -83,7 +84,7 @@ def test_a_checkpoints_weights_are_exported_as_the_run_evaluates(
   assert sorted(x for x in folder.rglob("*")) == before
 
 
-def test_metrics_are_those_of_the_checkpoint_or_none(run, tmp_path):
+def test_claims_no_metrics_of_another_step(run, tmp_path):
   job, folder, _ = run
   RunDir(str(folder)).write_result({"step": 9, "heldout_top1": 0.25})
   for path in (folder, folder / "checkpoints", folder / "checkpoints/ckpt-3"):
@@ -92,7 +93,7 @@ def test_metrics_are_those_of_the_checkpoint_or_none(run, tmp_path):
     assert calls[0].about["metrics"] == {}  # of step 3 nothing is known
 
 
-def test_of_weights_from_elsewhere_nothing_is_claimed(run, tmp_path):
+def test_claims_nothing_about_the_training_of_other_weights(run, tmp_path):
   job, _, classifier = run
   save_deepmind(classifier, str(tmp_path / "weights.npz"))
   calls, prepared = [], []
@@ -107,33 +108,36 @@ def test_of_weights_from_elsewhere_nothing_is_claimed(run, tmp_path):
   assert about["metrics"] == {} and prepared == [True]
 
 
-def test_a_folder_that_cannot_be_written_to_is_told_first(run, tmp_path):
-  job, folder, _ = run
-  job.model = None
+def test_an_unwritable_directory_is_refused_first(sharp_job, tmp_path):
+  sharp_job.model = None  # nothing is built
   (tmp_path / "file").touch()
   with pytest.raises(UserError, match="file/out"):
-    export(job, folder, []).run(RunContext(str(tmp_path / "file" / "out"), ""))
+    export(sharp_job, tmp_path, []).run(
+      RunContext(str(tmp_path / "file" / "out"), "")
+    )
 
 
-def test_the_plan_names_weights_and_images(run):
-  job, folder, _ = run
-  plan = export(job, folder, []).plan()
-  assert f"weights      {folder}" in plan and "NFNet femto, 4 classes" in plan
+def test_the_plan_names_weights_and_images(sharp_job, tmp_path):
+  use_femto(sharp_job)
+  plan = export(sharp_job, tmp_path, []).plan()
+  assert f"weights      {tmp_path}" in plan and "NFNet femto, 4 classes" in plan
   assert "7 images of " in plan
 
 
-def test_what_is_not_there_is_told_before_anything_is_built(run, tmp_path):
-  job, folder, _ = run
-  job.model = None
+def test_missing_weights_are_refused_first(sharp_job, tmp_path):
+  sharp_job.model = None
   with pytest.raises(UserError, match="nowhere' does not exist; expected"):
-    export(job, tmp_path / "nowhere", []).run(RunContext(str(tmp_path), ""))
-  with pytest.raises(
-    UserError, match="export_checkpoint.ExportJob.images = 0 is invalid"
-  ):
-    export(job, folder, [], images=0)
+    export(sharp_job, tmp_path / "nowhere", []).run(
+      RunContext(str(tmp_path), "")
+    )
 
 
-def test_there_must_be_images_to_compare_on(run, tmp_path):
+def test_no_images_to_compare_on_are_refused(sharp_job, tmp_path):
+  with pytest.raises(UserError, match="ExportJob.images = 0 is invalid"):
+    export(sharp_job, tmp_path, [], images=0)
+
+
+def test_no_valid_images_to_compare_on_are_refused(run, tmp_path):
   job, folder, _ = run
   job.data.heldout_split.max_pixels = 1
   with pytest.raises(UserError, match="none of the first 7 images of the 'hel"):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 
 import pytest
 import tensorflow as tf
@@ -10,11 +11,13 @@ from nfnets_tf.config import Configuration
 from nfnets_tf.errors import UserError
 from nfnets_tf.jobs.job import RunContext
 from nfnets_tf.jobs.train import TrainJob
+from nfnets_tf.train.run_dir import RunLock
 
 SMOKE = ["gin/quickstart.gin", "gin/overlays/smoke.gin"]
+TINY = ["gin/quickstart.gin", "tests/support/tiny.gin"]
 
 
-def job(directory, *params) -> TrainJob:
+def job(directory, *params, files=SMOKE) -> TrainJob:
   given = [
     f"DATA_DIR = {directory!r}",
     "run_config.DataConfig.prepare = None",
@@ -23,7 +26,7 @@ def job(directory, *params) -> TrainJob:
     "EPOCHS = 8",
     *params,
   ]
-  return Configuration(SMOKE, given).build_job()
+  return Configuration(files, given).build_job()
 
 
 def run(built, workdir):
@@ -71,8 +74,24 @@ def test_data_and_models_that_do_not_fit(make_dataset, tmp_path, param, words):
   assert not (tmp_path / "run" / "config.gin").exists()
 
 
+def test_a_locked_work_directory_is_refused(make_dataset, tmp_path):
+  lock = RunLock(str(tmp_path / "run"))
+  lock.acquire()  # as another process would
+  with pytest.raises(UserError, match=f"by process {os.getpid()} on host"):
+    run(job(make_dataset(), files=TINY), tmp_path / "run")
+  lock.release()
+  assert list((tmp_path / "run").iterdir()) == []
+
+
+def test_a_work_directory_of_another_layout_is_refused(make_dataset, tmp_path):
+  (tmp_path / "data.json").write_text('{"parts": 1}')
+  with pytest.raises(UserError, match="has layout 1 .* expected layout 2"):
+    run(job(make_dataset(), files=TINY), tmp_path)
+
+
 def test_a_run_on_two_replicas_leaves_everything(make_dataset, tmp_path):
-  built = job(make_dataset(), "BATCH_SIZE = 8", "EPOCHS = 1.5")
+  options = ("BATCH_SIZE = 8", "EPOCHS = 1.5")
+  built = job(make_dataset(), *options, files=TINY)
   assert built.schedule.total_steps == 9  # two intervals of 4 and a rest of 1
   built.devices = dataclasses.replace(built.devices, strategy=two_replicas)
   summary = run(built, tmp_path)
@@ -85,7 +104,6 @@ def test_a_run_on_two_replicas_leaves_everything(make_dataset, tmp_path):
     "heldout_sample.npy",
     "metrics.jsonl",
     "result.json",
-    "saved_model",
     "tensorboard",
   }
   with open(tmp_path / "metrics.jsonl") as file:
@@ -96,7 +114,7 @@ def test_a_run_on_two_replicas_leaves_everything(make_dataset, tmp_path):
     assert len(last[name]) == 64
   assert 0 <= last["heldout_top1"] <= 1 and 0 <= last["ema_heldout_top1"] <= 1
   # Done already; not even the data are looked at.
-  again = job("/nowhere", "BATCH_SIZE = 8", "EPOCHS = 1.5")
+  again = job("/nowhere", *options, files=TINY)
   assert run(again, tmp_path) == summary
 
 

@@ -30,9 +30,8 @@ from nfnets_tf.optim.sgd import SGD
 from nfnets_tf.serving.export import export_saved_model
 from nfnets_tf.serving.folded_network import FoldedInference
 from nfnets_tf.serving.folding import fold
-from nfnets_tf.train.checkpoints import Checkpoints
+from nfnets_tf.train.checkpointing import Checkpointer
 from nfnets_tf.train.classifier import Classifier
-from nfnets_tf.train.run_state import RunState
 
 
 def test_table_has_the_names_and_shapes_of_deepminds_f0(testdata):
@@ -128,7 +127,7 @@ def source(classes=4, **options):
 
 
 def save_checkpoint(model, directory):
-  saver = Checkpoints(directory, model, RunState(seed=0), keep=1)
+  saver = Checkpointer(directory, model, seed=0, keep=1)
   saver.save()
   saver.wait()
   return saver.latest

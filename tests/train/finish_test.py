@@ -12,7 +12,7 @@ import tensorflow as tf
 from nfnets_tf.data import pipeline, preprocessing
 from nfnets_tf.errors import RunError
 from nfnets_tf.optim.sgd import SGD
-from nfnets_tf.train.checkpoints import Checkpoints
+from nfnets_tf.train.checkpointing import Checkpointer
 from nfnets_tf.train.classifier import Classifier
 from nfnets_tf.train.finish import (
   export_metadata,
@@ -23,7 +23,6 @@ from nfnets_tf.train.finish import (
 )
 from nfnets_tf.train.run_dir import RunDir
 from nfnets_tf.train.run_log import MetricsLog, read_records
-from nfnets_tf.train.run_state import RunState
 
 RECORD = {"heldout_loss": 0.5, "heldout_top1": 0.75}
 
@@ -68,9 +67,7 @@ def make_run(make_dataset, tiny_network, tmp_path):
     for average in model.averages:
       average.assign(average + 1.0)  # to differ from the weights
     files = RunDir(str(tmp_path / "run"))
-    checkpoints = Checkpoints(
-      files.checkpoints, model, RunState(seed=0), keep=1
-    )
+    checkpoints = Checkpointer(files.checkpoints, model, seed=0, keep=1)
     for step, loss in ((1, 0.25), (3, 0.5)):
       model.optimizer.iterations.assign(step)
       checkpoints.save_if_best(loss)

@@ -50,11 +50,11 @@ def run(waiting, unused, max_invalid_fraction=0.01, costs=dict, fits=(0,)):
   records = []
   for interval, share in enumerate(unused):
     if interval in fits:
-      watch.on_train_begin()
-    watch.on_epoch_begin(0)
+      watch.start()
+    watch.start_interval()
     clock.now += 10
     records.append({"invalid_examples": share})
-    watch.on_epoch_end(0, records[-1])
+    watch.end_interval(records[-1])
   return [record["input_wait_fraction"] for record in records]
 
 
@@ -132,8 +132,8 @@ def test_batches_of_a_strategy(job):
   )
   assert counted == 13
   watch = inputs.watch()
-  watch.on_epoch_begin(0)
-  watch.on_epoch_end(0, logs := {"invalid_examples": 0.0})
+  watch.start_interval()
+  watch.end_interval(logs := {"invalid_examples": 0.0})
   assert 0.0 <= logs["input_wait_fraction"] <= 1.0
 
 

@@ -1,0 +1,368 @@
+"""The training loop: intervals of steps, evaluations, checkpoints, SIGTERM.
+
+The inner loop over steps is orbit's: one `tf.function` whose number of steps is
+a tensor, so that a shorter last call is not traced again. The outer loop is our
+own, because `orbit.Controller` saves and evaluates only between whole loops: it
+can neither resume within an interval (its metrics are reset when a loop begins)
+nor end on SIGTERM within one, and it has no rollback.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, TextIO
+
+import orbit
+import tensorflow as tf
+from tensorflow import keras
+
+from nfnets_tf.errors import Preempted, RunError, UserError
+from nfnets_tf.fileio import checkpoint_steps
+from nfnets_tf.train.checkpointing import Checkpointer
+from nfnets_tf.train.rollback import Recovery, Restorer
+from nfnets_tf.train.run_log import MetricsLog, Progress, read_records
+
+if TYPE_CHECKING:
+  from nfnets_tf.train.classifier import Classifier
+  from nfnets_tf.train.distribution import Workers
+  from nfnets_tf.train.inputs import Inputs
+  from nfnets_tf.train.run_config import Schedule
+  from nfnets_tf.train.run_dir import RunDir
+
+LOGGER = logging.getLogger("nfnets_tf")
+
+# Metrics that have a mean over an interval in which all steps were skipped.
+_METRICS_OF_SKIPPED = (
+  "skipped_steps",
+  "invalid_examples",
+  "input_wait_fraction",
+)
+
+
+class Preemption:
+  """Whether this process or another worker has received SIGTERM.
+
+  Args:
+    workers: that train together.
+  """
+
+  def __init__(self, workers: Workers):
+    self._workers = workers
+    self._received = False
+
+  def is_requested(self) -> bool:
+    """Returns whether to stop; all workers must ask, and get one answer."""
+    return self._workers.any(self._received)
+
+  @contextlib.contextmanager
+  def listening(self) -> Iterator[None]:
+    """Handles SIGTERM for the duration of a `with`.
+
+    Does nothing outside the main thread, where Python forbids signal handlers.
+    """
+    if threading.current_thread() is not threading.main_thread():
+      yield
+      return
+    previous = signal.signal(signal.SIGTERM, self._receive)
+    try:
+      yield
+    finally:
+      signal.signal(signal.SIGTERM, previous)
+
+  def _receive(self, number, frame) -> None:
+    del number, frame
+    self._received = True
+
+
+class Trainer:
+  """Trains and evaluates one run; restored to its latest checkpoint.
+
+  Each record of the log is the mean since the record before it. The metrics are
+  part of the checkpoint, so that this holds for a run that is killed or
+  preempted within an interval.
+
+  Args:
+    classifier: compiled under the strategy.
+    inputs: training and held-out batches.
+    files: of the run; only the chief writes.
+    workers: the processes that train together.
+    schedule: length and intervals.
+    learning_rate: maps a step to the rate, for the log.
+    recovery: when to roll back.
+    init_weights: called with the classifier of a run without a checkpoint.
+    seed: of the run.
+
+  Attributes:
+    classifier, inputs: as given.
+    checkpoints: of the run.
+    log: of the run.
+    preemption: asked at every return to Python whether to stop.
+    step: number of steps made.
+
+  Raises:
+    UserError: if the checkpoints do not fit the configuration.
+  """
+
+  def __init__(
+    self,
+    classifier: Classifier,
+    inputs: Inputs,
+    files: RunDir,
+    workers: Workers,
+    *,
+    schedule: Schedule,
+    learning_rate: Callable[[int], object],
+    recovery: Recovery,
+    init_weights: Callable[[keras.Model], None],
+    seed: int,
+  ):
+    self.classifier, self.inputs = classifier, inputs
+    self._files, self._workers = files, workers
+    self._schedule, self._learning_rate = schedule, learning_rate
+    self.checkpoints = Checkpointer(
+      files.checkpoints,
+      classifier,
+      seed=seed,
+      keep=schedule.checkpoints_to_keep,
+      writes=workers.chief,
+    )
+    if self.checkpoints.latest_step is None:
+      # A run that resumes needs no initial weights, and may have lost the file.
+      init_weights(classifier)
+    self.preemption = Preemption(workers)
+    self._restorer = Restorer(
+      recovery,
+      files,
+      self.checkpoints,
+      classifier.guard.consecutive_skips,
+      inputs,
+      workers,
+    )
+    self.step = self._restorer.restore()
+    self._check_length()
+    self.log = MetricsLog(
+      files, step=self.step, end=schedule.total_steps, writes=workers.chief
+    )
+    self._train_steps = _compile_loop(classifier, classifier.make_step)
+    self._test_steps = _compile_loop(classifier, classifier.score_batch)
+    self._open_inputs()
+
+  def fit(self, terminal: TextIO | None) -> None:
+    """Trains to the last step.
+
+    Args:
+      terminal: for a progress bar; None writes log lines.
+
+    Raises:
+      Preempted: after SIGTERM, when everything is saved.
+      Diverged: if steps stay non-finite after all rollbacks.
+      UserError: if too many images are invalid.
+      RunError: if a file cannot be written.
+    """
+    if self.step:
+      path = self.checkpoints.latest
+      LOGGER.info("Resuming from step %d (%s).", self.step, path)
+    progress = Progress(
+      total_steps=self._schedule.total_steps,
+      step=self.step,
+      batch_size=self.inputs.batch_size,
+      stream=terminal if self._workers.chief else None,
+      silent=not self._workers.chief,
+    )
+    try:
+      with self.preemption.listening():
+        self._save_first()
+        self._train(progress)
+    except Preempted:
+      self.checkpoints.save()
+      self.checkpoints.wait()
+      self._workers.meet()  # no worker exits before everything is saved
+      raise
+    except BaseException:
+      with contextlib.suppress(RunError):
+        self.checkpoints.wait()
+      raise
+    finally:
+      progress.close()
+    self.checkpoints.save()
+    self.checkpoints.wait()
+
+  def evaluate(self) -> dict[str, float]:
+    """Evaluates the raw and the averaged weights on the held-out split.
+
+    Saves the checkpoint if its loss is the lowest so far.
+
+    Returns:
+      {"heldout_NAME" and "ema_heldout_NAME": mean}.
+    """
+    record = self._evaluate_weights("heldout_")
+    if self.classifier.averages:
+      with self.classifier.averaged():
+        record.update(self._evaluate_weights("ema_heldout_"))
+    # The loss of the weights that are exported.
+    loss = record.get("ema_heldout_loss", record["heldout_loss"])
+    self.checkpoints.save_if_best(loss if math.isfinite(loss) else math.inf)
+    return record
+
+  def _check_length(self) -> None:
+    if self.step > self._schedule.total_steps:
+      raise UserError(
+        f"the run in {self._files.root!r} is at step {self.step:,}, beyond the"
+        f" {self._schedule.total_steps:,} steps of this configuration; raise"
+        " EPOCHS, or start another --workdir."
+      )
+
+  def _open_inputs(self) -> None:
+    """Opens all inputs; they may refuse the batch size or number of hosts."""
+    self._input_monitor = self.inputs.watch()
+    self._batches = self._open_batches()
+    self._heldout = self.inputs.heldout()
+
+  def _open_batches(self):
+    offset = int(self.checkpoints.data_offset.numpy())
+    return self.inputs.training(self.step + offset)
+
+  def _save_first(self) -> None:
+    """Saves an initial checkpoint and checks that every worker sees it."""
+    self.checkpoints.save()
+    self.checkpoints.wait()
+    self._workers.meet()
+    steps = [-1, *checkpoint_steps(self._files.checkpoints)]
+    self._workers.check_same(steps[-1], self._files.root)
+
+  def _train(self, progress: Progress) -> None:
+    schedule = self._schedule
+    if self.step and self.step % schedule.evaluate_every == 0:
+      # The run may have ended between the interval and its evaluation.
+      if not self._workers.any(self._is_evaluated()):
+        self._log_evaluation(progress)
+    batches = iter(self._batches)
+    self._input_monitor.start()
+    progress.resume_clock()
+    while self.step < schedule.total_steps:
+      if self._train_interval(batches):
+        self._finish_interval(progress)
+      else:
+        self.step = self._restorer.roll_back()
+        self.log.drop_later(self.step)
+        progress.go_back(self.step)
+        batches = iter(self._open_batches())
+        self._input_monitor.start()
+
+  def _is_evaluated(self) -> bool:
+    return any(
+      record["step"] == self.step and "heldout_loss" in record
+      for record in read_records(self._files.metrics)
+    )
+
+  def _train_interval(self, batches) -> bool:
+    """Trains to the next multiple of `log_every`, or the last step.
+
+    Returns:
+      False as soon as a rollback is due, else True.
+    """
+    schedule = self._schedule
+    end = self.step - self.step % schedule.log_every + schedule.log_every
+    end = min(end, schedule.total_steps)
+    self._input_monitor.start_interval()
+    while self.step < end:
+      count = min(schedule.steps_per_execution, end - self.step)
+      self._train_steps(batches, tf.constant(count, tf.int64))
+      self.step += count
+      if self._restorer.is_due:
+        return False
+      # At the end of the interval its record is written first.
+      if self.step < end:
+        self._stop_if_preempted()
+    return True
+
+  def _finish_interval(self, progress: Progress) -> None:
+    """Logs first, saves last: a checkpoint implies the records before it."""
+    schedule = self._schedule
+    self._log_interval(progress)
+    self._stop_if_preempted()
+    # At the last step `evaluate` is called after `fit`.
+    if (
+      self.step % schedule.evaluate_every == 0
+      and self.step < schedule.total_steps
+    ):
+      self._log_evaluation(progress)
+    if self.step % schedule.checkpoint_every == 0:
+      self.checkpoints.save()
+    progress.resume_clock()
+
+  def _log_interval(self, progress: Progress) -> None:
+    record = self._read_metrics(self.classifier.metrics)
+    self._input_monitor.end_interval(record)
+    # Now, not when an interval starts: a checkpoint that is saved until then
+    # must hold no metrics of steps that are logged already.
+    self.classifier.reset_metrics()
+    if record.get("skipped_steps") == 1:
+      record = {k: v for k, v in record.items() if k in _METRICS_OF_SKIPPED}
+    if record.get("sam_active") == 0:
+      del record["perturbed_loss"]  # no step has one
+    record["learning_rate"] = float(self._learning_rate(self.step))
+    record["images_per_second"] = progress.update(
+      self.step, record.get("loss", math.nan)
+    )
+    self.log.write(self.step, record)
+
+  def _log_evaluation(self, progress: Progress) -> None:
+    # `evaluate` saves before the record is written: a run that is killed in
+    # between evaluates again.
+    record = self.evaluate()
+    self.log.write(self.step, record)
+    progress.note(_describe_evaluation(self.step, record))
+
+  def _evaluate_weights(self, prefix: str) -> dict[str, float]:
+    steps, iterator = self.inputs.heldout_steps, iter(self._heldout)
+    self.classifier.reset_metrics()
+    try:
+      while steps:
+        count = min(self._schedule.steps_per_execution, steps)
+        self._test_steps(iterator, tf.constant(count, tf.int64))
+        steps -= count
+        self._stop_if_preempted()
+      metrics = self._read_metrics(self.classifier.score_metrics)
+    finally:
+      # Training's own metrics were logged, and are zero, at an evaluation.
+      self.classifier.reset_metrics()
+    return {f"{prefix}{name}": value for name, value in metrics.items()}
+
+  def _read_metrics(self, metrics) -> dict[str, float]:
+    # Across replicas: each metric is a sum over all of them.
+    with self.classifier.distribute_strategy.scope():
+      return {metric.name: float(metric.result()) for metric in metrics}
+
+  def _stop_if_preempted(self) -> None:
+    if self.preemption.is_requested():
+      raise Preempted
+
+
+def _compile_loop(classifier: Classifier, update: Callable) -> Callable:
+  """Returns a compiled function (iterator, num_steps) that makes steps.
+
+  Args:
+    classifier: under whose strategy.
+    update: takes a replica's batch; returns nothing.
+  """
+  strategy = classifier.distribute_strategy
+
+  def step(iterator):
+    strategy.run(update, args=(next(iterator),))
+
+  return tf.function(orbit.utils.create_tf_while_loop_fn(step))
+
+
+def _describe_evaluation(step: int, record: dict[str, float]) -> str:
+  line = f"step {step}: held-out loss {record['heldout_loss']:.4f}, top-1"
+  line += f" {record['heldout_top1']:.2%}"
+  if "ema_heldout_top1" in record:
+    line += f"; averaged weights {record['ema_heldout_loss']:.4f},"
+    line += f" {record['ema_heldout_top1']:.2%}"
+  return line

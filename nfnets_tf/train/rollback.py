@@ -1,0 +1,222 @@
+"""Restores the latest usable checkpoint, and rolls back non-finite training.
+
+A run that rolls back does not meet the same batches again: it continues in the
+order of examples behind the ones that were not finite. `rollbacks.json` in the
+work directory records this, so that a killed run takes the same path again.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from typing import TYPE_CHECKING, NamedTuple
+
+import tensorflow as tf
+
+from nfnets_tf.errors import Diverged, require_int
+from nfnets_tf.fileio import read_bytes, write_atomically
+
+if TYPE_CHECKING:
+  from nfnets_tf.train.checkpointing import Checkpointer
+  from nfnets_tf.train.distribution import Workers
+  from nfnets_tf.train.inputs import Inputs
+  from nfnets_tf.train.run_dir import RunDir
+
+LOGGER = logging.getLogger("nfnets_tf")
+
+_NAMES_SHOWN = 5
+
+
+class Recovery:
+  """When a run rolls back, and when it gives up.
+
+  Args:
+    max_consecutive_skips: steps skipped in a row after which the run rolls back
+      to its latest checkpoint from before them.
+    max_rollbacks: after which the run fails instead.
+
+  Raises:
+    UserError: if a number is out of range.
+  """
+
+  def __init__(self, *, max_consecutive_skips: int, max_rollbacks: int):
+    require_int(
+      "rollback.Recovery.max_consecutive_skips", max_consecutive_skips, 1
+    )
+    require_int("rollback.Recovery.max_rollbacks", max_rollbacks, 0)
+    self.max_consecutive_skips = max_consecutive_skips
+    self.max_rollbacks = max_rollbacks
+
+
+class Rollback(NamedTuple):
+  """One return to an earlier checkpoint.
+
+  Attributes:
+    at_step: step at which the run was.
+    to_step: step of the checkpoint.
+    data_offset: from there on; see `Checkpointer.data_offset`.
+    batches: numbers of the skipped batches in the run's order, [first, end).
+  """
+
+  at_step: int
+  to_step: int
+  data_offset: int
+  batches: tuple[int, int]
+
+
+class RollbackHistory:
+  """All rollbacks of a run, kept in a file.
+
+  Args:
+    path: of the file.
+    writes: whether this process writes it.
+
+  Attributes:
+    rollbacks: all of them, in their order.
+  """
+
+  def __init__(self, path: str, *, writes: bool = True):
+    self._path, self._writes = path, writes
+    self.rollbacks: list[Rollback] = []
+    if tf.io.gfile.exists(path):
+      self.rollbacks = [
+        Rollback(**{**entry, "batches": tuple(entry["batches"])})
+        for entry in json.loads(read_bytes(path))
+      ]
+
+  def add(self, rollback: Rollback) -> None:
+    """Records a rollback."""
+    self.rollbacks.append(rollback)
+    self._write()
+
+  def drop_later(self, step: int) -> None:
+    """Drops rollbacks to later steps than the one that was restored.
+
+    Their checkpoints are lost, and the run will reach those steps again.
+    """
+    kept = [entry for entry in self.rollbacks if entry.to_step <= step]
+    if kept != self.rollbacks:
+      self.rollbacks = kept
+      self._write()
+
+  def _write(self) -> None:
+    if self._writes:
+      content = [entry._asdict() for entry in self.rollbacks]
+      write_atomically(self._path, json.dumps(content, indent=1) + "\n")
+
+  def is_abandoned(self, step: int, data_offset: int) -> bool:
+    """Returns whether a checkpoint lies on the path that was rolled back."""
+    if not self.rollbacks:
+      return False
+    last = self.rollbacks[-1]
+    return step > last.to_step and data_offset < last.data_offset
+
+  def offset_at(self, step: int, data_offset: int) -> int:
+    """Returns the data offset with which to continue from a checkpoint.
+
+    Args:
+      step: of the checkpoint.
+      data_offset: that the checkpoint was saved with.
+    """
+    if self.rollbacks and step == self.rollbacks[-1].to_step:
+      return self.rollbacks[-1].data_offset
+    return data_offset
+
+
+class Restorer:
+  """Restores a run when it starts, and rolls it back.
+
+  Args:
+    recovery: when to give up.
+    files: of the run.
+    checkpoints: to restore; their `data_offset` is set.
+    consecutive_skips: of the `NonfiniteGuard`, a variable.
+    inputs: name the examples of a batch.
+    workers: restore the same step.
+  """
+
+  def __init__(
+    self,
+    recovery: Recovery,
+    files: RunDir,
+    checkpoints: Checkpointer,
+    consecutive_skips: tf.Variable,
+    inputs: Inputs,
+    workers: Workers,
+  ):
+    self._recovery, self._files = recovery, files
+    self._checkpoints, self._skips = checkpoints, consecutive_skips
+    self._inputs, self._workers = inputs, workers
+    self._history = RollbackHistory(files.rollbacks, writes=workers.chief)
+
+  @property
+  def is_due(self) -> bool:
+    """Whether so many steps were skipped in a row that a rollback is due."""
+    return int(self._skips.numpy()) >= self._recovery.max_consecutive_skips
+
+  def restore(self) -> int:
+    """Restores the latest usable checkpoint; returns its step, 0 without one.
+
+    Raises:
+      UserError: if there are checkpoints, but none can be used.
+    """
+    history, checkpoints = self._history, self._checkpoints
+    step = checkpoints.restore(
+      lambda: not history.is_abandoned(checkpoints.step, self._offset())
+    )
+    self._workers.check_same(step, self._files.root)
+    history.drop_later(step)
+    self._continue_from(step)
+    return step
+
+  def roll_back(self) -> int:
+    """Rolls back to before the skipped steps; returns the checkpoint's step.
+
+    Raises:
+      Diverged: if the run has rolled back too often.
+    """
+    step = self._checkpoints.step
+    end = step + self._offset()
+    first = end - int(self._skips.numpy())
+    if len(self._history.rollbacks) >= self._recovery.max_rollbacks:
+      raise self._report_divergence(step, first, end)
+    self._checkpoints.wait()
+    self._workers.meet()  # all must see what the chief was writing
+    to_step = self._checkpoints.restore(lambda: not self._skips.numpy())
+    self._workers.check_same(to_step, self._files.root)
+    self._history.add(Rollback(step, to_step, end - to_step, (first, end)))
+    LOGGER.warning(
+      "%d steps in a row up to step %d were not finite; rolled back to step %d"
+      " and skipping their batches (rollback %d of %d).",
+      end - first,
+      step,
+      to_step,
+      len(self._history.rollbacks),
+      self._recovery.max_rollbacks,
+    )
+    self._continue_from(to_step)
+    return to_step
+
+  def _continue_from(self, step: int) -> None:
+    offset = self._history.offset_at(step, self._offset())
+    self._checkpoints.data_offset.assign(offset)
+    self._workers.meet()  # all have read what is removed now
+    self._checkpoints.discard_later()
+
+  def _offset(self) -> int:
+    return int(self._checkpoints.data_offset.numpy())
+
+  def _report_divergence(self, step: int, first: int, end: int) -> Diverged:
+    """Writes the names of the last batches' examples; returns the error."""
+    names = self._inputs.names(first, end)
+    if self._workers.chief:
+      lines = [f"{number}\t{name}\n" for number, name in names]
+      write_atomically(self._files.not_finite, "batch\tname\n" + "".join(lines))
+    shown = ", ".join(name or "(no name)" for _, name in names[:_NAMES_SHOWN])
+    return Diverged(
+      f"the loss or a gradient of {end - first} steps in a row up to step"
+      f" {step} was not finite after {len(self._history.rollbacks)} rollbacks;"
+      f" check the examples of those batches, {shown}, ... (all {len(names)}"
+      f" are in {self._files.not_finite}), or bind a lower PEAK_LR in another"
+      " --workdir."
+    )
