@@ -218,7 +218,7 @@ class TrainJob:
         export=self.export,
         report=self.report,
       )
-    workers.meet()
+    workers.barrier()
 
   def _announce(self, strategy: tf.distribute.Strategy, train: SplitInfo):
     for line in dry_run.describe_start(
@@ -245,7 +245,7 @@ class TrainJob:
     prepare = self.data.prepare
     if prepare is not None and workers.chief and prepare():
       LOGGER.info("Wrote the shards in %s.", self.data.train_split.directory)
-    workers.meet()
+    workers.barrier()
 
   def _check_batch(self, strategy: tf.distribute.Strategy) -> None:
     replicas, batch_size = strategy.num_replicas_in_sync, self.data.batch_size

@@ -244,7 +244,7 @@ class Workers:
         self.index = first_worker + resolver.task_id
     self.chief = self.index == 0
 
-  def gathered(self, value: int) -> list[int]:
+  def all_gather(self, value: int) -> list[int]:
     """Returns the value of every worker, in their order."""
     if self.count == 1:
       return [value]
@@ -266,15 +266,15 @@ class Workers:
 
   def any(self, value: bool) -> bool:
     """Returns whether the value is true for at least one worker."""
-    return any(self.gathered(int(value)))
+    return any(self.all_gather(int(value)))
 
-  def meet(self) -> None:
+  def barrier(self) -> None:
     """Blocks until all workers have called it."""
-    self.gathered(0)
+    self.all_gather(0)
 
-  def check_same(self, step: int, workdir: str) -> None:
+  def check_same_step(self, step: int, workdir: str) -> None:
     """Raises a UserError unless all workers restored the same checkpoint."""
-    steps = self.gathered(step)
+    steps = self.all_gather(step)
     if len(set(steps)) > 1:
       raise UserError(
         f"the workers found checkpoints of different steps in {workdir!r}"

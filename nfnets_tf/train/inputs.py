@@ -1,46 +1,53 @@
-"""What a run reads: batches for the strategy, and a watch over them."""
+"""Batches of a run for its strategy, and a monitor of reading them."""
 
 from __future__ import annotations
 
 import logging
 import math
 import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import tensorflow as tf
 
-from nfnets_tf.data.dataset_info import SplitInfo, evaluation_steps
+from nfnets_tf.data.dataset_info import evaluation_steps
 from nfnets_tf.data.loading import flatten_leading_axes
 from nfnets_tf.data.pipeline import DataStream
 from nfnets_tf.data.profiling import WaitTimer, profile_stages
 from nfnets_tf.data.tfrecords import parse_filenames
 from nfnets_tf.errors import UserError
-from nfnets_tf.train.run_config import DataConfig
+
+if TYPE_CHECKING:
+  from nfnets_tf.data.dataset_info import SplitInfo
+  from nfnets_tf.data.validation import InvalidRecords
+  from nfnets_tf.train.run_config import DataConfig
 
 LOGGER = logging.getLogger("nfnets_tf")
 
-_SLOW_SHARE = 0.05
+_SLOW_FRACTION = 0.05  # of the time of an interval
 
 
 class Inputs:
   """The training and held-out batches of one process.
 
-  Training's order of examples is made of equal streams, and each host reads
-  some of them, so that a run resumes in the same order on fewer or more hosts.
+  Training's order of examples consists of equal data streams, and each host
+  reads some of them, so that a run resumes in the same order on fewer or more
+  hosts.
 
   Args:
-    data: what is read.
-    strategy: for whose replicas.
+    data: the splits and how they are read.
+    strategy: distributes the batches over its replicas.
     train_info: of the training split.
     heldout_info: of the held-out split.
-    seed: of the order.
+    seed: of the order of examples.
     num_data_streams: a multiple of the number of hosts; None is that number.
 
   Attributes:
     train_info: of the training split.
     heldout_info: of the held-out split.
-    num_data_streams: as given, or as it turned out in `training`.
+    num_data_streams: as given; if None, set by `training`.
     heldout_steps: number of batches of `heldout`.
-    batch_size: over all replicas.
+    batch_size: examples per step, over all replicas.
   """
 
   def __init__(
@@ -61,35 +68,48 @@ class Inputs:
     self._wait_timer = WaitTimer()
 
   def training(self, start: int):
-    """Returns distributed batches from number `start` of the order on."""
+    """Returns distributed batches from batch number `start` of the order on.
 
-    def make(context):
+    Raises:
+      UserError: if the hosts cannot share the data streams equally, or the
+        batch does not divide among them.
+    """
+
+    def make_dataset(context):
       hosts = context.num_input_pipelines
       replicas = context.num_replicas_in_sync // hosts
       self.num_data_streams = self.num_data_streams or hosts
       numbers = streams_of_host(
         context.input_pipeline_id, hosts, self.num_data_streams
       )
-      pieces = replicas // math.gcd(replicas, len(numbers))
-      joined = pieces * len(numbers) // replicas
-      self._check_batch(pieces)
+      # A replica's batch is a part of one stream's, or joins several streams':
+      # as small as possible are the parts of which both are multiples.
+      parts = replicas // math.gcd(replicas, len(numbers))
+      parts_per_replica = parts * len(numbers) // replicas
+      self._check_batch(parts)
       streams = [
         self._data.train_split.training_batches(
           self.train_info,
           stream=self._stream(number),
           start_step=start,
-          replicas=pieces,
+          replicas=parts,
         )
         for number in numbers
       ]
-      return self._wait_timer.timed(_interleave(streams, pieces, joined))
+      batches = _interleave(streams, parts, parts_per_replica)
+      return self._wait_timer.timed(batches)
 
-    return self._strategy.distribute_datasets_from_function(make)
+    return self._strategy.distribute_datasets_from_function(make_dataset)
 
   def names(self, first: int, end: int) -> list[tuple[int, str]]:
-    """Returns (number of the batch, name) of all examples of some batches."""
+    """Returns (batch number, file name) of the examples of batches.
+
+    Args:
+      first: number of the first batch in the order of examples.
+      end: number after the last batch.
+    """
     split, fields = self._data.train_split, self.train_info.fields
-    found = []
+    numbered_names = []
     for number in range(first, end):
       for index in range(self.num_data_streams):
         stream = self._stream(index)
@@ -98,17 +118,17 @@ class Inputs:
         )
         count = split.examples_per_step(stream.batch_size)
         for batch in examples.take(count).map(lambda _, x: x).batch(count):
-          names = parse_filenames(batch, fields).numpy()
-          found += [(number, x.decode(errors="replace")) for x in names]
-    return found
+          for name in parse_filenames(batch, fields).numpy():
+            numbered_names.append((number, name.decode(errors="replace")))
+    return numbered_names
 
-  def _check_batch(self, pieces: int) -> None:
-    size, whole = self._data.batch_size, self.num_data_streams * pieces
-    if size % whole:
+  def _check_batch(self, parts: int) -> None:
+    size, divisor = self._data.batch_size, self.num_data_streams * parts
+    if size % divisor:
       raise UserError(
         f"BATCH_SIZE = {size} does not divide among {self.num_data_streams}"
-        f" data streams, {pieces} batches each; bind BATCH_SIZE to a multiple"
-        f" of {whole}, or run_config.DataConfig.num_data_streams to fewer."
+        f" data streams, {parts} batches each; bind BATCH_SIZE to a multiple"
+        f" of {divisor}, or run_config.DataConfig.num_data_streams to fewer."
       )
 
   def _stream(self, index: int) -> DataStream:
@@ -130,9 +150,9 @@ class Inputs:
     )
 
   def heldout(self):
-    """Returns distributed batches that hold every held-out image once."""
+    """Returns distributed batches with every held-out image exactly once."""
 
-    def make(context):
+    def make_dataset(context):
       hosts = context.num_input_pipelines
       return self._data.heldout_split.evaluation_batches(
         self.heldout_info,
@@ -142,15 +162,14 @@ class Inputs:
         num_hosts=hosts,
       )
 
-    return self._strategy.distribute_datasets_from_function(make)
+    return self._strategy.distribute_datasets_from_function(make_dataset)
 
-  def watch(self) -> DataWatch:
-    """Returns the monitor of training's batches."""
-    split = self._data.train_split
-    return DataWatch(
+  def monitor(self) -> InputMonitor:
+    """Returns a monitor of the training batches."""
+    return InputMonitor(
       self._wait_timer,
-      costs=self._profile_stages,
-      invalid_records=split.invalid_records,
+      profile=self._profile_stages,
+      invalid_records=self._data.train_split.invalid_records,
       max_invalid_fraction=self._data.max_invalid_fraction,
     )
 
@@ -158,8 +177,13 @@ class Inputs:
 def streams_of_host(host: int, hosts: int, num_data_streams: int) -> range:
   """Returns the numbers of the data streams that a host reads.
 
+  Args:
+    host: number of the host, from 0.
+    hosts: number of hosts.
+    num_data_streams: of the run.
+
   Raises:
-    UserError: if hosts cannot share them equally.
+    UserError: if the hosts cannot share them equally.
   """
   if num_data_streams % hosts:
     raise UserError(
@@ -168,98 +192,101 @@ def streams_of_host(host: int, hosts: int, num_data_streams: int) -> range:
       " it, or bind run_config.DataConfig.num_data_streams to a multiple of it"
       " in another --workdir."
     )
-  each = num_data_streams // hosts
-  return range(host * each, (host + 1) * each)
+  count = num_data_streams // hosts
+  return range(host * count, (host + 1) * count)
 
 
 def _interleave(
-  streams: list[tf.data.Dataset], pieces: int, joined: int
+  streams: list[tf.data.Dataset], parts: int, parts_per_replica: int
 ) -> tf.data.Dataset:
-  """Takes `pieces` batches of each stream in turn, joining `joined` to one."""
+  """Takes `parts` batches of each stream in turn and joins them per replica."""
   if len(streams) == 1:
     return streams[0]
-  turns = tf.data.Dataset.range(len(streams) * pieces)
-  turns = turns.map(lambda i: i // pieces).repeat()
+  turns = tf.data.Dataset.range(len(streams) * parts)
+  turns = turns.map(lambda i: i // parts).repeat()
   batches = tf.data.Dataset.choose_from_datasets(streams, turns)
-  if joined > 1:
-    batches = batches.batch(joined, drop_remainder=True).map(
-      flatten_leading_axes
-    )
+  if parts_per_replica > 1:
+    batches = batches.batch(parts_per_replica, drop_remainder=True)
+    batches = batches.map(flatten_leading_axes)
   return batches
 
 
-class DataWatch:
-  """Logs the share of time that was waited for data, and bounds bad records.
+class InputMonitor:
+  """Logs the fraction of time spent waiting for data; bounds invalid examples.
 
-  When more than 5 % is waited, it says once which stage is slow. The first
-  interval of a call of `fit`, which fills buffers, is not judged.
+  If more than 5 % of an interval is spent waiting, it reports the slowest stage
+  once. The first interval of an iterator is exempt, since it fills buffers.
 
   Args:
     wait_timer: times the batches.
-    costs: measures {stage: seconds an image}.
-    invalid_records: counts the invalid records.
-    max_invalid_fraction: of all that this process has read, in [0, 1].
+    profile: measures {stage: seconds per image}.
+    invalid_records: counts them by cause.
+    max_invalid_fraction: of all examples that this process has read, in [0, 1].
     clock: returns seconds.
-
-  Raises:
-    UserError: in training, if the fraction is exceeded.
   """
 
   def __init__(
     self,
-    wait_timer,
+    wait_timer: WaitTimer,
     *,
-    costs,
-    invalid_records,
+    profile: Callable[[], dict[str, float]],
+    invalid_records: InvalidRecords,
     max_invalid_fraction: float,
-    clock=time.monotonic,
+    clock: Callable[[], float] = time.monotonic,
   ):
-    self._wait_timer, self._costs = wait_timer, costs
+    self._wait_timer, self._profile = wait_timer, profile
     self._invalid_records = invalid_records
     self._max_invalid_fraction = max_invalid_fraction
-    self._clock, self._begin = clock, 0.0
-    self._intervals, self._unused = 0, 0.0
-    self._filling, self._told = True, False
+    self._clock, self._interval_start = clock, 0.0
+    self._intervals, self._sum_of_fractions = 0, 0.0
+    self._filling_buffers, self._reported = True, False
 
   def start(self) -> None:
     """Marks that an iterator was opened, whose buffers are still empty."""
-    self._filling = True
+    self._filling_buffers = True
 
   def start_interval(self) -> None:
     """Starts measuring an interval."""
     self._wait_timer.reset()
-    self._begin = self._clock()
+    self._interval_start = self._clock()
 
   def end_interval(self, record: dict[str, float]) -> None:
-    """Adds input_wait_fraction to a record, and checks invalid_examples."""
-    taken = max(self._clock() - self._begin, 1e-9)
-    share = min(self._wait_timer.reset() / taken, 1.0)
-    record["input_wait_fraction"] = share
-    if share > _SLOW_SHARE and not self._filling and not self._told:
-      self._told = True
-      self._tell(share)
-    self._filling = False
+    """Adds input_wait_fraction to a record, and checks invalid_examples.
+
+    Raises:
+      UserError: if too many examples were invalid.
+    """
+    seconds = max(self._clock() - self._interval_start, 1e-9)
+    waited = min(self._wait_timer.reset() / seconds, 1.0)
+    record["input_wait_fraction"] = waited
+    slow = waited > _SLOW_FRACTION and not self._filling_buffers
+    if slow and not self._reported:
+      self._reported = True
+      self._report_stages(waited)
+    self._filling_buffers = False
+    self._check_invalid(record["invalid_examples"])
+
+  def _check_invalid(self, fraction: float) -> None:
     self._intervals += 1
-    self._unused += record["invalid_examples"]
-    if record["invalid_examples"]:
+    self._sum_of_fractions += fraction
+    if fraction:
       self._invalid_records.collect()
-    bad = self._unused / self._intervals
-    if bad > self._max_invalid_fraction:
+    mean = self._sum_of_fractions / self._intervals
+    if mean > self._max_invalid_fraction:
       raise UserError(
-        f"{bad:.2%} of the images that were read could not be used, more than"
+        f"{mean:.2%} of the images read were invalid, more than"
         " run_config.DataConfig.max_invalid_fraction ="
-        f" {self._max_invalid_fraction:.2%} (including what was prefetched:"
+        f" {self._max_invalid_fraction:.2%} (including prefetched ones:"
         f" {self._invalid_records}); repair the shards (gin/check_shards.gin"
         " lists the causes) or bind a larger fraction."
       )
 
-  def _tell(self, share: float) -> None:
-    costs = self._costs()
-    slowest = max(costs, key=costs.get)
+  def _report_stages(self, waited: float) -> None:
+    costs = self._profile()
     LOGGER.warning(
       "Training waits for data, %.0f %% of the last interval; slowest is %s"
-      " (ms an image on this host: %s); docs/data.md says what helps.",
-      100 * share,
-      slowest,
+      " (ms per image on this host: %s); docs/data.md says what helps.",
+      100 * waited,
+      max(costs, key=costs.get),
       ", ".join(f"{name} {1e3 * cost:.2f}" for name, cost in costs.items()),
     )

@@ -181,7 +181,7 @@ class Trainer:
     except Preempted:
       self.checkpoints.save()
       self.checkpoints.wait()
-      self._workers.meet()  # no worker exits before everything is saved
+      self._workers.barrier()  # no worker exits before everything is saved
       raise
     except BaseException:
       with contextlib.suppress(RunError):
@@ -219,7 +219,7 @@ class Trainer:
 
   def _open_inputs(self) -> None:
     """Opens all inputs; they may refuse the batch size or number of hosts."""
-    self._input_monitor = self.inputs.watch()
+    self._input_monitor = self.inputs.monitor()
     self._batches = self._open_batches()
     self._heldout = self.inputs.heldout()
 
@@ -231,9 +231,9 @@ class Trainer:
     """Saves an initial checkpoint and checks that every worker sees it."""
     self.checkpoints.save()
     self.checkpoints.wait()
-    self._workers.meet()
+    self._workers.barrier()
     steps = [-1, *checkpoint_steps(self._files.checkpoints)]
-    self._workers.check_same(steps[-1], self._files.root)
+    self._workers.check_same_step(steps[-1], self._files.root)
 
   def _train(self, progress: Progress) -> None:
     schedule = self._schedule

@@ -164,7 +164,7 @@ class Restorer:
     step = checkpoints.restore(
       lambda: not history.is_abandoned(checkpoints.step, self._offset())
     )
-    self._workers.check_same(step, self._files.root)
+    self._workers.check_same_step(step, self._files.root)
     history.drop_later(step)
     self._continue_from(step)
     return step
@@ -181,9 +181,9 @@ class Restorer:
     if len(self._history.rollbacks) >= self._recovery.max_rollbacks:
       raise self._report_divergence(step, first, end)
     self._checkpoints.wait()
-    self._workers.meet()  # all must see what the chief was writing
+    self._workers.barrier()  # all must see what the chief was writing
     to_step = self._checkpoints.restore(lambda: not self._skips.numpy())
-    self._workers.check_same(to_step, self._files.root)
+    self._workers.check_same_step(to_step, self._files.root)
     self._history.add(Rollback(step, to_step, end - to_step, (first, end)))
     LOGGER.warning(
       "%d steps in a row up to step %d were not finite; rolled back to step %d"
@@ -200,7 +200,7 @@ class Restorer:
   def _continue_from(self, step: int) -> None:
     offset = self._history.offset_at(step, self._offset())
     self._checkpoints.data_offset.assign(offset)
-    self._workers.meet()  # all have read what is removed now
+    self._workers.barrier()  # all have read what is removed now
     self._checkpoints.discard_later()
 
   def _offset(self) -> int:

@@ -287,10 +287,10 @@ def test_a_single_process_gathers_its_own_values(make, monkeypatch):
   monkeypatch.delenv("TF_CONFIG", raising=False)
   workers = Workers(make())
   assert (workers.count, workers.index, workers.chief) == (1, 0, True)
-  assert workers.gathered(7) == [7]
+  assert workers.all_gather(7) == [7]
   assert workers.any(True) is True and workers.any(False) is False
-  workers.meet()
-  workers.check_same(3, "runs/x")
+  workers.barrier()
+  workers.check_same_step(3, "runs/x")
 
 
 class FakeAllReduce:
@@ -371,14 +371,14 @@ def test_workers_know_their_index_and_the_chief(make_workers, jobs):
 
 
 @pytest.mark.parametrize("jobs", LAYOUTS)
-def test_gathered_values_are_in_the_order_of_workers(make_workers, jobs):
+def test_all_gather_keeps_the_order_of_workers(make_workers, jobs):
   workers = make_workers(jobs)
   expected = [10 + number for number in range(len(workers))]
   for _ in range(3):
-    actual = run_together(workers, lambda w, number: w.gathered(10 + number))
+    actual = run_together(workers, lambda w, number: w.all_gather(10 + number))
     assert actual == [expected] * len(workers)
   big = 2**40  # no step count is too large
-  assert run_together(workers, lambda w, _: w.gathered(big))[0] == (
+  assert run_together(workers, lambda w, _: w.all_gather(big))[0] == (
     [big] * len(workers)
   )
 
@@ -391,12 +391,12 @@ def test_any_is_true_for_all_if_it_is_for_one(make_workers):
   assert run_together(workers, lambda w, _: w.any(False)) == [False] * 3
 
 
-def test_meet_blocks_until_all_have_called_it(make_workers):
+def test_barrier_blocks_until_all_have_called_it(make_workers):
   workers, arrived = make_workers(LAYOUTS[1]), []
 
   def arrive(worker, number):
     arrived.append(number)
-    worker.meet()
+    worker.barrier()
     return len(arrived)
 
   assert run_together(workers, arrive) == [3] * 3
@@ -408,7 +408,7 @@ def test_checkpoints_of_different_steps_are_refused_by_all(make_workers):
   def check(steps):
     def check_one(worker, number):
       try:
-        worker.check_same(steps[number], "runs/x")
+        worker.check_same_step(steps[number], "runs/x")
       except UserError as error:
         return str(error)
 

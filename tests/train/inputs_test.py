@@ -6,11 +6,12 @@ import tensorflow as tf
 
 from nfnets_tf.data import pipeline, preprocessing
 from nfnets_tf.errors import UserError
-from nfnets_tf.train.inputs import DataWatch, Inputs, streams_of_host
+from nfnets_tf.train.inputs import InputMonitor, Inputs, streams_of_host
 from nfnets_tf.train.run_config import DataConfig
+from tests.support.datasets import write_small_dataset
 
 
-class Clock:
+class FakeClock:
   def __init__(self):
     self.now = 0.0
 
@@ -18,19 +19,19 @@ class Clock:
     return self.now
 
 
-class Seconds:
-  """Stands for `WaitTimer`: was waited for so long in each interval."""
+class FakeWaitTimer:
+  """Reports given seconds of waiting, one for each interval."""
 
   def __init__(self, *seconds):
     self._seconds = list(seconds)
-    self._begun = False
+    self._started = False
 
   def reset(self):
-    self._begun = not self._begun
-    return 0.0 if self._begun else self._seconds.pop(0)
+    self._started = not self._started
+    return 0.0 if self._started else self._seconds.pop(0)
 
 
-class Bad:
+class FakeInvalidRecords:
   def collect(self):
     return {"of a kind": 3}
 
@@ -38,64 +39,70 @@ class Bad:
     return "3 of a kind"
 
 
-def run(waiting, unused, max_invalid_fraction=0.01, costs=dict, fits=(0,)):
-  clock = Clock()
-  watch = DataWatch(
-    waiting,
-    costs=costs,
-    invalid_records=Bad(),
-    max_invalid_fraction=max_invalid_fraction,
+def run_intervals(
+  waits, invalid_fractions, *, bound=0.01, profile=dict, iterators=(0,)
+):
+  """Runs intervals of 10 s; returns their input_wait_fraction."""
+  clock = FakeClock()
+  monitor = InputMonitor(
+    FakeWaitTimer(*waits),
+    profile=profile,
+    invalid_records=FakeInvalidRecords(),
+    max_invalid_fraction=bound,
     clock=clock,
   )
   records = []
-  for interval, share in enumerate(unused):
-    if interval in fits:
-      watch.start()
-    watch.start_interval()
+  for interval, fraction in enumerate(invalid_fractions):
+    if interval in iterators:
+      monitor.start()
+    monitor.start_interval()
     clock.now += 10
-    records.append({"invalid_examples": share})
-    watch.end_interval(records[-1])
+    records.append({"invalid_examples": fraction})
+    monitor.end_interval(records[-1])
   return [record["input_wait_fraction"] for record in records]
 
 
-def test_the_share_of_an_interval_is_logged():
-  shares = run(Seconds(0.1, 0.4, 30.0), [0.0] * 3, costs=lambda: {"x": 1.0})
-  assert shares == pytest.approx([0.01, 0.04, 1.0])
+def test_wait_fraction_of_each_interval_is_logged():
+  fractions = run_intervals(
+    [0.1, 0.4, 30.0], [0.0] * 3, profile=lambda: {"x": 1.0}
+  )
+  assert fractions == pytest.approx([0.01, 0.04, 1.0])
 
 
-def test_the_slow_stage_is_told_once_and_not_of_the_first_interval(caplog):
+def test_slowest_stage_is_reported_once_but_not_while_buffers_fill(caplog):
   costs = {"reading": 0.001, "RandAugment": 0.004}
+  options = {"profile": lambda: costs}
   with caplog.at_level(logging.WARNING, "nfnets_tf"):
-    run(Seconds(5.0), [0.0], costs=lambda: costs)
-    run(Seconds(5.0, 0.1, 5.0), [0.0] * 3, costs=lambda: costs, fits=(0, 2))
+    run_intervals([5.0], [0.0], **options)
+    run_intervals([5.0, 0.1, 5.0], [0.0] * 3, iterators=(0, 2), **options)
     assert not caplog.messages
-    run(Seconds(0.1, 0.6, 0.9), [0.0] * 3, costs=lambda: costs)
+    run_intervals([0.1, 0.6, 0.9], [0.0] * 3, **options)
   (message,) = caplog.messages
   assert "6 % of the last interval; slowest is RandAugment" in message
   assert "reading 1.00, RandAugment 4.00" in message
 
 
-def test_more_bad_records_than_the_bound_end_the_run():
-  run(Seconds(0, 0), [0.0, 0.02])  # 1 % in all
+def test_too_many_invalid_examples_end_the_run():
+  run_intervals([0, 0], [0.0, 0.02])  # 1 % in all
   with pytest.raises(UserError, match="1.50% of the images .* 3 of a kind"):
-    run(Seconds(0, 0), [0.01, 0.02])
+    run_intervals([0, 0], [0.01, 0.02])
 
 
-@pytest.fixture
-def job(make_dataset):
-  transforms = [preprocessing.Resize(image_size=8)]
-  splits = [
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+  directory = write_small_dataset(str(tmp_path_factory.mktemp("data")))
+  train_split, heldout_split = (
     pipeline.Split(
-      directory=make_dataset(name=name),
+      directory=directory,
       split=name,
       num_classes=4,
-      transforms=transforms,
+      transforms=[preprocessing.Resize(image_size=8)],
     )
     for name in ("train", "heldout")
-  ]
+  )
   return DataConfig(
-    train_split=splits[0],
-    heldout_split=splits[1],
+    train_split=train_split,
+    heldout_split=heldout_split,
     prepare=None,
     num_classes=4,
     num_examples=50,
@@ -106,90 +113,97 @@ def job(make_dataset):
   )
 
 
-def inputs_of(job, strategy, parts=None):
-  indexes = job.train_split.read_info(), job.heldout_split.read_info()
-  return Inputs(job, strategy, *indexes, seed=0, num_data_streams=parts)
+def make_inputs(config, strategy, num_data_streams=None):
+  infos = config.train_split.read_info(), config.heldout_split.read_info()
+  return Inputs(
+    config, strategy, *infos, seed=0, num_data_streams=num_data_streams
+  )
 
 
-def two_replicas():
-  return tf.distribute.MirroredStrategy(
+def test_batches_of_a_strategy(config):
+  strategy = tf.distribute.MirroredStrategy(
     ["CPU:0", "CPU:1"], tf.distribute.ReductionToOneDevice()
   )
-
-
-def test_batches_of_a_strategy(job):
-  strategy = two_replicas()
-  inputs = inputs_of(job, strategy)
+  inputs = make_inputs(config, strategy)
   images, labels, weights = next(iter(inputs.training(start=3)))
   assert inputs.num_data_streams == 1
-  for part in (images, labels, weights):
-    shares = strategy.experimental_local_results(part)
-    assert [len(share) for share in shares] == [4, 4]
-  counted = sum(
-    float(tf.reduce_sum(share))
+  for tensor in (images, labels, weights):
+    replicas = strategy.experimental_local_results(tensor)
+    assert [len(replica) for replica in replicas] == [4, 4]
+  examples = sum(
+    float(tf.reduce_sum(replica))
     for _, _, weights in inputs.heldout()
-    for share in strategy.experimental_local_results(weights)
+    for replica in strategy.experimental_local_results(weights)
   )
-  assert counted == 13
-  watch = inputs.watch()
-  watch.start_interval()
-  watch.end_interval(logs := {"invalid_examples": 0.0})
-  assert 0.0 <= logs["input_wait_fraction"] <= 1.0
+  assert examples == 13
+  monitor = inputs.monitor()
+  monitor.start_interval()
+  monitor.end_interval(record := {"invalid_examples": 0.0})
+  assert 0.0 <= record["input_wait_fraction"] <= 1.0
 
 
-class Hosts:
-  """Gives a pipeline's maker the contexts of several hosts."""
+class FakeHosts:
+  """A strategy that makes the data sets of several hosts."""
 
   def __init__(self, hosts, replicas):
     self._hosts, self._replicas = hosts, replicas
 
-  def distribute_datasets_from_function(self, make):
+  def distribute_datasets_from_function(self, make_dataset):
     return [
-      make(tf.distribute.InputContext(self._hosts, host, self._replicas))
-      for host in range(self._hosts)
+      make_dataset(tf.distribute.InputContext(self._hosts, i, self._replicas))
+      for i in range(self._hosts)
     ]
 
 
-def order_of(job, hosts, replicas, parts, start=5, steps=9):
-  """Returns the numbers of the images of whole batches, in their order."""
-  found = inputs_of(job, Hosts(hosts, replicas), parts).training(start)
-  each = replicas // hosts
+def example_order(config, hosts, replicas, streams, start=5, steps=4):
+  """Returns the numbers of the images of global batches, in their order."""
+  strategy = FakeHosts(hosts, replicas)
+  datasets = make_inputs(config, strategy, streams).training(start)
   rows = [
     [
       image[0, 0, 0]
-      for images, *_ in batches.take(each * steps)
+      for images, *_ in batches.take(replicas // hosts * steps)
       for image in images.numpy()
     ]
-    for batches in found
+    for batches in datasets
   ]
   return np.concatenate(
     [np.reshape(row, [steps, -1]) for row in rows], axis=1
   ).tolist()
 
 
-@pytest.mark.parametrize("hosts", [1, 2, 4])
-@pytest.mark.parametrize("each", [1, 2])
-def test_the_order_is_of_the_parts_and_not_of_the_hosts(job, hosts, each):
-  want = order_of(job, 4, 4, None)
-  assert order_of(job, hosts, hosts * each, 4) == want
-  assert order_of(job, 1, 1, 2) != want  # of fewer parts it is another one
+@pytest.fixture(scope="module")
+def order_of_4_hosts(config):
+  return example_order(config, 4, 4, None)
 
 
-def test_parts_that_do_not_fit(job):
+@pytest.mark.parametrize(
+  "hosts, replicas_per_host", [(1, 1), (1, 2), (2, 2), (4, 2)]
+)
+def test_order_follows_the_streams_not_the_hosts(
+  config, order_of_4_hosts, hosts, replicas_per_host
+):
+  order = example_order(config, hosts, hosts * replicas_per_host, 4)
+  assert order == order_of_4_hosts
+
+
+def test_order_depends_on_the_number_of_streams(config, order_of_4_hosts):
+  assert example_order(config, 1, 1, 2) != order_of_4_hosts
+
+
+def test_streams_that_do_not_divide_are_refused(config):
   with pytest.raises(UserError, match="4 data streams, which 3 hosts"):
     streams_of_host(0, 3, 4)
-  assert [list(streams_of_host(host, 2, 4)) for host in (0, 1)] == [
-    [0, 1],
-    [2, 3],
-  ]
+  streams = [list(streams_of_host(host, 2, 4)) for host in (0, 1)]
+  assert streams == [[0, 1], [2, 3]]
   with pytest.raises(UserError, match="BATCH_SIZE = 8 does not divide among 3"):
-    inputs_of(job, Hosts(1, 1), 3).training(0)
+    make_inputs(config, FakeHosts(1, 1), 3).training(0)
 
 
-@pytest.mark.parametrize("parts", [1, 2])
-def test_the_names_of_a_batch_are_those_of_its_images(job, parts):
-  pixels = order_of(job, 1, 1, parts, start=4, steps=2)
-  names = inputs_of(job, Hosts(1, 1), parts).names(4, 6)
+@pytest.mark.parametrize("streams", [1, 2])
+def test_names_of_batches_are_those_of_their_images(config, streams):
+  pixels = example_order(config, 1, 1, streams, start=4, steps=2)
+  names = make_inputs(config, FakeHosts(1, 1), streams).names(4, 6)
   assert [number for number, _ in names] == [4] * 8 + [5] * 8
   assert [name for _, name in names] == [
     f"{pixel}.png" for row in pixels for pixel in row
