@@ -82,8 +82,8 @@ class Inputs:
       numbers = streams_of_host(
         context.input_pipeline_id, hosts, self.num_data_streams
       )
-      # A replica's batch is a part of one stream's, or joins several streams':
-      # as small as possible are the parts of which both are multiples.
+      # Every stream's batch is split into as few parts as let each replica
+      # join the same number of them.
       parts = replicas // math.gcd(replicas, len(numbers))
       parts_per_replica = parts * len(numbers) // replicas
       self._check_batch(parts)
