@@ -145,9 +145,7 @@ class Trainer:
     )
     self.step = self._restorer.restore()
     self._check_length()
-    self.log = MetricsLog(
-      files, step=self.step, end=schedule.total_steps, writes=workers.chief
-    )
+    self.log = self._open_log()
     self._train_steps = _compile_loop(classifier, classifier.make_step)
     self._test_steps = _compile_loop(classifier, classifier.score_batch)
     self._open_inputs()
@@ -216,6 +214,14 @@ class Trainer:
         f" {self._schedule.total_steps:,} steps of this configuration; raise"
         " EPOCHS, or start another --workdir."
       )
+
+  def _open_log(self) -> MetricsLog:
+    return MetricsLog(
+      self._files,
+      step=self.step,
+      end=self._schedule.total_steps,
+      writes=self._workers.chief,
+    )
 
   def _open_inputs(self) -> None:
     """Opens all inputs; they may refuse the batch size or number of hosts."""
