@@ -144,7 +144,6 @@ class Trainer:
       workers,
     )
     self.step = self._restorer.restore()
-    self._check_length()
     self.log = self._open_log()
     self._train_steps = _compile_loop(classifier, classifier.make_step)
     self._test_steps = _compile_loop(classifier, classifier.score_batch)
@@ -216,6 +215,7 @@ class Trainer:
       )
 
   def _open_log(self) -> MetricsLog:
+    self._check_length()  # before records of later steps are removed
     return MetricsLog(
       self._files,
       step=self.step,
