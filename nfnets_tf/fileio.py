@@ -61,7 +61,8 @@ def report_write_errors(path: str) -> Iterator[None]:
   except (OSError, tf.errors.OpError) as error:
     raise RunError(
       f"{path!r} cannot be written ({plain_message(error)}); make room or"
-      " restore it, and the same command goes on from the last checkpoint."
+      " restore it, and rerun the same command to resume from the last"
+      " checkpoint."
     ) from error
 
 
