@@ -12,19 +12,15 @@ import hashlib
 import json
 import logging
 import os
-import uuid
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import tensorflow as tf
 
 from nfnets_tf.data.tfrecords import (
   Fields,
-  Record,
   parse_filenames,
   parse_labels,
   read_records,
-  shard_name,
-  write_shard,
 )
 from nfnets_tf.errors import RunError, UserError, plain_message
 from nfnets_tf.fileio import read_json, write_atomically
@@ -174,68 +170,6 @@ def describe_split(shards: Sequence[Mapping], num_classes: int) -> dict:
 def write_index(directory: str, index: Mapping) -> None:
   """Writes the index, which makes a directory of shards a dataset."""
   write_atomically(os.path.join(directory, INDEX), json.dumps(index, indent=1))
-
-
-def write_dataset(
-  directory: str,
-  splits: Mapping[str, Sequence[Record]],
-  *,
-  num_shards: Mapping[str, int],
-  class_names: Sequence[str],
-) -> None:
-  """Writes shards and their index; the folder appears whole or not at all.
-
-  Args:
-    directory: to be made; must not exist.
-    splits: records of each split, dealt round-robin to its shards.
-    num_shards: number of shards of each split.
-    class_names: name of every class.
-
-  Raises:
-    UserError: if a label has no name or the folder exists.
-  """
-  if tf.io.gfile.exists(directory):
-    raise UserError(
-      f"the folder {directory!r} exists already and is not overwritten; remove"
-      " it or write to another folder."
-    )
-  partial = f"{directory}.partial-{uuid.uuid4().hex[:8]}"
-  tf.io.gfile.makedirs(partial)
-  try:
-    index = {"format": 2, "class_names": list(class_names), "splits": {}}
-    for split, records in splits.items():
-      index["splits"][split] = _write_split(
-        partial, split, records, num_shards[split], len(class_names)
-      )
-    write_index(partial, index)
-    tf.io.gfile.rename(partial, directory)
-  except BaseException:
-    tf.io.gfile.rmtree(partial)
-    raise
-
-
-def _write_split(directory, split, records, num_shards, num_classes) -> dict:
-  written = []
-  for shard in range(num_shards):
-    part = records[shard::num_shards]
-    path = os.path.join(directory, shard_name(split, shard, num_shards))
-    written.append(write_shard(path, _examples(part, num_classes)))
-  return describe_split(written, num_classes)
-
-
-def _examples(records: Iterable[Record], num_classes: int):
-  for record in records:
-    check_label(record.filename, record.label, num_classes)
-    yield record.label, record.serialize()
-
-
-def check_label(filename: str, label: int, num_classes: int) -> None:
-  """Raises a UserError unless the label is that of a class."""
-  if not 0 <= label < num_classes:
-    raise UserError(
-      f"{filename!r} has label {label}; expected 0 to {num_classes - 1}, one"
-      f" for each of the {num_classes} class names."
-    )
 
 
 def _read_index(directory, split, fields, check_sizes: bool) -> SplitInfo:

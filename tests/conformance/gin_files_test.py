@@ -7,9 +7,8 @@ import pytest
 
 import gin
 from nfnets_tf.config import Configuration
-from nfnets_tf.data.dataset_info import write_dataset
 from nfnets_tf.data.tfrecords import Record
-from tests.support.datasets import store_with_tfds
+from tests.support.datasets import store_with_tfds, write_dataset
 
 ROOT = pathlib.Path(__file__).parents[2]
 POINTS = ROOT / "nfnets_tf" / "scaling" / "paper"
@@ -275,7 +274,7 @@ def test_a_folder_is_found_out_about(images):
   built = configure(FOLDER, images=images).build_job()
   assert built.data.num_classes == 2
   assert built.data.num_examples == 2 * (640 - 64)
-  assert built.data.train_split.directory == built.data.prepare.shards
+  assert built.data.train_split.directory == built.data.prepare.directory
   assert (
     built.model.init_weights.describe() == "from scratch"
     and built.optimization.sam is None

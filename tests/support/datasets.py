@@ -8,9 +8,12 @@ import pathlib
 import numpy as np
 import tensorflow as tf
 
-from nfnets_tf.data import pipeline, preparing, preprocessing
-from nfnets_tf.data.dataset_info import INDEX, write_dataset
-from nfnets_tf.data.tfrecords import Record
+from nfnets_tf.data import pipeline, preprocessing
+from nfnets_tf.data.dataset_info import INDEX, describe_split, write_index
+from nfnets_tf.data.example_sources import Digits
+from nfnets_tf.data.shard_builder import ShardBuilder
+from nfnets_tf.data.shard_tasks import InProcess
+from nfnets_tf.data.tfrecords import Record, shard_name, write_shard
 
 SMALL_IMAGE = np.arange(48, dtype=np.uint8).reshape(4, 4, 3)
 
@@ -25,6 +28,30 @@ def png_record(label: int, position: int, size: int = 8) -> Record:
     filename=f"{position}.png",
     format="png",
   )
+
+
+def write_dataset(directory, splits, *, num_shards, class_names) -> None:
+  """Writes shards and their index.
+
+  Args:
+    directory: of the shards.
+    splits: {split: its records}, which are dealt to its shards in turn.
+    num_shards: {split: number of its shards}.
+    class_names: name of every class.
+  """
+  pathlib.Path(directory).mkdir(parents=True)
+  index = {"format": 2, "class_names": list(class_names), "splits": {}}
+  for split, records in splits.items():
+    count = num_shards[split]
+    entries = [
+      write_shard(
+        str(pathlib.Path(directory, shard_name(split, shard, count))),
+        [(x.label, x.serialize()) for x in records[shard::count]],
+      )
+      for shard in range(count)
+    ]
+    index["splits"][split] = describe_split(entries, len(class_names))
+  write_index(str(directory), index)
 
 
 def write_small_dataset(
@@ -138,7 +165,7 @@ class SmoothImages:
   first: int = 0
   quality: int = 95
   key: str = "pictures"
-  rule: str = "one in four"
+  split_rule: str = "one in four"
   class_names: tuple = ("a", "b", "c")
 
   @property
@@ -162,10 +189,27 @@ class SmoothImages:
     )
 
 
-def plan_small_tasks(source, directory, **options):
-  """Returns the tasks that write a source in shards of 5 examples."""
-  options = {"examples_per_shard": 5, "seed": 0, **options}
-  return preparing.plan_tasks(source, str(directory), **options)
+def make_builder(directory, source=None, **options) -> ShardBuilder:
+  """Returns a builder of shards of 5 examples, by default `SmoothImages`."""
+  defaults = {
+    "examples_per_shard": 5,
+    "seed": 0,
+    "exclude": None,
+    "max_hash_distance": 3,
+    "max_invalid_fraction": 0.1,
+    "runner": InProcess(),
+  }
+  source = source or SmoothImages()
+  return ShardBuilder(
+    source=source, directory=str(directory), **{**defaults, **options}
+  )
+
+
+def write_digits(directory, image_size: int = 32) -> str:
+  """Writes the digits as gin/data/digits.gin does; returns the directory."""
+  options = {"examples_per_shard": 180, "seed": None}
+  make_builder(directory, Digits(image_size=image_size), **options).build()
+  return str(directory)
 
 
 def names_in(path) -> list[str]:

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from nfnets_tf.data.duplicates import BITS, NearDuplicates, difference_hash
+from nfnets_tf.data.near_duplicates import BITS, NearDuplicates, difference_hash
 from nfnets_tf.errors import UserError
 from tests.support.datasets import smooth_image as picture
 
@@ -23,14 +23,14 @@ def test_a_worked_example():
 @pytest.mark.parametrize("seed", range(5))
 def test_changes_that_do_not_matter_change_few_bits(seed):
   image = picture(seed)
-  own = difference_hash(image)
+  original = difference_hash(image)
   jpeg = tf.io.decode_jpeg(tf.io.encode_jpeg(image, quality=50))
   smaller = tf.image.resize(image, [61, 83], antialias=True)
   darker = tf.cast(tf.cast(image, tf.float32) * 0.8, tf.uint8)
   for changed in (jpeg, tf.cast(smaller, tf.uint8), darker):
-    assert bits_apart(difference_hash(changed), own) <= 4
+    assert bits_apart(difference_hash(changed), original) <= 4
   others = [difference_hash(picture(100 + i)) for i in range(20)]
-  assert min(bits_apart(own, other) for other in others) > 8
+  assert min(bits_apart(original, other) for other in others) > 8
 
 
 @pytest.mark.parametrize("distance", [0, 1, 3, 7, 15])
@@ -48,6 +48,6 @@ def test_finds_what_comparing_with_all_finds(distance):
 
 
 @pytest.mark.parametrize("distance", [-1, 16, 2.5])
-def test_distances_that_cannot_be(distance):
-  with pytest.raises(UserError, match="distance of .* cannot be used"):
+def test_invalid_distances(distance):
+  with pytest.raises(UserError, match="max_hash_distance = .* is invalid"):
     NearDuplicates([], distance)

@@ -1,4 +1,4 @@
-"""Near-duplicates: images that look alike, found by a perceptual hash."""
+"""Near-duplicates of images, found by a perceptual hash."""
 
 from __future__ import annotations
 
@@ -8,49 +8,54 @@ from collections.abc import Iterable
 import numpy as np
 import tensorflow as tf
 
-from nfnets_tf.errors import UserError
+from nfnets_tf.errors import require
 
 BITS = 64
 _SIDE = 8
 
 
 def difference_hash(image: tf.Tensor) -> int:
-  """Returns 64 bits that survive another size, quality or brightness.
+  """Returns a hash that survives another size, quality or brightness (dHash).
 
-  The image becomes 8 x 9 grey levels; a bit says whether one is brighter than
-  its left neighbour (dHash). An image without any structure has the hash 0.
+  The image is reduced to 8 x 9 gray levels; each bit states whether one of them
+  is brighter than its left neighbor. The hash of a uniform image is 0.
 
   Args:
     image: uint8 [height, width, 3].
+
+  Returns:
+    An integer of 64 bits.
   """
-  grey = tf.image.rgb_to_grayscale(tf.cast(image, tf.float32))
+  gray = tf.image.rgb_to_grayscale(tf.cast(image, tf.float32))
   small = tf.image.resize(
-    grey, [_SIDE, _SIDE + 1], method="bilinear", antialias=True
+    gray, [_SIDE, _SIDE + 1], method="bilinear", antialias=True
   )[..., 0]
+  # Half a gray level, so that rounding noise in uniform areas sets no bit.
   bits = (small[:, 1:] > small[:, :-1] + 0.5).numpy().ravel()
   return int.from_bytes(np.packbits(bits).tobytes(), "big")
 
 
 class NearDuplicates:
-  """Finds hashes that differ in few bits from one of a set.
+  """A set of hashes that contains every hash near one of them.
 
-  Two hashes that differ in d bits agree in one of d + 1 parts, so that few need
-  to be compared.
+  Two hashes that differ in d bits agree in at least one of d + 1 parts, so that
+  few need to be compared.
 
   Args:
-    hashes: of the set.
-    distance: bits that may differ, from 0 to 15.
+    hashes: of 64 bits each.
+    distance: number of bits that may differ, from 0 to 15.
 
   Raises:
-    UserError: if the distance cannot be used.
+    UserError: if the distance is invalid.
   """
 
   def __init__(self, hashes: Iterable[int], distance: int):
-    if not isinstance(distance, int) or not 0 <= distance < 16:
-      raise UserError(
-        f"a distance of {distance!r} bits cannot be used; bind it to a whole"
-        f" number from 0 to 15, of the {BITS} bits of a hash."
-      )
+    require(
+      isinstance(distance, int) and 0 <= distance < 16,
+      "max_hash_distance",
+      distance,
+      f"an integer from 0 to 15, of the {BITS} bits of a hash",
+    )
     self._distance = distance
     edges = np.linspace(0, BITS, distance + 2).astype(int).tolist()
     self._parts = [(a, (1 << (b - a)) - 1) for a, b in zip(edges, edges[1:])]

@@ -1,0 +1,282 @@
+import functools
+import json
+import os
+import pathlib
+import threading
+
+import pytest
+
+from nfnets_tf.data.dataset_info import read_split_info
+from nfnets_tf.data.shard_tasks import Beam, InProcess, write_task
+from nfnets_tf.data.tfrecords import Fields
+from nfnets_tf.data.validation import RecordValidator
+from nfnets_tf.errors import UserError
+from tests.support.datasets import SmoothImages, make_builder, names_in
+
+
+def contents(directory):
+  return {
+    path.name: path.read_bytes() for path in pathlib.Path(directory).iterdir()
+  }
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory):
+  """Shards that were built at once; returns their contents."""
+  directory = tmp_path_factory.mktemp("shards")
+  make_builder(directory).build()
+  return contents(directory)
+
+
+def fill(directory, shards):
+  """Copies finished shards; returns their builder."""
+  directory.mkdir()
+  for name, content in shards.items():
+    (directory / name).write_bytes(content)
+  return make_builder(directory)
+
+
+def test_it_writes_shards_an_index_and_nothing_else(tmp_path):
+  builder = make_builder(tmp_path / "set [2024]")  # no pattern
+  lines = dict(builder.describe())
+  assert lines["train"] == "22 images in 5 shards"
+  assert lines["split by"] == "one in four"
+  assert not (tmp_path / "set [2024]").exists()
+  index = builder.build()
+  files = contents(builder.directory)
+  assert sorted(files) == [
+    "heldout-00000-of-00001.tfrecord",
+    "index.json",
+    *(f"train-{i:05d}-of-00005.tfrecord" for i in range(5)),
+  ]
+  assert json.loads(files["index.json"]) == index
+  info = read_split_info(builder.directory, "train")
+  assert info.num_examples == 20 and info.class_names == ("a", "b", "c")
+  assert index["rule"] == "one in four"
+  assert sum(index["splits"]["train"]["examples_by_class"]) == 20
+  faults = index["left_out"]["faults"]
+  assert faults == {"image not decodable": 1, "not readable": 1}
+
+
+def interrupted(shards):
+  """Returns a runner that is killed after some shards."""
+
+  def run(function, tasks):
+    for task in tasks[:shards]:
+      function(task)
+    raise KeyboardInterrupt
+
+  run.check = lambda: None
+  return run
+
+
+def test_an_interrupted_build_resumes_to_the_same_bytes(tmp_path, shards):
+  with pytest.raises(KeyboardInterrupt):
+    make_builder(tmp_path, runner=interrupted(3)).build()
+  with pytest.raises(UserError, match="are incomplete; rerun the job"):
+    read_split_info(str(tmp_path), "train")
+  written = {p: p.stat().st_mtime_ns for p in tmp_path.glob("*.tfrecord")}
+  assert len(written) == 3
+  (tmp_path / "train-00004-of-00005.tfrecord.partial-1").touch()  # by a kill
+  make_builder(tmp_path).build()
+  assert contents(tmp_path) == shards
+  assert {p: p.stat().st_mtime_ns for p in written} == written
+  # All is written already.
+  make_builder(tmp_path, runner=interrupted(0)).build()
+
+
+def test_lost_and_truncated_shards_are_written_again(tmp_path, shards, caplog):
+  builder = fill(tmp_path / "a", shards)
+  lost = tmp_path / "a" / "train-00001-of-00005.tfrecord"
+  lost.unlink()
+  os.truncate(tmp_path / "a" / "train-00002-of-00005.tfrecord", 50)
+  with caplog.at_level("INFO"):
+    builder.build()
+  assert "Writing 2 lost or truncated shards again" in caplog.text
+  assert contents(tmp_path / "a") == shards
+  lost.unlink()
+  with pytest.raises(UserError, match="differs from what index.json states"):
+    make_builder(tmp_path / "a", SmoothImages(quality=50)).build()
+
+
+def test_several_processes_write_the_same_shards(tmp_path, shards):
+  """Two builders write the same shards at the same time."""
+  barrier = threading.Barrier(2, timeout=60)
+
+  def run(function, tasks):
+    barrier.wait()
+    InProcess()(function, tasks)
+
+  run.check = lambda: None
+  indexes = []
+
+  def build():
+    indexes.append(make_builder(tmp_path, runner=run).build())
+
+  threads = [threading.Thread(target=build) for _ in range(2)]
+  for thread in threads:
+    thread.start()
+  for thread in threads:
+    thread.join()
+  assert len(indexes) == 2 and contents(tmp_path) == shards
+
+
+def test_a_process_that_finishes_first_removes_temporary_files(
+  tmp_path, shards, caplog
+):
+  def run(function, tasks):
+    for name, content in shards.items():
+      (tmp_path / name).write_bytes(content)
+    raise RuntimeError("a temporary file is missing")
+
+  run.check = lambda: None
+  with caplog.at_level("INFO"):
+    make_builder(tmp_path, runner=run).build()
+  assert "Another process has written" in caplog.text
+  assert contents(tmp_path) == shards
+  # Without its index the error is one.
+  (tmp_path / "index.json").rename(tmp_path / "preparing.json")
+  shards = {}
+  with pytest.raises(RuntimeError, match="temporary file"):
+    make_builder(tmp_path, runner=run).build()
+
+
+def test_an_index_of_another_process_is_left_as_it_is(tmp_path, shards):
+  def run(function, tasks):
+    InProcess()(function, tasks)
+    for path in tmp_path.iterdir():  # as the other one cleans up
+      path.unlink()
+    for name, content in shards.items():
+      (tmp_path / name).write_bytes(content)
+
+  run.check = lambda: None
+  make_builder(tmp_path, runner=run).build()
+  assert contents(tmp_path) == shards
+
+
+@pytest.mark.parametrize("begun", [True, False])
+def test_a_directory_of_other_shards_is_refused(tmp_path, shards, begun):
+  if begun:
+    make_builder(tmp_path / "a").claim()
+    make_builder(tmp_path / "a").claim()  # its own
+  else:
+    fill(tmp_path / "a", shards)
+  name = "preparing.json" if begun else "index.json"
+  excluding = functools.partial(make_builder, exclude=SmoothImages(2, first=50))
+  for change in (
+    make_builder(tmp_path / "a", seed=1),
+    make_builder(tmp_path / "a", examples_per_shard=6),
+    make_builder(tmp_path / "a", SmoothImages(key="other images")),
+    excluding(tmp_path / "a"),
+  ):
+    with pytest.raises(UserError, match=f"other images or settings .{name}"):
+      change.build()
+  excluding(tmp_path / "b").claim()
+  with pytest.raises(UserError, match="other images or settings"):
+    excluding(tmp_path / "b", max_hash_distance=4).build()
+
+
+def test_nothing_that_exists_is_touched(tmp_path):
+  path = tmp_path / "train-00000-of-00005.tfrecord"
+  path.write_bytes(b"mine")
+  with pytest.raises(UserError, match="holds other files, such as 'train-0"):
+    make_builder(tmp_path).build()
+  with pytest.raises(UserError, match="is a file; bind DATA_DIR to a new"):
+    make_builder(path).build()
+  assert contents(tmp_path) == {path.name: b"mine"}
+  with pytest.raises(UserError, match="'/proc/x' cannot be written"):
+    make_builder("/proc/x").build()
+
+
+def test_too_many_invalid_images_leave_no_index(tmp_path, shards):
+  with pytest.raises(UserError, match="2 of 23 images are invalid.*17.jpg"):
+    make_builder(tmp_path, max_invalid_fraction=0.05).build()
+  assert not (tmp_path / "index.json").exists()
+  # A larger fraction needs no writing.
+  make_builder(tmp_path, runner=interrupted(0)).build()
+  assert contents(tmp_path) == shards
+
+
+def test_a_split_without_any_valid_image(tmp_path):
+  with pytest.raises(UserError, match="no image of the 'heldout' split is"):
+    make_builder(tmp_path, SmoothImages(12), exclude=SmoothImages(12)).build()
+  assert not (tmp_path / "index.json").exists()
+
+
+def test_beam_writes_the_same_bytes(tmp_path):
+  options = {"exclude": SmoothImages(3, first=20, quality=60)}
+  index = make_builder(tmp_path / "threads", **options).build()
+  beam = Beam(
+    runner="DirectRunner", options=["--direct_running_mode=multi_threading"]
+  )
+  builder = make_builder(tmp_path / "beam", **options, runner=beam)
+  lines = dict(builder.describe())
+  assert lines["excluded"] == "near-duplicates of 3 images"
+  assert "DirectRunner" in lines["runner"]
+  builder.build()
+  assert contents(tmp_path / "beam") == contents(tmp_path / "threads")
+  skipped = {"20.jpg", "21.jpg", "22.jpg"}
+  assert set(index["left_out"]["near_duplicates"]) == skipped
+  for path in (tmp_path / "beam").glob("train-*"):
+    assert not skipped & set(names_in(str(path)))
+
+
+def test_a_run_prepares_its_data_once(tmp_path, shards):
+  assert make_builder(tmp_path / "a")() is True
+  assert contents(tmp_path / "a") == shards
+  assert make_builder(tmp_path / "a")() is False
+  # Of its shards, lost ones are written again.
+  (tmp_path / "a" / "train-00001-of-00005.tfrecord").unlink()
+  assert make_builder(tmp_path / "a")() is True
+  assert contents(tmp_path / "a") == shards
+  # Shards of a job with other settings, or of older versions, are used.
+  assert make_builder(tmp_path / "a", seed=None)() is False
+  index = json.loads(shards["index.json"])
+  del index["key"]
+  (tmp_path / "a" / "index.json").write_text(json.dumps(index))
+  assert make_builder(tmp_path / "a")() is False
+
+
+def test_a_run_that_refuses_its_images_leaves_nothing(tmp_path):
+  with pytest.raises(UserError, match="2 of 23 images are invalid"):
+    make_builder(tmp_path / "cache", max_invalid_fraction=0)()
+  assert not (tmp_path / "cache").exists()
+  make_builder(tmp_path / "cache", SmoothImages(key="others")).claim()
+  with pytest.raises(UserError, match="other images or settings"):
+    make_builder(tmp_path / "cache", max_invalid_fraction=0)()
+  assert (tmp_path / "cache" / "preparing.json").exists()
+
+
+def test_progress_is_reported(tmp_path, monkeypatch, caplog):
+  monkeypatch.setattr(
+    "nfnets_tf.data.shard_builder.SECONDS_BETWEEN_REPORTS", 0.01
+  )
+  reported = threading.Event()
+  validate = RecordValidator(Fields(), 3)
+
+  def run(function, tasks):
+    write_task(tasks[0], SmoothImages(), validate)
+    for _ in range(500):
+      if "1 of 6 shards written" in caplog.text:
+        break
+      reported.wait(0.01)
+    InProcess()(function, tasks)
+
+  run.check = lambda: None
+  with caplog.at_level("INFO"):
+    make_builder(tmp_path, runner=run).build()
+  assert "1 of 6 shards written" in caplog.text
+
+
+@pytest.mark.parametrize(
+  "options, message",
+  [
+    ({"examples_per_shard": 0}, "examples_per_shard = 0 is invalid"),
+    ({"seed": -1}, "seed = -1 is invalid"),
+    ({"max_invalid_fraction": 5}, "max_invalid_fraction = 5 is invalid"),
+    ({"max_hash_distance": 20}, "max_hash_distance = 20 is invalid"),
+  ],
+)
+def test_invalid_settings(tmp_path, options, message):
+  with pytest.raises(UserError, match=message):
+    make_builder(tmp_path, **options)
