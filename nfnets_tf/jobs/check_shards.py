@@ -1,10 +1,12 @@
-"""The job that reads shards back and says whether they can be trained on."""
+"""The job that reads shards back and validates every record."""
 
 from __future__ import annotations
 
 import collections
 import concurrent.futures
 import csv
+import dataclasses
+import hashlib
 import io
 import logging
 import os
@@ -12,31 +14,152 @@ from collections.abc import Sequence
 
 import tensorflow as tf
 
-from nfnets_tf.data import checking
 from nfnets_tf.data.dataset_info import SplitInfo, read_split_info
 from nfnets_tf.data.loading import parallel_calls
-from nfnets_tf.data.preprocessing import MAX_PIXELS
-from nfnets_tf.data.tfrecords import Fields
+from nfnets_tf.data.preprocessing import decode
+from nfnets_tf.data.tfrecords import Fields, read_features, read_records
 from nfnets_tf.data.validation import InvalidRecord, RecordValidator
-from nfnets_tf.errors import UserError, require_fraction
-from nfnets_tf.fileio import write_atomically
+from nfnets_tf.errors import UserError, plain_message, require_fraction
+from nfnets_tf.fileio import file_sha256, write_atomically
 from nfnets_tf.jobs.job import RunContext
 from nfnets_tf.train.dry_run import format_table
 from nfnets_tf.train.run_dir import RunDir
 
 LOGGER = logging.getLogger("nfnets_tf")
 
+# Causes that make a whole shard invalid.
+TRUNCATED = "shard truncated or corrupt"
+CHANGED = "shard changed since it was written"
+# Causes that are reported, though the record is valid.
+DUPLICATE = "duplicate image"
+TINY = "tiny image"
+_MAX_NAMED = 20
+
+
+@dataclasses.dataclass
+class ShardReport:
+  """Result of checking one shard.
+
+  Attributes:
+    path: of the shard.
+    records: number of records that could be read.
+    counts: {cause: number of records}.
+    named: (position in the shard, what is wrong) of some records; position
+      None means the whole shard.
+    images: (position, hash, file name) of every valid image.
+  """
+
+  path: str
+  records: int = 0
+  counts: collections.Counter = dataclasses.field(
+    default_factory=collections.Counter
+  )
+  named: list[tuple[int | None, InvalidRecord]] = dataclasses.field(
+    default_factory=list
+  )
+  images: list[tuple[int, bytes, str]] = dataclasses.field(default_factory=list)
+
+  def add(self, problem: InvalidRecord, position: int | None = None) -> None:
+    """Counts a problem of a record, or of the whole shard."""
+    self.counts[problem.cause] += 1
+    if len(self.named) < _MAX_NAMED:
+      self.named.append((position, problem))
+
+  def add_duplicates(self, seen: dict[bytes, str]) -> None:
+    """Counts images that occurred before, and forgets the shard's images.
+
+    Args:
+      seen: {hash: where it occurred first} of all earlier shards; is updated.
+    """
+    for position, key, name in self.images:
+      place = f"{os.path.basename(self.path)}@{position}"
+      if (first := seen.setdefault(key, place)) != place:
+        self.add(InvalidRecord(DUPLICATE, name, f"of {first}"), position)
+    self.images.clear()
+
+  def first(self) -> str:
+    """Returns the first problem and its record, "" if there is none."""
+    if not self.named:
+      return ""
+    position, problem = self.named[0]
+    return f"{problem}" if position is None else f"record {position}: {problem}"
+
+
+class ShardChecker:
+  """Checks shards; may be called from several threads.
+
+  Args:
+    validate: finds out why a record is invalid.
+    min_side: in pixels; images with a shorter side are tiny.
+  """
+
+  def __init__(self, validate: RecordValidator, *, min_side: int):
+    self._validate, self._min_side = validate, min_side
+
+  def __call__(
+    self, path: str, expected: int | None = None, sha256: str | None = None
+  ) -> ShardReport:
+    """Reads a shard.
+
+    Args:
+      path: of the shard.
+      expected: number of its records, if known.
+      sha256: of the file, if known.
+
+    Returns:
+      Its report, without duplicates: `ShardReport.add_duplicates` needs all
+      earlier shards.
+    """
+    report = ShardReport(path)
+    if not tf.io.gfile.exists(path):
+      report.add(InvalidRecord(TRUNCATED, detail="the file does not exist"))
+      return report
+    try:
+      for serialized in read_records(path).as_numpy_iterator():
+        self._check(serialized, report)
+        report.records += 1
+    except tf.errors.OpError as error:
+      detail = plain_message(error)
+      report.add(InvalidRecord(TRUNCATED, detail=detail), report.records)
+      return report
+    if expected is not None and report.records != expected:
+      detail = f"{report.records} records, {expected} expected"
+      report.add(InvalidRecord(TRUNCATED, detail=detail))
+    elif sha256 is not None and file_sha256(path) != sha256:
+      detail = "its SHA-256 differs from index.json"
+      report.add(InvalidRecord(CHANGED, detail=detail))
+    return report
+
+  def _check(self, serialized: bytes, report: ShardReport) -> None:
+    """Adds what is wrong with the next record, or its image."""
+    position, fields = report.records, self._validate.fields
+    if (problem := self._validate(serialized)) is not None:
+      report.add(problem, position)
+      return
+    values = read_features(serialized, fields)
+    encoded, name = values.images[0], values.filename
+    key = hashlib.sha256(encoded).digest()[:16]
+    report.images.append((position, key, name))
+    if fields.raw:
+      height, width = values.heights[0], values.widths[0]
+    else:
+      height, width, _ = decode(tf.constant(encoded)).shape
+    if min(height, width) < self._min_side:
+      detail = f"{height} x {width} pixels"
+      report.add(InvalidRecord(TINY, name, detail), position)
+
 
 class CheckShardsJob:
-  """Checks every record of some splits.
+  """Validates every record of some splits.
 
   Args:
     directory: of the shards; "~" is the home folder.
     splits: names of the splits.
     fields: see `pipeline.Split`.
-    num_classes: labels are below it; None is the number of the index.
-    min_side: images with a shorter side are told as tiny, in pixels.
-    max_bad_share: of the records that may be unusable, in [0, 1].
+    num_classes: labels must be below it; None means the number of the index.
+    min_side: in pixels; images with a shorter side are reported as tiny.
+    max_invalid_fraction: fraction of the records that may be invalid, in
+      [0, 1].
   """
 
   def __init__(
@@ -47,16 +170,18 @@ class CheckShardsJob:
     fields: Fields | None,
     num_classes: int | None,
     min_side: int,
-    max_bad_share: float,
+    max_invalid_fraction: float,
   ):
-    require_fraction("CheckShardsJob.max_bad_share", max_bad_share)
+    name = "check_shards.CheckShardsJob.max_invalid_fraction"
+    require_fraction(name, max_invalid_fraction)
     self.directory = os.path.expanduser(directory)
     self.splits = tuple(splits)
     self.fields, self.num_classes = fields, num_classes
-    self.min_side, self.max_bad_share = min_side, max_bad_share
+    self.min_side = min_side
+    self.max_invalid_fraction = max_invalid_fraction
 
   def plan(self) -> str:
-    """Returns what would be read."""
+    """Describes what would be read."""
     return format_table(
       [("shards", self.directory), ("splits", ", ".join(self.splits))]
     )
@@ -65,97 +190,81 @@ class CheckShardsJob:
     """Reads all shards and writes WORKDIR/report/shards.csv.
 
     Returns:
-      The numbers of all faults, and where to find more.
+      The number of valid records, and of each problem.
 
     Raises:
-      UserError: if the shards cannot be used.
+      UserError: if the shards cannot be trained on.
     """
     files = RunDir(context.workdir)
-    indexes = [
+    infos = [
       read_split_info(self.directory, split, self.fields, check_sizes=False)
       for split in self.splits
     ]
     files.write_config(context.config_text)
     context.on_start()
     seen = {}
-    findings = [one for index in indexes for one in self._check(index, seen)]
+    reports = [x for info in infos for x in self._check_split(info, seen)]
     path = os.path.join(files.report, "shards.csv")
     tf.io.gfile.makedirs(files.report)
-    write_atomically(path, _to_csv(findings))
-    return self._judge(findings, path)
+    write_atomically(path, _to_csv(reports))
+    return self._summarize(reports, path)
 
-  def _check(self, index: SplitInfo, seen) -> list[checking.ShardFindings]:
-    named = bool(index.class_names)
-    classes = self.num_classes or (index.num_classes if named else None)
-    checker = checking.Checker(
-      RecordValidator(index.fields, classes, MAX_PIXELS), min_side=self.min_side
-    )
-    findings = []
+  def _check_split(self, info: SplitInfo, seen: dict) -> list[ShardReport]:
+    # Without an index the largest label is all that is known of the classes.
+    known = info.num_classes if info.class_names else None
+    validate = RecordValidator(info.fields, self.num_classes or known)
+    checker = ShardChecker(validate, min_side=self.min_side)
+    reports = []
     with concurrent.futures.ThreadPoolExecutor(parallel_calls()) as pool:
-      sums = index.checksums or [None] * len(index.files)
-      for found in pool.map(checker, index.files, index.counts, sums):
-        # In order, so that of two images always the same one is the second.
-        checking.mark_duplicates(found, seen)
-        findings.append(found)
-        for position, fault in found.named[:1]:
-          place = [os.path.basename(found.path), _place(position, fault)]
+      checksums = info.checksums or [None] * len(info.files)
+      for report in pool.map(checker, info.files, info.counts, checksums):
+        # In order, so that of two images always the same one is the duplicate.
+        report.add_duplicates(seen)
+        reports.append(report)
+        if report.named:
+          name = report.named[0][1].name
           LOGGER.warning(
             "%s%s: %s.",
-            ", ".join(filter(None, place)),
-            f" ({fault.name})" if fault.name else "",
-            fault,
+            os.path.basename(report.path),
+            f" ({name})" if name else "",
+            report.first(),
           )
-    return findings
+    return reports
 
-  def _judge(self, findings, path: str) -> str:
-    records = sum(found.records for found in findings)
-    counts = collections.Counter()
-    for found in findings:
-      counts.update(found.counts)
+  def _summarize(self, reports: Sequence[ShardReport], path: str) -> str:
+    records = sum(report.records for report in reports)
+    counts = sum((x.counts for x in reports), collections.Counter())
     text = ", ".join(f"{n:,} {cause}" for cause, n in counts.most_common())
-    bad = sum(
-      n for cause, n in counts.items() if cause not in checking.HARMLESS
-    )
-    if any(counts[cause] for cause in checking.OF_SHARDS):
+    invalid = sum(counts.values()) - counts[DUPLICATE] - counts[TINY]
+    if counts[TRUNCATED] or counts[CHANGED]:
       raise UserError(
         f"the shards in {self.directory!r} cannot be used: {text}; restore the"
-        " shards, or remove them and start the job that wrote them again"
-        f" ({path} says which)."
+        " shards, or remove them and rerun the job that wrote them"
+        f" ({path} lists them)."
       )
-    if bad > self.max_bad_share * records:
+    if invalid > self.max_invalid_fraction * records:
       raise UserError(
         f"the shards in {self.directory!r} cannot be used: {text}, of"
-        f" {records:,} records, and at most {self.max_bad_share:.2%} may be"
-        f" bad; write shards without them ({path} counts them by shard)."
+        f" {records:,} records, more than max_invalid_fraction ="
+        f" {self.max_invalid_fraction:.2%}; write shards without them ({path}"
+        " counts them by shard)."
       )
     return format_table(
       [
-        ("usable", f"{records - bad:,} of {records:,} records"),
-        ("faults", text or "none"),
+        ("usable", f"{records - invalid:,} of {records:,} records"),
+        ("problems", text or "none"),
         ("by shard", path),
       ]
     )
 
 
-def _to_csv(findings) -> str:
-  causes = sorted({cause for found in findings for cause in found.counts})
+def _to_csv(reports: Sequence[ShardReport]) -> str:
+  causes = sorted({cause for report in reports for cause in report.counts})
   text = io.StringIO()
   writer = csv.writer(text, lineterminator="\n")
   writer.writerow(["shard", "records", *causes, "first"])
-  for found in findings:
-    counts = [found.counts[cause] for cause in causes]
-    first = [
-      ": ".join(filter(None, (_place(position, fault), str(fault))))
-      for position, fault in found.named[:1]
-    ]
-    first = first or [""]
-    name = os.path.basename(found.path)
-    writer.writerow([name, found.records, *counts, *first])
+  for report in reports:
+    name = os.path.basename(report.path)
+    counts = [report.counts[cause] for cause in causes]
+    writer.writerow([name, report.records, *counts, report.first()])
   return text.getvalue()
-
-
-def _place(position: int, fault: InvalidRecord) -> str:
-  """Returns "record N", or nothing if the whole shard is meant."""
-  cause = fault.cause
-  whole = cause == checking.CHANGED or (cause == checking.CUT and not position)
-  return "" if whole else f"record {position}"

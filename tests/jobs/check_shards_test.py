@@ -2,34 +2,136 @@ import csv
 import json
 import os
 
+import numpy as np
 import pytest
+import tensorflow as tf
 
 from nfnets_tf.data.dataset_info import read_split_info
-from nfnets_tf.data.tfrecords import Record, write_shard
+from nfnets_tf.data.tfrecords import Fields, Record, write_shard
+from nfnets_tf.data.validation import RecordValidator
 from nfnets_tf.errors import UserError
-from nfnets_tf.jobs.check_shards import CheckShardsJob
+from nfnets_tf.fileio import file_sha256
+from nfnets_tf.jobs.check_shards import (
+  CHANGED,
+  DUPLICATE,
+  TINY,
+  TRUNCATED,
+  CheckShardsJob,
+  ShardChecker,
+  ShardReport,
+)
 from nfnets_tf.jobs.job import RunContext
+from tests.support.datasets import SMALL_IMAGE, serialized_example
+
+
+def png(value, height=16, width=16):
+  image = np.full([height, width, 3], value, np.uint8)
+  return tf.io.encode_png(image).numpy()
+
+
+def write(path, *images):
+  """Writes a shard of (encoded, label); returns its path."""
+  records = [
+    Record(encoded, label, "", f"{i}.png", "png")
+    for i, (encoded, label) in enumerate(images)
+  ]
+  write_shard(str(path), [(x.label, x.serialize()) for x in records])
+  return str(path)
+
+
+def check(path, *expected):
+  return ShardChecker(RecordValidator(Fields(), 3), min_side=8)(path, *expected)
+
+
+def test_a_valid_shard(tmp_path):
+  path = write(tmp_path / "a", (png(1), 0), (png(2), 2))
+  report = check(path, 2, file_sha256(path))
+  names = [(position, name) for position, _, name in report.images]
+  assert names == [(0, "0.png"), (1, "1.png")]
+  report.add_duplicates({})
+  assert report == ShardReport(path, records=2) and report.first() == ""
+
+
+def test_every_record_is_validated(tmp_path):
+  path = write(
+    tmp_path / "a",
+    (png(1), 0),
+    (png(1), 1),
+    (png(2)[:30], 0),
+    (png(3), 3),
+    (png(4, 7, 7), 0),
+    (png(0, 7, 99), 0),
+  )
+  report = check(path)
+  report.add_duplicates({})
+  assert report.records == 6
+  assert report.counts == {
+    DUPLICATE: 1,
+    "image not decodable": 1,
+    "label out of range": 1,
+    TINY: 2,
+  }
+  named = dict(report.named)
+  assert named[1].detail == "of a@0" and named[1].name == "1.png"
+  assert named[4].detail == "7 x 7 pixels"
+  assert report.first().startswith("record 2: image not decodable")
+
+
+def test_duplicates_are_found_across_shards(tmp_path):
+  first = write(tmp_path / "a", (png(1), 0))
+  second = write(tmp_path / "b", (png(2), 0), (png(1), 0))
+  reports, seen = [check(second), check(first)], {}
+  for report in reversed(reports):  # whichever was read first
+    report.add_duplicates(seen)
+  assert [report.counts for report in reports] == [{DUPLICATE: 1}, {}]
+  assert reports[0].named[0][0] == 1
+
+
+def test_records_before_a_cut_are_validated(tmp_path):
+  path = write(tmp_path / "a", *((png(i), 0) for i in range(5)))
+  os.truncate(path, os.path.getsize(path) * 3 // 4)
+  report = check(path, 5)
+  assert report.records == 3 and report.counts == {TRUNCATED: 1}
+  ((position, problem),) = report.named
+  assert position == 3 and "truncated record" in problem.detail
+  assert "{{" not in problem.detail and "Op:" not in problem.detail
+
+
+def test_shards_that_differ_from_the_index(tmp_path):
+  path = write(tmp_path / "a", (png(1), 0))
+  assert check(path, 2).named[0][1].detail == "1 records, 2 expected"
+  assert check(path, 0).counts == {TRUNCATED: 1}
+  report = check(path, 1, "0" * 64)
+  assert report.counts == {CHANGED: 1} and report.records == 1
+  lost = check(str(tmp_path / "none"))
+  assert lost.records == 0 and lost.counts == {TRUNCATED: 1}
+
+
+def test_raw_images(tmp_path):
+  serialized = serialized_example(x=SMALL_IMAGE.tobytes(), y=0, h=4, w=4)
+  path = str(tmp_path / "raw")
+  write_shard(path, [(0, serialized)])
+  fields = Fields("x", "y", raw=True, height="h", width="w")
+  checker = ShardChecker(RecordValidator(fields, 1), min_side=5)
+  assert checker(path).counts == {TINY: 1}
 
 
 def make(directory, **options):
-  return CheckShardsJob(
-    **{
-      "directory": directory,
-      "splits": ["train", "heldout"],
-      "fields": None,
-      "num_classes": None,
-      "min_side": 8,
-      "max_bad_share": 0.05,
-      **options,
-    }
-  )
+  defaults = {
+    "splits": ["train", "heldout"],
+    "fields": None,
+    "num_classes": None,
+    "min_side": 8,
+    "max_invalid_fraction": 0.05,
+  }
+  return CheckShardsJob(directory=directory, **{**defaults, **options})
 
 
 def run(job, workdir):
   return job.run(RunContext(str(workdir), "# none\n"))
 
 
-def forget_sums(directory):
+def remove_checksums(directory):
   path = os.path.join(directory, "index.json")
   with open(path) as file:
     index = json.load(file)
@@ -45,7 +147,7 @@ def rows(workdir):
     return list(csv.DictReader(file))
 
 
-def test_a_sound_set_is_usable(make_dataset, tmp_path):
+def test_a_valid_dataset_is_usable(make_dataset, tmp_path):
   job = make(make_dataset(), splits=["train"])
   assert "splits  train" in job.plan()
   summary = run(job, tmp_path / "work")
@@ -54,55 +156,47 @@ def test_a_sound_set_is_usable(make_dataset, tmp_path):
   assert len(table) == 5 and sum(int(r["records"]) for r in table) == 50
 
 
-def test_held_out_images_that_are_trained_on_are_told(make_dataset, tmp_path):
+def test_tiny_and_held_out_training_images_are_reported(make_dataset, tmp_path):
   # Its held-out images are the first thirteen of training.
-  summary = run(make(make_dataset()), tmp_path / "work")
-  assert "63 of 63 records" in summary and "13 duplicate image" in summary
-  table = rows(tmp_path / "work")
-  assert [int(r["duplicate image"]) for r in table] == [0] * 5 + [7, 6]
-
-
-def test_tiny_images_and_duplicates_are_told_but_usable(make_dataset, tmp_path):
   summary = run(make(make_dataset(), min_side=9), tmp_path / "work")
-  assert "63 tiny image" in summary and "63 of 63" in summary
+  assert "63 of 63 records" in summary and "63 tiny image" in summary
+  assert "13 duplicate image" in summary
+  table = rows(tmp_path / "work")
+  assert [int(r[DUPLICATE]) for r in table] == [0] * 5 + [7, 6]
 
 
-def test_a_cut_shard_makes_the_set_unusable(make_dataset, tmp_path):
+def test_a_truncated_shard_makes_the_dataset_unusable(make_dataset, tmp_path):
   directory = make_dataset()
   shard = read_split_info(directory, "train").files[1]
   os.truncate(shard, os.path.getsize(shard) - 5)
-  with pytest.raises(UserError, match="1 shard cut off or corrupt; restore"):
+  with pytest.raises(UserError, match="1 shard truncated or corrupt; restore"):
     run(make(directory), tmp_path / "work")
-  bad = [r for r in rows(tmp_path / "work") if "cut off" in r["first"]]
-  assert [r["shard"] for r in bad] == [os.path.basename(shard)]
-  assert bad[0]["shard cut off or corrupt"] == "1"
+  truncated = [r for r in rows(tmp_path / "work") if r[TRUNCATED] == "1"]
+  assert [r["shard"] for r in truncated] == [os.path.basename(shard)]
+  assert TRUNCATED in truncated[0]["first"]
 
 
-def test_the_bound_on_bad_records(make_dataset, tmp_path):
+def test_the_bound_on_invalid_records(make_dataset, tmp_path, caplog):
   directory = make_dataset()
-  found = read_split_info(directory, "train")
-  records = [Record(b"no image", 0, "", f"{i}", "") for i in range(10)]
-  write_shard(found.files[0], [(0, r.serialize()) for r in records])
-  changed = "1 shard changed since it was written.* restore the shards"
-  with pytest.raises(UserError, match=changed):
-    run(make(directory, max_bad_share=0.2), tmp_path / "changed")
-  forget_sums(directory)
+  info = read_split_info(directory, "train")
+  write(info.files[0], *[(b"no image", 0)] * 10)
+  with pytest.raises(UserError, match="1 shard changed since .* restore"):
+    run(make(directory, max_invalid_fraction=0.2), tmp_path / "changed")
+  remove_checksums(directory)
   with pytest.raises(UserError, match="10 image not dec.* of 63 records"):
     run(make(directory), tmp_path / "a")
-  summary = run(make(directory, max_bad_share=0.2), tmp_path / "b")
+  summary = run(make(directory, max_invalid_fraction=0.2), tmp_path / "b")
   assert "53 of 63 records" in summary
+  assert "0.png): record 0: image not decodable" in caplog.text
 
 
-def test_labels_are_held_against_the_index(make_dataset, tmp_path):
+def test_labels_are_checked_against_the_index_or_a_number(
+  make_dataset, tmp_path
+):
   directory = make_dataset()
-  shard = read_split_info(directory, "train").files[0]
-  record = Record(b"", 4, "", "a", "")
-  write_shard(shard, [(4, record.serialize())] * 10)
-  forget_sums(directory)
+  with pytest.raises(UserError, match="label out of range"):
+    run(make(directory, num_classes=2), tmp_path / "given")
+  write(read_split_info(directory, "train").files[0], *[(png(0), 4)] * 10)
+  remove_checksums(directory)
   with pytest.raises(UserError, match="10 label out of range"):
     run(make(directory), tmp_path / "work")
-
-
-def test_labels_are_held_against_a_number_of_classes(make_dataset, tmp_path):
-  with pytest.raises(UserError, match="label out of range"):
-    run(make(make_dataset(), num_classes=2), tmp_path / "work")
