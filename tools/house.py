@@ -91,10 +91,14 @@ def floors(graph: dict[str, set[str]]) -> dict[str, int]:
 
 
 def single_importer_modules(graph: dict[str, set[str]]) -> list[str]:
-  """Returns the modules that exactly one other module imports."""
-  importers = {name: 0 for name in graph}
+  """Returns the modules that exactly one other module imports.
+
+  Packages do not count: an `__init__` is not a file of its own concept.
+  """
+  packages = {name.rpartition(".")[0] for name in graph}
+  importers = {name: 0 for name in graph if name not in packages}
   for imported in graph.values():
-    for name in imported:
+    for name in imported & importers.keys():
       importers[name] += 1
   return [name for name, count in importers.items() if count == 1]
 

@@ -138,14 +138,14 @@ class Exporter:
         license_name=self.license,
         **(about or {}),
       )
-      texts = {
-        "MODEL_CARD.md": card,
-        "classes.txt": "\n".join([*class_names, ""]),
-        "config.gin": (about or {}).get("configuration"),
-      }
-      for name, text in texts.items():
-        if text:
-          write_atomically(os.path.join(pending.folder, name), text)
+      _write_texts(
+        pending.folder,
+        {
+          "MODEL_CARD.md": card,
+          "classes.txt": "\n".join([*class_names, ""]),
+          "config.gin": (about or {}).get("configuration"),
+        },
+      )
     LOGGER.info("Exported %s.", pending.path)
     for line in comparisons:
       LOGGER.info("  %s.", line)
@@ -226,6 +226,12 @@ def export_saved_model(
     transforms=transforms,
     sample=sample,
   )
+
+
+def _write_texts(folder: str, texts: Mapping[str, str | None]) -> None:
+  for name, text in texts.items():
+    if text:
+      write_atomically(os.path.join(folder, name), text)
 
 
 def _check_model(model: Classifier, class_names: Sequence[str]) -> None:

@@ -214,7 +214,9 @@ def inference_network(
 def training_network(model: Classifier) -> Callable[[tf.Tensor], tuple]:
   """Returns the unfolded function from images to (features, logits).
 
-  Features are None unless its network is an `NFNet`.
+  It maps float32 images [batch, height, width, 3] in [0, 255] to features
+  [batch, channels], None unless the network is an `NFNet`, and logits [batch,
+  classes].
   """
   network = model.network
   if not isinstance(network, NFNet):
