@@ -90,7 +90,8 @@ def test_too_many_invalid_examples_end_the_run():
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory):
-  directory = write_small_dataset(str(tmp_path_factory.mktemp("data")))
+  directory = str(tmp_path_factory.mktemp("inputs") / "data")
+  write_small_dataset(directory)
   train_split, heldout_split = (
     pipeline.Split(
       directory=directory,
