@@ -26,6 +26,7 @@ from nfnets_tf.train.classifier import Classifier
 
 LOGGER = logging.getLogger("nfnets_tf")
 
+_NOT_COMPARED = "Not compared: no images were given."
 # Preprocessed images, uint8 [images, height, width, 3], and labels or None.
 Sample = tuple[np.ndarray, "np.ndarray | None"]
 
@@ -115,12 +116,8 @@ class Exporter:
         sample.
     """
     _check_model(model, class_names)
-    if self.formats and sample is None:
-      raise UserError(
-        f"no sample was given for the formats {', '.join(self.formats)};"
-        " expected images to verify them on."
-      )
-    averaged = self.averaged and bool(model.averages)
+    self._check_sample(sample)
+    averaged = bool(self.averaged and model.averages)
     weights = model.averaged() if averaged else contextlib.nullcontext()
     with place as pending:
       # Export on the host: the accelerator's memory may be full.
@@ -129,27 +126,30 @@ class Exporter:
           pending.folder, model, class_names, transforms, sample
         )
       exported["weights"] = "averaged" if averaged else "raw"
+      about = dict(about or {})
       card = model_card.render(
         model.network,
         exported=exported,
-        comparisons=comparisons or ["Not compared: no images were given."],
+        comparisons=comparisons or [_NOT_COMPARED],
         class_names=class_names,
         signatures=signatures,
         license_name=self.license,
-        **(about or {}),
+        **about,
       )
-      _write_texts(
-        pending.folder,
-        {
-          "MODEL_CARD.md": card,
-          "classes.txt": "\n".join([*class_names, ""]),
-          "config.gin": (about or {}).get("configuration"),
-        },
-      )
-    LOGGER.info("Exported %s.", pending.path)
-    for line in comparisons:
-      LOGGER.info("  %s.", line)
+      texts = {"MODEL_CARD.md": card, "config.gin": about.get("configuration")}
+      texts["classes.txt"] = "\n".join([*class_names, ""])
+      _write_texts(pending.folder, texts)
+    lines = [f"Exported {pending.path}", *(f"  {x}" for x in comparisons)]
+    for line in lines:
+      LOGGER.info("%s.", line)
     return pending.path
+
+  def _check_sample(self, sample: Sample | None) -> None:
+    if self.formats and sample is None:
+      raise UserError(
+        f"no sample was given for the formats {', '.join(self.formats)};"
+        " expected images to verify them on."
+      )
 
   def _write_models(self, folder, model, class_names, transforms, sample):
     """Writes the SavedModel and the files for other runtimes.
