@@ -1,1 +1,1 @@
-"""What measures speed: `python -m benchmarks.NAME`; the last line is JSON."""
+"""Speed benchmarks: `python -m benchmarks.NAME`; the last line is JSON."""

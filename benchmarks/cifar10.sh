@@ -3,8 +3,8 @@
 #
 #   bash benchmarks/cifar10.sh CIFAR10 RUNS
 #
-# CIFAR10 holds train/CLASS/*.jpg and test/CLASS/*.jpg. Every run goes on where it
-# was stopped, and a finished one is not made again.
+# CIFAR10 holds train/CLASS/*.jpg and test/CLASS/*.jpg. An interrupted run
+# resumes, and a finished one is skipped.
 set -euo pipefail
 data=$(realpath "$1") runs=$2
 mkdir -p "$runs"
@@ -62,7 +62,7 @@ for size in half tenth; do
   done
 done
 
-# What the recipe's values are worth: beside full_plain_0.
+# Ablations of the recipe's values; the baseline is full_plain_0.
 train skip_gain_0 "$data" --gin_param="EPOCHS = 2" \
   --gin_param="nfnet.NFNet.skip_gain = 0.0"
 for rate in 0.03 0.3; do

@@ -1,4 +1,4 @@
-"""Compares runs of `launch/train.py` in a table and a picture.
+"""Compares runs of `launch/train.py` in a table and a figure.
 
   python -m benchmarks.compare_runs --output=docs/images/x.png \
       --runs="plain=runs/plain_*" --runs="SAM=runs/sam_*:ema"

@@ -49,9 +49,10 @@ def main() -> None:
     rounds=10,
   )
   flops = 6 * BATCH * SIZE**2 * CHANNELS * 9 * (CHANNELS // GROUPS)
-  for name, each in seconds.items():
-    taken = statistics.median(each)
-    print(f"{name:>9} {taken * 1e3:8.1f} ms {flops / taken / 1e9:7.0f} GFLOP/s")
+  for name, times in seconds.items():
+    median = statistics.median(times)
+    rate = flops / median / 1e9
+    print(f"{name:>9} {median * 1e3:8.1f} ms {rate:7.0f} GFLOP/s")
   ratios = {
     f"{name}_over_ours": median_ratio(seconds[name], seconds["ours"])
     for name in ("keras", "by_group")

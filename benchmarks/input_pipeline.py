@@ -1,4 +1,4 @@
-"""Speed of the input pipeline relative to the plainest one that does the job.
+"""Speed of the input pipeline relative to the simplest equivalent.
 
   python -m benchmarks.input_pipeline --images=FOLDER
 
@@ -15,7 +15,7 @@ last line is a JSON object of ratios of speeds from the same run:
       one after another. Both from disk: the page cache is dropped before each
       turn. TensorFlow's own reader is printed for comparison
   deterministic_over_free: shards to batches in our order; over the same stages
-      in whatever order threads finish
+      in the order in which threads finish
   surviving_over_plain: batches in our order, where an invalid record keeps its
       place; over a pipeline that it would end
 """

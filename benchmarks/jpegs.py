@@ -1,4 +1,4 @@
-"""JPEGs to measure with: out of a folder, and as shards."""
+"""JPEG files for benchmarks, in a folder and as shards."""
 
 from __future__ import annotations
 

@@ -1,15 +1,15 @@
-"""Images a second of SavedModels on this machine's processor, side by side.
+"""Images per second of SavedModels on this machine's CPU, side by side.
 
   python -m benchmarks.serving
   pip install torch torchvision timm    # for the comparison with timm
 
-An NFNet as it is in training against the same folded, in float32 and bfloat16,
-read back from their files; and timm's dm_nfnet of that size in PyTorch, as it
-is created and in its faster layout, channels_last. Ours take uint8 images and
-normalise them; timm's take normalised ones. Weights are random, which is
-nothing to speed. The last line is a JSON object of ratios of time; above 1 the
-folded network is the faster. `over_timm_float32` is the smaller of both batch
-sizes' ratios.
+Compares an NFNet as trained with the same network folded, in float32 and
+bfloat16, both loaded from SavedModels; and with timm's dm_nfnet of that size in
+PyTorch, as created and in its faster layout, channels_last. Ours take uint8
+images and normalize them; timm's take normalized images. Weights are random,
+which does not affect speed. The last line is a JSON object of time ratios;
+above 1 the folded network is faster. `over_timm_float32` is the smaller ratio
+of the two batch sizes.
 """
 
 import importlib.util

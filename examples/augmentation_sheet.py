@@ -1,4 +1,4 @@
-"""Draws what the augmentations make of images: a row for each.
+"""Draws augmented images, one row per augmentation.
 
 python examples/augmentation_sheet.py photos docs/images/augmentation.jpg
 """

@@ -29,7 +29,7 @@ def finetune(train, heldout, *, variant, num_classes, weights, epochs, rate):
 
 
 def main() -> None:
-  """Reads the folder, fine-tunes, and saves the model beside its metrics."""
+  """Reads the folder, fine-tunes, saves the model and prints its metrics."""
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument(
     "folder", help="holds one folder of images for each class"
@@ -59,7 +59,7 @@ def main() -> None:
     epochs=options.epochs,
     rate=options.rate,
   )
-  # What was measured: the averages, which are the weights from here on.
+  # Save the averaged weights, which are the ones that were evaluated.
   for variable, average in zip(model.network.variables, model.averages):
     variable.assign(average)
   model.save(options.output)

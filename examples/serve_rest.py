@@ -140,9 +140,9 @@ def make_handler(signatures, name: str, version: int):
         path = f"{self.command} {self.path}"
         raise RequestError(404, f"Malformed request: {path}")
       if match[1] != name or match[2] not in (None, str(version)):
-        asked = f"{match[1]}, version {match[2] or 'latest'}"
+        wanted = f"{match[1]}, version {match[2] or 'latest'}"
         here = f"{name}, version {version}"
-        raise RequestError(404, f"Servable not found: {asked}; here is {here}")
+        raise RequestError(404, f"Servable not found: {wanted}; here is {here}")
       if not post:
         state = {"version": str(version), "state": "AVAILABLE"}
         status = {"error_code": "OK", "error_message": ""}

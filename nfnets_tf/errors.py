@@ -1,4 +1,4 @@
-"""Errors that end a run with one sentence, and how TensorFlow's become them."""
+"""Errors that end a run with one sentence, and TensorFlow's translated."""
 
 from __future__ import annotations
 

@@ -32,26 +32,26 @@ def read_json(path: str) -> dict:
   """Reads a JSON object, such as the index.
 
   Raises:
-    UserError: if the file holds none.
+    UserError: if the file does not hold a JSON object.
   """
   try:
-    found = json.loads(read_bytes(path))
+    content = json.loads(read_bytes(path))
   except ValueError as error:
     raise UserError(
-      f"{path!r} is no JSON file ({error}); restore it, or write the data set"
-      " again."
+      f"{path!r} is not a JSON file ({error}); restore it, or write the data"
+      " set again."
     ) from error
-  if not isinstance(found, dict):
+  if not isinstance(content, dict):
     raise UserError(
-      f"{path!r} holds {type(found).__name__}, not an object; restore it, or"
+      f"{path!r} holds {type(content).__name__}, not an object; restore it, or"
       " write the data set again."
     )
-  return found
+  return content
 
 
 @contextlib.contextmanager
 def report_write_errors(path: str) -> Iterator[None]:
-  """Turns what can go wrong while a file is written into one sentence.
+  """Turns errors of writing a file into one sentence.
 
   Raises:
     RunError: of an error of the file system.
@@ -67,7 +67,7 @@ def report_write_errors(path: str) -> Iterator[None]:
 
 
 def write_atomically(path: str, content: str) -> None:
-  """Writes a text file so that it is seen whole or not at all.
+  """Writes a text file so that readers see it complete or not at all.
 
   Several processes may write the same file; the last one's is what stays.
   """
@@ -85,7 +85,7 @@ def write_atomically(path: str, content: str) -> None:
 
 def read_bytes(path: str) -> bytes:
   """Reads a file to its end, also while another process replaces it."""
-  # GFile.read() without a size would ask the path, not what is open, for it.
+  # GFile.read() without a size would query the path, not the open file, for it.
   with tf.io.gfile.GFile(path, "rb") as file:
     return b"".join(iter(lambda: file.read(_BLOCK), b""))
 

@@ -235,7 +235,9 @@ def test_a_host_of_a_tpu_pod_runs_one_command_at_a_time(world, tmp_path):
   with open(tmp_path / "home0/nfnets_tf.lock", "w") as lock:
     fcntl.flock(lock, fcntl.LOCK_EX)
     done = world(TPU, "train")
-  assert done.returncode == 1 and "A run is going on (worker 0)" in done.stderr
+  assert (
+    done.returncode == 1 and "A run is in progress (worker 0)" in done.stderr
+  )
 
 
 def test_the_page_starts_two_workers_and_names_what_exists(world):

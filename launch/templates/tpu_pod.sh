@@ -35,7 +35,7 @@ train_here() {
   # gcloud repeats a command whose connection it lost; the first may still run.
   exec 9> "$HOME/nfnets_tf.lock"
   flock --nonblock 9 || {
-    echo "A run is going on (worker $TPU_WORKER_ID); end it first." >&2
+    echo "A run is in progress (worker $TPU_WORKER_ID); end it first." >&2
     exit 1
   }
   exec .venv/bin/python launch/train.py "$@"
@@ -77,10 +77,10 @@ setup() {
 }
 
 train() {
-  check_setup # a TPU that is made anew is set up again
+  check_setup # a recreated TPU is set up again
   : "${DATA_DIR:?is not set; give the folder of the shards, gs://...}"
   : "${WORKDIR:?is not set; give the folder of this run, gs://...}"
-  # All hosts read the data, and another TPU may go on with the run.
+  # All hosts read the data, and another TPU may resume the run.
   [[ $DATA_DIR == gs://* && $WORKDIR == gs://* ]] || {
     echo "DATA_DIR and WORKDIR must begin with gs://." >&2
     exit 2
@@ -99,14 +99,14 @@ train() {
     code=0
     on_all_hosts train_here "$TPU_NAME" "${run[@]}" || code=$?
     case $code in
-      143) ;; # asked to end, and all is saved
+      143) ;; # preempted, checkpoint saved
       # The connection was lost. If the TPU is there, the run may be too.
       255) [ "$(state)" != READY ] || return 255 ;;
       *) return "$code" ;;
     esac
-    # A preempted TPU does not come back: delete it and make another of the
+    # A preempted TPU does not restart: delete it and create another of the
     # same name, by hand or by a queued resource.
-    echo "Waiting until $TPU_NAME is ready, to go on." >&2
+    echo "Waiting for $TPU_NAME to be ready, to resume." >&2
     sleep 60
     until [ "$(state)" = READY ]; do sleep 60; done
     setup

@@ -1,4 +1,4 @@
-"""Gin statements with the place of each, read by gin's own parser."""
+"""Gin statements and their source locations, read by gin's own parser."""
 
 from __future__ import annotations
 
@@ -183,7 +183,7 @@ class Bindings(Mapping):
     return target
 
   def parameters(self, selector: str) -> dict[str, inspect.Parameter]:
-    """Returns {name: parameter} of what a selector names.
+    """Returns {name: parameter} of the class or function of a selector.
 
     Raises:
       UserError: as `resolve`.
@@ -219,7 +219,7 @@ class Bindings(Mapping):
     }
 
   def without(self, names: Set[str]) -> Bindings:
-    """Returns the other bindings, without imports for the names alone."""
+    """Returns the other bindings, without imports that only the names need."""
     kept = Bindings()
     for name in self:
       if name not in names:
@@ -266,7 +266,7 @@ def parse(
   Args:
     gin_files: paths.
     gin_params: statements such as "EPOCHS = 2".
-    base: (path, text) of what is read before the files, or None.
+    base: (path, text) to read before the files, or None.
 
   Raises:
     UserError: if a file does not exist or something cannot be parsed.
@@ -318,7 +318,7 @@ def find_changes(
 
 
 def is_macro(name: str) -> bool:
-  """Whether a name is a macro's rather than a parameter's."""
+  """Returns whether a name is a macro's rather than a parameter's."""
   return "." not in name
 
 

@@ -119,7 +119,7 @@ class Configuration:
 
   @property
   def is_sweep(self) -> bool:
-    """Whether the job is run at many points."""
+    """True if the job is run at many points."""
     return self.bindings.get(_SWEEP) is not None
 
   def at(self, point: Mapping) -> Configuration:
@@ -150,7 +150,7 @@ class Configuration:
   def differences(self) -> list[str]:
     """Returns a line for each binding that differs from the base.
 
-    The base is the `base_run`, or what the first gin file includes.
+    The base is the `base_run`, or the files that the first gin file includes.
     """
     includes = []
     if self._base is None:

@@ -1,1 +1,1 @@
-"""Floor 1: shards of images, and the pipeline that reads them."""
+"""Shards of images, and the pipeline that reads them."""

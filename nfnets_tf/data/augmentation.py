@@ -25,7 +25,7 @@ _ATTEMPTS = 10
 
 @dataclasses.dataclass(frozen=True)
 class Augmentation:
-  """What happens to training images after a split's own transforms.
+  """Augmentation of training images after a split's own transforms.
 
   Args:
     batch_mixers: combine pairs of images. Image i of a stream is made by mixer

@@ -74,13 +74,13 @@ def read_split_info(
   *,
   check_sizes: bool = True,
 ) -> SplitInfo:
-  """Reads what a split holds and checks that its shards are complete.
+  """Reads the metadata of a split and checks that its shards are complete.
 
   Args:
     directory: of shards with an index, of a version of a TFDS dataset, or of
       other TFRecord files `SPLIT-*`.
     split: name of the split.
-    fields: names of the features; None means those that TFDS states, and
+    fields: names of the features; None means those in the TFDS metadata, and
       ImageNet's elsewhere.
     check_sizes: whether every shard must have the size that the index states.
 

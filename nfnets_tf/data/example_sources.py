@@ -84,7 +84,7 @@ class CsvTable(ImageFiles):
 
   Classes are the different labels, sorted: as numbers if all are integers,
   which then must count from 0, with gaps for classes without images. The column
-  split holds train and one of heldout, test, val and the like.
+  split holds train and one of `image_folder.HELDOUT_NAMES`.
 
   Args:
     path: of the CSV file, in UTF-8, with a line of column names.

@@ -204,7 +204,7 @@ def _load_window(examples, load, spec, report, window: int) -> tf.data.Dataset:
   loaded = tf.data.Dataset.from_tensor_slices((indices, *examples)).map(
     lambda index, *record: (index, load(*record))
   )
-  # If all fail, there is no batch: an empty one stands for it.
+  # If all fail, there is no batch: an empty one replaces it.
   empty = tf.nest.map_structure(
     lambda tensor: tf.zeros([0, *tensor.shape], tensor.dtype),
     (tf.TensorSpec([], tf.int64), spec),

@@ -99,10 +99,10 @@ class Split:
     )
 
   def read_info(self) -> SplitInfo:
-    """Reads what the split holds and checks it against `num_classes`.
+    """Reads the metadata of the split and checks it against `num_classes`.
 
     Raises:
-      UserError: if the shards cannot be used; see `read_split_info`.
+      UserError: if the shards are unusable; see `read_split_info`.
     """
     info = read_split_info(self.directory, self.split, self.fields)
     self.invalid_records.validate.fields = info.fields
@@ -256,7 +256,7 @@ class Split:
 
     def make_shard(server, num_servers):
       server_examples = batches.shard(num_servers, server).unbatch()
-      # Nobody collects the invalid records of another process.
+      # Invalid records of another process are not collected.
       shard = self._make_batches(server_examples, load, batch, report=None)
       return shard.with_options(dataset_options())
 

@@ -1,4 +1,4 @@
-"""Where input time goes: waiting for batches, and the cost of each stage."""
+"""Input profiling: time spent waiting for batches, and cost of each stage."""
 
 from __future__ import annotations
 

@@ -155,7 +155,7 @@ class ShardBuilder:
     try:
       self.build()
     except _TooManyInvalid:
-      # Nobody would resume these: repaired images have another key.
+      # These are never resumed: repaired images have another key.
       tf.io.gfile.rmtree(self.directory)
       raise
     return True
@@ -199,7 +199,7 @@ class ShardBuilder:
       ) from error
 
   def build(self) -> dict:
-    """Writes what is missing, and the index once all shards are there.
+    """Writes the missing shards, and the index once all shards are there.
 
     Returns:
       The index.
@@ -326,7 +326,7 @@ class ShardBuilder:
     if None in entries and (index := self._read_index()) is not None:
       return index  # another process has concluded and cleaned up
     invalid = sum(
-      (collections.Counter(entry["faults"]) for entry in entries),
+      (collections.Counter(entry["invalid"]) for entry in entries),
       collections.Counter(),
     )
     self._check_invalid(
@@ -347,7 +347,7 @@ class ShardBuilder:
       "key": self.key,
       "class_names": list(classes),
       "rule": self.source.split_rule,
-      "left_out": {"faults": invalid, "near_duplicates": duplicates},
+      "skipped": {"invalid": invalid, "near_duplicates": duplicates},
       "splits": {
         split: describe_split(some, len(classes))
         for split, some in written.items()

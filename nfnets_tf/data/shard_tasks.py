@@ -1,6 +1,6 @@
 """Tasks that write one shard each, and runners for them.
 
-Which image goes to which shard follows from the source and the seed alone, so
+Which image goes to which shard follows only from the source and the seed, so
 that tasks are independent of each other: for threads or for Apache Beam.
 """
 
@@ -106,7 +106,7 @@ class ShardTask(NamedTuple):
   """One shard to write.
 
   Attributes:
-    path: of the shard; next to it, PATH.json states what was written.
+    path: of the shard; next to it, PATH.json describes its content.
     references: to the images of the source, in order.
   """
 
@@ -169,14 +169,14 @@ def write_task(
 ) -> None:
   """Writes one shard, then its entry.
 
-  The entry has in addition to the index's: under "faults" {cause: number of
-  images} of those that were skipped as invalid, under "named" some of them, and
+  The entry has in addition to the index's: under "invalid" {cause: number of
+  images} skipped as invalid, under "named" some of them, and
   under "duplicates" the names of near-duplicates.
 
   Args:
     task: the shard.
     source: of its images.
-    validate: returns what is wrong with a serialized record, or None.
+    validate: returns why a serialized record is invalid, or None.
     exclude: images to skip.
   """
   invalid, named, duplicates = collections.Counter(), [], []
@@ -190,9 +190,9 @@ def write_task(
         named.append(plain_message(error))
         continue
       serialized = record.serialize()
-      if fault := validate(serialized):
-        invalid[fault.cause] += 1
-        named.append(f"{record.filename}: {fault}")
+      if reason := validate(serialized):
+        invalid[reason.cause] += 1
+        named.append(f"{record.filename}: {reason}")
       elif exclude is not None and _hash(record.encoded) in exclude:
         duplicates.append(record.filename)
       else:
@@ -200,7 +200,7 @@ def write_task(
 
   entry = write_shard(task.path, examples())
   skipped = {
-    "faults": invalid,
+    "invalid": invalid,
     "named": named[:_NAMED],
     "duplicates": duplicates,
   }
@@ -219,7 +219,7 @@ def write_task_excluding(
   Args:
     task: the shard.
     source: of its images.
-    validate: returns what is wrong with a serialized record, or None.
+    validate: returns why a serialized record is invalid, or None.
     hash_files: written by `write_hashes`.
     distance: see `NearDuplicates`.
   """
@@ -237,12 +237,12 @@ def _read_hashes(paths: tuple[str, ...], distance: int) -> NearDuplicates:
 def write_hashes(
   task: ShardTask, source: ExampleSource, validate: Callable
 ) -> None:
-  """Writes the hashes of a task's valid images, whatever their labels are.
+  """Writes the hashes of a task's valid images, regardless of their labels.
 
   Args:
     task: its path is that of the file of hashes.
     source: of the images.
-    validate: returns what is wrong with a serialized record, or None.
+    validate: returns why a serialized record is invalid, or None.
   """
   hashes = []
   for reference in task.references:

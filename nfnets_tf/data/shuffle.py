@@ -211,7 +211,7 @@ def read_range(
 
 
 def _shuffle(records: tf.data.Dataset, window: int, seed) -> tf.data.Dataset:
-  """Shuffles by a seed tensor alone, int64 [2].
+  """Shuffles by only a seed tensor, int64 [2].
 
   `Dataset.shuffle` would mix TensorFlow's global seed into the order.
   """

@@ -20,7 +20,7 @@ from google.protobuf.message import DecodeError
 
 from nfnets_tf.fileio import file_sha256
 
-# Followed by a shard's path, it stands for a record that cannot be read there:
+# Followed by a shard's path, it replaces a record that cannot be read there:
 # no parser accepts it as a `tf.train.Example`.
 UNREADABLE = b"not readable in "
 
@@ -110,7 +110,7 @@ class FeatureValues(NamedTuple):
 
 
 def read_features(serialized: bytes, fields: Fields) -> FeatureValues:
-  """Returns whatever an example holds, without judging it.
+  """Returns the features of an example, without validating them.
 
   Raises:
     ValueError: if the bytes are not a `tf.train.Example`.
@@ -235,7 +235,7 @@ def shard_name(split: str, shard: int, num_shards: int) -> str:
 
 
 def write_shard(path: str, examples: Iterable[tuple[int, bytes]]) -> dict:
-  """Writes one shard; the file appears whole or not at all.
+  """Writes one shard; the file appears complete or not at all.
 
   Args:
     path: of the file.

@@ -1,4 +1,4 @@
-"""Validation of records: why one is invalid, and how many are."""
+"""Validation of records: reasons and counts of invalid ones."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _NOT_EXAMINED = "not examined"
 
 @dataclasses.dataclass(frozen=True)
 class InvalidRecord:
-  """Why a record is invalid.
+  """The reason why a record is invalid.
 
   Attributes:
     cause: a few words, the same for all records of a kind.
@@ -48,7 +48,7 @@ class InvalidRecord:
 
 
 class RecordValidator:
-  """Finds out why a record is invalid; the slow twin of the input pipeline.
+  """Determines why a record is invalid; the slow twin of the input pipeline.
 
   Args:
     fields: feature names of the examples.
@@ -67,7 +67,7 @@ class RecordValidator:
     self.max_pixels = max_pixels
 
   def __call__(self, serialized: bytes) -> InvalidRecord | None:
-    """Returns what is wrong with a serialized example, None if it is valid."""
+    """Returns why a serialized example is invalid, None if it is valid."""
     if serialized.startswith(UNREADABLE):
       shard = serialized[len(UNREADABLE) :].decode(errors="replace")
       return InvalidRecord("unreadable in its shard", detail=shard)
@@ -191,11 +191,11 @@ class InvalidRecords:
     count = self._total.assign_add(tf.size(positions, tf.int64))
     if self._positions is None:
       return tf.group(insert, count)
-    mark = self._positions.insert(positions, positions)
-    return tf.group(insert, count, mark)
+    remember = self._positions.insert(positions, positions)
+    return tf.group(insert, count, remember)
 
   def collect(self) -> collections.Counter:
-    """Examines what was set aside; returns {cause: records} of all so far."""
+    """Examines pending records; returns {cause: records} of all so far."""
     if self._total is not None:
       total = int(self._total)
       pending = self._pending.export()

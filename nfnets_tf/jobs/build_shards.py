@@ -12,7 +12,7 @@ from nfnets_tf.train.run_dir import RunDir
 
 
 class BuildShardsJob:
-  """Writes shards and their index, or resumes what an earlier call left.
+  """Writes shards and their index, or resumes an unfinished earlier call.
 
   Args:
     builder: of the shards.
@@ -39,13 +39,13 @@ class BuildShardsJob:
     files.write_config(context.config_text)
     context.on_start()
     index = self.builder.build()
-    directory, skipped = self.builder.directory, index["left_out"]
+    directory, skipped = self.builder.directory, index["skipped"]
     files.write_result({"directory": directory, **skipped})
     lines = self.builder.describe()
     for split, part in index["splits"].items():
       count, size = part["examples"], part["bytes"] / 1e6
       lines.append((f"{split} holds", f"{count:,} images, {size:,.1f} MB"))
-    counts = {**skipped["faults"]}
+    counts = {**skipped["invalid"]}
     if self.builder.exclude is not None:
       counts["near-duplicates"] = len(skipped["near_duplicates"])
     lines += [("skipped", f"{n:,} {cause}") for cause, n in counts.items()]

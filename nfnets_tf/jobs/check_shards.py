@@ -44,7 +44,7 @@ class ShardReport:
     path: of the shard.
     records: number of records that could be read.
     counts: {cause: number of records}.
-    named: (position in the shard, what is wrong) of some records; position
+    named: (position in the shard, reason) of some invalid records; position
       None means the whole shard.
     images: (position, hash, file name) of every valid image.
   """
@@ -131,7 +131,7 @@ class ShardChecker:
     return report
 
   def _check(self, serialized: bytes, report: ShardReport) -> None:
-    """Adds what is wrong with the next record, or its image."""
+    """Adds the next record, its image or the reason why it is invalid."""
     position, fields = report.records, self._validate.fields
     if (problem := self._validate(serialized)) is not None:
       report.add(problem, position)
@@ -238,13 +238,13 @@ class CheckShardsJob:
     invalid = sum(counts.values()) - counts[DUPLICATE] - counts[TINY]
     if counts[TRUNCATED] or counts[CHANGED]:
       raise UserError(
-        f"the shards in {self.directory!r} cannot be used: {text}; restore the"
+        f"the shards in {self.directory!r} are damaged: {text}; restore the"
         " shards, or remove them and rerun the job that wrote them"
         f" ({path} lists them)."
       )
     if invalid > self.max_invalid_fraction * records:
       raise UserError(
-        f"the shards in {self.directory!r} cannot be used: {text}, of"
+        f"the shards in {self.directory!r} are invalid: {text}, of"
         f" {records:,} records, more than max_invalid_fraction ="
         f" {self.max_invalid_fraction:.2%}; write shards without them ({path}"
         " counts them by shard)."

@@ -26,7 +26,7 @@ class DataServerJob:
     self.address = address
 
   def plan(self) -> str:
-    """Describes what is served."""
+    """Describes the served batches."""
     return format_table([("data server", self.address)])
 
   def run(self, context: RunContext) -> str:

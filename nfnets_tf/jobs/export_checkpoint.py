@@ -62,7 +62,7 @@ class ExportJob:
       The paths of the weights and of the SavedModel.
 
     Raises:
-      UserError: if the weights or the held-out data cannot be used.
+      UserError: if the weights or the held-out data are invalid.
     """
     run, files = self.training, RunDir(context.workdir)
     split = run.data.heldout_split
@@ -71,8 +71,8 @@ class ExportJob:
     if run.data.prepare is not None:
       run.data.prepare()
     heldout = split.read_info()
-    # On the CPU in float32, whatever the run was trained on: the comparison is
-    # of the export, not of the precision.
+    # On the CPU in float32, regardless of the training device: the export is
+    # compared, not the precision.
     keras.mixed_precision.set_global_policy("float32")
     with tf.device("CPU"):
       classifier = run.build_classifier(tf.distribute.get_strategy())

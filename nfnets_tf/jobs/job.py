@@ -9,7 +9,7 @@ from typing import Protocol, TextIO
 
 @dataclasses.dataclass(frozen=True)
 class RunContext:
-  """What the launcher hands to a job.
+  """Context of a job, from the launcher.
 
   Attributes:
     workdir: directory of the job's files, local or gs://.
@@ -25,17 +25,17 @@ class RunContext:
 
 
 class Job(Protocol):
-  """What `config.Launch.job` must be able to do."""
+  """Interface of `config.Launch.job`."""
 
   def plan(self) -> str:
     """Describes what would run; allocates and writes nothing."""
 
   def run(self, context: RunContext) -> str:
-    """Runs, or resumes what an earlier call left unfinished.
+    """Runs the job, or resumes an unfinished earlier call.
 
     Returns:
       The summary to print.
 
     Raises:
-      UserError: if the input or the configuration cannot be used.
+      UserError: if the input or the configuration is invalid.
     """

@@ -1,4 +1,4 @@
-"""Runs what `--points` selects of a sweep: all of it, a share, or one trial.
+"""Runs the points of a sweep that `--points` selects: all, a share, or one.
 
 A driver starts a process for each trial, with its own command line and
 `--points=NAME`, so that a trial that crashes takes no other one with it.

@@ -235,7 +235,7 @@ class Dropout(keras.layers.Layer):
 class ClassifierHead(keras.layers.Dense):
   """The last layer: logits in float32, from weights N(0, 0.01).
 
-  Its kernel alone is exempt from adaptive gradient clipping.
+  Only its kernel is exempt from adaptive gradient clipping.
 
   Args:
     units: number of classes.

@@ -1,10 +1,10 @@
-"""Readers of parameter files that run nothing that a file holds.
+"""Safe readers of parameter files: no code from a file is run.
 
-DeepMind's published `F0_haiku.npz` to `F6_haiku.npz` are, whatever their suffix
-says, pickles: {module: {name: array}}. A pickle may call any function when it
+DeepMind's published `F0_haiku.npz` to `F6_haiku.npz` are pickles despite their
+suffix: {module: {name: array}}. A pickle may call any function when it
 is opened, set attributes of what it names and, with NumPy's own types, make an
 array of pointers out of bytes. So only an allow-list of names is resolved, each
-to a stand-in that holds no state and makes floats alone; everything else is
+to a stand-in that holds no state and makes only floats; everything else is
 refused by name. Of Keras files the arrays are read, never the configuration,
 which may name any class: Keras 2.15 imports it even with `safe_mode=True`.
 """
@@ -124,7 +124,7 @@ def read_keras_arrays(path: str) -> dict[str, np.ndarray]:
 
 
 class _RefusedError(Exception):
-  """Names what a file asks for and does not get."""
+  """Names the object that a file asks for and is refused."""
 
 
 class _StandIn:
@@ -143,7 +143,7 @@ class _StandIn:
 
 
 class _Dtype:
-  """The type of an array's elements, floats alone; only byte order is set."""
+  """The type of an array's elements: floats; only the byte order is set."""
 
   __slots__ = ("dtype",)
 

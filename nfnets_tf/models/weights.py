@@ -166,7 +166,7 @@ def _check_fit(table: Mapping, arrays: Mapping) -> None:
     for key, variable in table.items()
     if key in arrays and np.shape(arrays[key]) != tuple(variable.shape)
   ]
-  faults = {
+  mismatches = {
     "missing": [":".join(key) for key in table.keys() - arrays.keys()],
     "left over": [":".join(key) for key in arrays.keys() - table.keys()],
     "of another shape": [
@@ -176,8 +176,8 @@ def _check_fit(table: Mapping, arrays: Mapping) -> None:
     ],
   }
   lists = [
-    f"{len(names)} {fault} ({', '.join(sorted(names))})"
-    for fault, names in faults.items()
+    f"{len(names)} {kind} ({', '.join(sorted(names))})"
+    for kind, names in mismatches.items()
     if names
   ]
   if not lists:
@@ -205,7 +205,7 @@ def load_weights(
     - a run's work directory, its checkpoints folder, or one checkpoint;
     - a SavedModel that was exported with fold=False;
     - a .keras or .h5 file of an `NFNet` or a `Classifier`, or the .h5 of an
-      NFNet's weights alone.
+      NFNet's weights only.
 
   Nothing that the file may hold is executed. The image size may differ from
   that of the weights' training.

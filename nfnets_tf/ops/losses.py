@@ -15,17 +15,17 @@ class MixedLabels(NamedTuple):
   Attributes:
     first: of the first image, integers [batch].
     second: of the second image, integers [batch].
-    share: weight of the first, float32 [batch] in [0, 1]; the second has the
+    fraction: weight of the first, float32 [batch] in [0, 1]; the second has the
       rest.
   """
 
   first: tf.Tensor
   second: tf.Tensor
-  share: tf.Tensor
+  fraction: tf.Tensor
 
   def main(self) -> tf.Tensor:
     """Returns the label of the larger weight, integers [batch]."""
-    return tf.where(self.share >= 0.5, self.first, self.second)
+    return tf.where(self.fraction >= 0.5, self.first, self.second)
 
 
 def softmax_cross_entropy(
@@ -63,7 +63,7 @@ def softmax_cross_entropy(
 def _cross_entropy(logits, labels):
   if isinstance(labels, MixedLabels):
     first, second = (_cross_entropy(logits, some) for some in labels[:2])
-    return second + labels.share * (first - second)
+    return second + labels.fraction * (first - second)
   if labels.dtype.is_integer and labels.shape.rank == 1:
     return tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)
   if labels.shape.rank != 2 or labels.shape[-1] != logits.shape[-1]:

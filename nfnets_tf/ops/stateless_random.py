@@ -3,7 +3,7 @@
 Dropout and stochastic depth draw from a seed that the training step sets, so
 that a step can be repeated with the same random numbers (the two passes of SAM,
 a run that is resumed). The numbers of an example depend on its position in the
-global batch alone, not on the micro-batch or replica that computes it.
+global batch only, not on the micro-batch or replica that computes it.
 
   with stateless_random.seed_scope(tf.stack([seed, step])):
     logits = network(images, training=True)

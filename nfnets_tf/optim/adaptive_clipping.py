@@ -103,7 +103,7 @@ class AGC(GroupedOptimizer):
 
   Args:
     optimizer: any Keras optimizer, or a legacy one such as the LAMB of
-      tensorflow-addons; not `nfnets_tf.SGD`, which clips by itself.
+      tensorflow-addons; not `nfnets_tf.SGD`, which clips already.
     clipping: lambda, the largest ratio of gradient norm to weight norm of a
       unit, > 0; None turns clipping off.
     eps: floor under the norm of a unit's weights, >= 0.
@@ -220,9 +220,9 @@ class AGC(GroupedOptimizer):
     """Sets the wrapped optimizer's variables, in the order of `variables`."""
     self.optimizer.set_weights(weights)
 
-  # Keras saves a wrapped optimizer below this one by itself, a legacy one not.
+  # Keras saves a nested optimizer automatically, except a legacy one.
   def save_own_variables(self, store):
-    """Adds the variables that Keras does not find by itself to a file."""
+    """Adds the variables that Keras would not save to a file."""
     if self._legacy:
       for index, variable in enumerate(self.variables):
         store[str(index)] = variable.numpy()
@@ -294,7 +294,7 @@ def _check_wrappable(optimizer) -> None:
   )
   if isinstance(optimizer, GroupedOptimizer):
     raise UserError(
-      f"AGC received {type(optimizer).__name__}, which clips by itself; use it"
+      f"AGC received {type(optimizer).__name__}, which clips already; use it"
       " without AGC."
     )
 

@@ -1,8 +1,8 @@
 """Parameter groups: how the optimizer treats each variable.
 
-AGC exempts the classifier's kernel alone, and weight decay applies to kernels
-alone. A layer sets the group of its variables where it creates them; nothing is
-decided by matching names. A variable without a group (of a user's own layer) is
+AGC exempts only the classifier's kernel, and weight decay applies only to
+kernels. A layer sets the group of its variables where it creates them; nothing
+is decided by matching names. A variable without a group (of a user's layer) is
 a kernel if it has two axes or more. Fine-tuning adds two things by stage of the
 network: a multiplier on the learning rate, and layers that are frozen.
 """
@@ -29,7 +29,7 @@ Stages = Mapping[str, Sequence[keras.layers.Layer]]
 
 
 class ParamGroup(enum.Enum):
-  """Whether AGC clips a variable, weight decay applies to it, or both."""
+  """Groups of variables by whether AGC and weight decay apply."""
 
   KERNEL = "kernel"  # clipped and decayed
   HEAD_KERNEL = "head_kernel"  # decayed only
@@ -37,12 +37,12 @@ class ParamGroup(enum.Enum):
 
   @property
   def clipped(self) -> bool:
-    """Whether AGC applies."""
+    """True if AGC applies."""
     return self is not ParamGroup.HEAD_KERNEL
 
   @property
   def decayed(self) -> bool:
-    """Whether weight decay applies."""
+    """True if weight decay applies."""
     return self is not ParamGroup.VECTOR
 
 

@@ -23,7 +23,7 @@ class SAM:
   The gradient of a step is taken at w + rho * g / |g|, where g is the gradient
   of the same examples at the weights w and |g| one norm over all trainable
   weights (Foret et al. 2020, equations 2 and 3). Clipping, decay and momentum
-  apply afterwards, and see neither g nor the perturbation.
+  apply after that, and see neither g nor the perturbation.
 
   Args:
     rho: L2 norm of the perturbation, >= 0; the NFNet paper fine-tunes with

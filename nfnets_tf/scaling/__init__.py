@@ -1,1 +1,1 @@
-"""Floor 2: compute, and what it buys."""
+"""Training compute, scaling laws, and sweeps with their report."""

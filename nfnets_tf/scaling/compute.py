@@ -134,7 +134,7 @@ def predict_core_hours(
 
   Returns:
     The points' columns model, epochs, tpu_v4_core_hours, and:
-      utilization: of the point alone.
+      utilization: of this point only.
       by_model, by_model_error: hours by the variant's utilization.
       leave_one_out_error: by the utilization of the variant's other points; NaN
         if there are none.

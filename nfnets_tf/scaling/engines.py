@@ -191,13 +191,13 @@ def _start(command: Sequence[str], log: str, **options) -> subprocess.Popen:
 
 
 def _run_task(command: list[str], log: str, directory: str) -> int:
-  """Runs a command within a Ray task; cancelling terminates it gracefully."""
+  """Runs a command within a Ray task; canceling terminates it gracefully."""
   log = os.path.join(directory, log)
   os.makedirs(os.path.dirname(log), exist_ok=True)
   process = _start(command, log, cwd=directory)
   try:
     while process.poll() is None:
-      time.sleep(_POLL_SECONDS)  # a cancelled task wakes up from no `wait`
+      time.sleep(_POLL_SECONDS)  # a canceled task never returns from `wait`
     return process.returncode
   except BaseException:
     process.terminate()

@@ -34,7 +34,7 @@ _SIZE = (7.0, 5.0)  # inches, of figures with one pair of axes
 _MARKERS = "osD^vPXph<>"
 _STAR_COLORS = ("C3", "C1", "C6", "C9")
 _LAW_STYLE = {"color": "black", "linewidth": 1.3}
-_MAX_VALUE_TICKS = 10  # up to which every value gets a tick of its own
+_MAX_VALUE_TICKS = 10  # up to which every value gets a tick
 _EDGE_MARKERS = {"lower": "v", "upper": "^", "only": "d"}
 
 LABELS = {
@@ -65,7 +65,7 @@ def new_figure(
 
 def save_png(figure: Figure, path: str) -> None:
   """Writes a figure at 120 dpi, to a local path or gs://."""
-  # In memory first, so that a figure that fails leaves no half file behind.
+  # In memory first, so that a figure that fails leaves no partial file.
   buffer = io.BytesIO()
   figure.savefig(buffer, format="png", dpi=120)
   with report_write_errors(path), tf.io.gfile.GFile(path, "wb") as file:
@@ -121,7 +121,7 @@ def set_log_axis(axes, which: str, values: Sequence[float]) -> None:
   distinct = np.unique(values)
   axis = getattr(axes, f"{which}axis")
   if len(distinct) == 1 or len(values) > len(distinct) <= _MAX_VALUE_TICKS:
-    # Rounded for the labels' sake; nobody sees a tick move by 0.1 %.
+    # Rounded for short labels; a shift of 0.1 % is invisible.
     locator = ticker.FixedLocator([float(f"{x:.3g}") for x in distinct])
   elif high / low < 4.0:
     locator = ticker.MaxNLocator(8, steps=[1, 2, 2.5, 5, 10])
@@ -191,7 +191,7 @@ def plot_rates(
 
   Args:
     rates: columns model, epochs and rate; where a column `edge` says that a
-      better rate may lie beyond those tried, a white arrow points there.
+      better rate may exist beyond the tried ones, a white arrow points there.
     models: in the order of the legend.
     labels: {"epochs": label of the x axis, "rate": label of the y axis}.
   """

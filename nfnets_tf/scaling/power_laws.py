@@ -104,7 +104,7 @@ class Law:
 
 
 def central_interval(samples: Sequence[float]) -> tuple[float, float]:
-  """Returns the percentiles between which 95 % of the samples [n] lie."""
+  """Returns the percentiles that enclose 95 % of the samples [n]."""
   return tuple(np.percentile(samples, _PERCENTILES).tolist())
 
 

@@ -121,8 +121,8 @@ class GridSearch:
     start: its first value where no neighbor is decided yet, > 0.
     factor: between neighbors on the grid, > 1; 2 in the paper.
     both_sides: whether the values on both sides of the best one must be tried.
-      If not, only the lower one, so two trials suffice: the paper's shortcut,
-      which assumes that optimal rates only fall as budgets rise.
+      If not, only the lower one, so two trials are enough: the paper's
+      shortcut, which assumes that optimal rates only fall as budgets rise.
     most_trials: at one point of the sweep.
   """
 
@@ -170,7 +170,7 @@ class GridSearch:
     return min(finite, key=lambda v: (finite[v], v), default=None)
 
   def _step(self, value: float, side: int) -> float:
-    # Counted from the start, so that all ways to a place give the same number.
+    # Computed from the start: all paths to a value give the same number.
     steps = round(math.log(value / self.start, self.factor))
     if _is_same(value, self.start * self.factor**steps):
       value, side = self.start, steps + side
@@ -188,7 +188,7 @@ class Sweep:
   process can continue.
 
   Args:
-    grid: [{macro: value}, ...], as `config.grid` makes it.
+    grid: [{macro: value}, ...], as `config.grid` returns it.
     tuning: a `GridSearch` at every point, or None for one trial each.
     engine: runs the commands; one of `scaling.engines`.
     loss: entry of a run's result.json to compare.
@@ -276,7 +276,7 @@ class Sweep:
       return []  # a failure that says nothing about the value
     start = None
     if not losses:
-      if known:  # started from what was known then
+      if known:  # started from the outcomes known then
         return list(known.values())
       neighbors = nearest_first(self.points, point)
       optima = (self.optimum(other, trials) for other in neighbors)
@@ -322,7 +322,7 @@ class Sweep:
       refresh: called with the trials at the start and when one has ended.
 
     Raises:
-      Preempted: if this process, or that of a trial, was asked to terminate.
+      Preempted: if this process, or that of a trial, received SIGTERM.
     """
     running: dict[str, Trial] = {}
     starts, ended = collections.Counter(), None

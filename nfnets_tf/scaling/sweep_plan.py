@@ -1,4 +1,4 @@
-"""The tables of a sweep: what each point costs, and what came of each trial."""
+"""The tables of a sweep: cost of each point, and outcome of each trial."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def results_table(
   rows = []
   for point in sweep.points:
     shown = {t.name: t for t in sweep.trials_at(point, trials)}
-    # A trial that was interrupted and is no longer needed is left out.
+    # Skip interrupted trials that the search does not need any more.
     shown = {n: t for n, t in shown.items() if t.state != PENDING}
     shown.update((t.name, t) for t in sweep.next_trials(point, trials))
     for trial in shown.values():

@@ -52,7 +52,7 @@ class SweepReport:
   """Writes report.html, a self-contained page.
 
   Args:
-    resamples: of the bootstraps behind the intervals of the laws, at least 1.
+    resamples: of the bootstraps for the intervals of the laws, at least 1.
     seed: of the resamples.
     refresh_seconds: interval at which a browser reloads the page while trials
       are left to run; None never reloads.
@@ -273,7 +273,7 @@ def _tuning_plotters(status, summary) -> dict[str, Callable[[], Figure]]:
 
 
 def _tiles(status, summary) -> list[tuple[str, str]]:
-  """Returns (number, what it is) of the numbers at the top of the page."""
+  """Returns (number, caption) of the numbers at the top of the page."""
   counts, trials = summary.counts(), summary.trials
   known = "known trials done" if status.tuned else "points done"
   tiles = [(f"{counts['done']} of {sum(counts.values())}", known)]

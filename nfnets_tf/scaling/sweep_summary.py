@@ -50,7 +50,7 @@ class SweepStatus:
 
 @dataclasses.dataclass(frozen=True)
 class Summary:
-  """A sweep in columns of fixed names, whatever its axes are called.
+  """A sweep in columns of fixed names, independent of its axes.
 
   Attributes:
     x_macro: macro along a curve: EPOCHS, else the last axis of numbers, else

@@ -155,8 +155,8 @@ class Exporter:
     """Writes the SavedModel and the files for other runtimes.
 
     Returns:
-      {name: value} of what was exported, the names of the signatures, and a
-      line for each form about its outputs.
+      {name: value} of facts about the export, the names of the signatures, and
+      a line for each form about its outputs.
     """
     network, tracked = inference_network(
       model, fold=self.fold, dtype=self.dtype, target=self.target

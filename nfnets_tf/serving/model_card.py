@@ -84,12 +84,12 @@ def render(
 
   Args:
     network: that was exported.
-    exported: {name: value} of what was exported and how.
+    exported: {name: value}: facts about the export.
     comparisons: a line for each form, compared with the network in training.
     class_names: in the order of the logits.
     signatures: names of the SavedModel's signatures.
     license_name: of the weights, None if not stated.
-    data: what it was trained and evaluated on, None if unknown.
+    data: the training and evaluation data, None if unknown.
     metrics: of the evaluation, None if unknown.
     configuration: of the run, None without one; it is next to the card.
   """
@@ -165,7 +165,7 @@ def git_revision() -> str:
     return done.stdout.strip()
 
   try:
-    # An installed package may lie within somebody else's checkout.
+    # An installed package may be within another project's checkout.
     if pathlib.Path(git("rev-parse", "--show-toplevel")) != _ROOT.resolve():
       return "not in a git checkout"
     changed = git("status", "--porcelain", "--untracked-files=no")

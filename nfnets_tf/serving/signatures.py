@@ -45,7 +45,7 @@ class ServingModule(tf.Module):
     self._size = self._preprocessed_size()
     # All signatures call one function, traced once. It must not be inlined: in
     # the session graph of TensorFlow Serving its constants would get control
-    # dependencies on every variable, and GELUs would no longer be fused.
+    # dependencies on every variable, and GELUs would not be fused.
     self.network = tf.function(
       network,
       input_signature=[tf.TensorSpec([None, *self._size], tf.float32)],

@@ -18,7 +18,7 @@ _MODEL = "saved_model.pb"
 def next_version(directory: str) -> str:
   """Returns the path after the largest of directory/1, directory/2, ...
 
-  Model servers load the largest number, whatever is missing below it.
+  Model servers load the largest number, even if smaller ones are missing.
   """
   names = []
   if tf.io.gfile.isdir(directory):

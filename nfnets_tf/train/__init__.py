@@ -1,1 +1,1 @@
-"""Floor 2: the training step and the run around it."""
+"""The training step, the loop, and everything else of a run."""

@@ -149,7 +149,7 @@ class Checkpointer:
       self._writing = self._thread.submit(self._write, step)
 
   def wait(self) -> None:
-    """Blocks until what was saved is on disk.
+    """Blocks until the last save is on disk.
 
     Raises:
       RunError: if it could not be written.
@@ -227,7 +227,7 @@ class Checkpointer:
   def _write(self, step: int) -> None:
     with report_write_errors(self._directory):
       if not self._directory_made:
-        # Only once: a directory that vanishes must not come back, empty.
+        # Only once: a directory that vanishes must not be created again, empty.
         tf.io.gfile.makedirs(self._directory)
         self._directory_made = True
       write_checkpoint(self._copies, self._directory, step)

@@ -55,7 +55,7 @@ class Classifier(keras.Model):
     micro_batches: number of equal parts in which a replica computes its batch,
       one after the other, to save memory; the update is the same.
     layer_decay: learning rate of each stage of the network relative to the next
-      one towards the head, in (0, 1].
+      one toward the head, in (0, 1].
     frozen: stages of the network that are not trained, such as ["stem",
       "stage1"], or "backbone" for all but the classifier.
 

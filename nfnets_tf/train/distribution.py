@@ -53,7 +53,7 @@ def multi_worker() -> tf.distribute.Strategy:
   """Trains on all GPUs, or the CPUs, of the processes that TF_CONFIG lists.
 
   Waits until all of them run. To be called before TensorFlow initializes any
-  device, since collectives across processes cannot be set up afterwards.
+  device, since collectives across processes cannot be set up later.
 
   Raises:
     UserError: if TF_CONFIG is missing or invalid.

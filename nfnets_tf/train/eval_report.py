@@ -193,7 +193,7 @@ def _write_csv(table: pd.DataFrame, path: str, *, index: bool = False) -> None:
 def draw_confusion(
   confusion: np.ndarray, class_names: Sequence[str], path: str
 ) -> None:
-  """Draws a confusion matrix as a PNG, colored by the share of each true class.
+  """Draws a confusion matrix as a PNG, colored by fractions of true classes.
 
   Args:
     confusion: counts [true class, predicted class], integers.
@@ -218,7 +218,7 @@ def draw_confusion(
     for text, number in zip(display.text_.flat, confusion.flat):
       text.set_text(f"{number}" if number else "")
   figure.colorbar(
-    display.im_, ax=axes, label="share of the true class (%)", shrink=0.8
+    display.im_, ax=axes, label="fraction of the true class (%)", shrink=0.8
   )
   axes.set(xlabel="predicted", ylabel="true")
   ticks, names = range(count), class_names

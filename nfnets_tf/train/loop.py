@@ -1,9 +1,9 @@
 """The training loop: intervals of steps, evaluations, checkpoints, SIGTERM.
 
 The inner loop over steps is orbit's: one `tf.function` whose number of steps is
-a tensor, so that a shorter last call is not traced again. The outer loop is our
-own, because `orbit.Controller` saves and evaluates only between whole loops: it
-can neither resume within an interval (its metrics are reset when a loop begins)
+a tensor, so that a shorter last call is not traced again. The outer loop is
+ours, because `orbit.Controller` saves and evaluates only between loops: it can
+neither resume within an interval (its metrics are reset when a loop begins)
 nor end on SIGTERM within one, and it has no rollback.
 """
 
@@ -45,7 +45,7 @@ _METRICS_OF_SKIPPED = (
 
 
 class Preemption:
-  """Whether this process or another worker has received SIGTERM.
+  """Detects SIGTERM, sent to this process or another worker.
 
   Args:
     workers: that train together.
@@ -56,7 +56,7 @@ class Preemption:
     self._received = False
 
   def is_requested(self) -> bool:
-    """Returns whether to stop; all workers must ask, and get one answer."""
+    """Returns whether to stop; all workers must call it, and agree."""
     return self._workers.any(self._received)
 
   @contextlib.contextmanager
@@ -101,7 +101,7 @@ class Trainer:
     classifier, inputs: as given.
     checkpoints: of the run.
     log: of the run.
-    preemption: asked at every return to Python whether to stop.
+    preemption: checked at every return to Python.
     step: number of steps made.
 
   Raises:

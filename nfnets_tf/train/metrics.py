@@ -49,7 +49,7 @@ class ExampleMetrics(NamedTuple):
 
   def masked(self, keep: tf.Tensor) -> ExampleMetrics:
     """Returns the same, or losses and weights of 0 unless `keep` (a scalar)."""
-    # Not by the weights alone: 0 * NaN is NaN.
+    # Weights are not enough: 0 * NaN is NaN.
     return self._replace(
       losses=tf.where(keep, self.losses, 0.0),
       weights=tf.where(keep, self.weights, 0.0),
@@ -113,11 +113,11 @@ class Telemetry:
   Means over an interval, named
 
     gradient_norm       of the whole gradient, before clipping
-    clipped             share of all units that AGC clips, in [0, 1]
+    clipped             fraction of all units that AGC clips, in [0, 1]
     clipped_STAGE       the same within one stage of the network
-    invalid_examples    share of the examples that had weight 0
-    skipped_steps       share of the steps that were not finite
-    sam_active          share of the steps that SAM perturbed
+    invalid_examples    fraction of the examples that had weight 0
+    skipped_steps       fraction of the steps that were not finite
+    sam_active          fraction of the steps that SAM perturbed
     perturbed_loss      at SAM's perturbed weights, in nats
 
   Skipped steps enter `skipped_steps` and `invalid_examples` only.

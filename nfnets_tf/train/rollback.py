@@ -1,8 +1,8 @@
 """Restores the latest usable checkpoint, and rolls back non-finite training.
 
-A run that rolls back does not meet the same batches again: it continues in the
-order of examples behind the ones that were not finite. `rollbacks.json` in the
-work directory records this, so that a killed run takes the same path again.
+After a rollback, training resumes after the batches that produced non-finite
+values. `rollbacks.json` in the work directory records this, so that a killed
+run takes the same path again.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _NAMES_SHOWN = 5
 
 
 class Recovery:
-  """When a run rolls back, and when it gives up.
+  """The policy of rolling back, and of giving up.
 
   Args:
     max_consecutive_skips: steps skipped in a row after which the run rolls back
@@ -105,7 +105,7 @@ class RollbackHistory:
       write_atomically(self._path, json.dumps(content, indent=1) + "\n")
 
   def is_abandoned(self, step: int, data_offset: int) -> bool:
-    """Returns whether a checkpoint lies on the path that was rolled back."""
+    """Returns whether a checkpoint is on the path that was rolled back."""
     if not self.rollbacks:
       return False
     last = self.rollbacks[-1]
@@ -151,7 +151,7 @@ class Restorer:
 
   @property
   def is_due(self) -> bool:
-    """Whether so many steps were skipped in a row that a rollback is due."""
+    """True if enough steps were skipped in a row for a rollback."""
     return int(self._skips.numpy()) >= self._recovery.max_consecutive_skips
 
   def restore(self) -> int:
@@ -181,7 +181,7 @@ class Restorer:
     if len(self._history.rollbacks) >= self._recovery.max_rollbacks:
       raise self._report_divergence(step, first, end)
     self._checkpoints.wait()
-    self._workers.barrier()  # all must see what the chief was writing
+    self._workers.barrier()  # all must see the file that the chief wrote
     to_step = self._checkpoints.restore(lambda: not self._skips.numpy())
     self._workers.check_same_step(to_step, self._files.root)
     self._history.add(Rollback(step, to_step, end - to_step, (first, end)))
@@ -200,7 +200,7 @@ class Restorer:
   def _continue_from(self, step: int) -> None:
     offset = self._history.offset_at(step, self._offset())
     self._checkpoints.data_offset.assign(offset)
-    self._workers.barrier()  # all have read what is removed now
+    self._workers.barrier()  # all have read the files removed below
     self._checkpoints.discard_later()
 
   def _offset(self) -> int:

@@ -1,7 +1,7 @@
 """Configuration of a training run: one frozen dataclass for each concern.
 
-There are no defaults: what a gin file does not bind is an error before anything
-is built. Each class checks its numbers when it is made.
+There are no defaults: a missing gin binding is an error before anything is
+built. Each class checks its numbers when it is made.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class ModelConfig:
 
 @dataclasses.dataclass(frozen=True)
 class OptimizationConfig:
-  """The optimizer and what it is given.
+  """The optimizer, its learning rate and SAM.
 
   Attributes:
     optimizer: builds the optimizer from `learning_rate=`.
@@ -158,7 +158,7 @@ def _require_positive(config, *names: str) -> None:
 
 
 def _class_name(config) -> str:
-  # Gin makes a subclass of what it configures.
+  # Gin subclasses the classes that it configures.
   return next(
     c.__name__ for c in type(config).__mro__ if c.__module__ == __name__
   )

@@ -1,13 +1,13 @@
 """The work directory of a run: its files, and the lock that guards it.
 
-The lock needs only what all file systems behind `tf.io.gfile` provide: a file
-that was written is visible, whole, to whoever lists the directory afterwards
-(local disks, NFS, `gs://`, `ram://`). An atomic create, or a rename that does
-not overwrite, is not available on all of them. So each process first writes a
+The lock needs only a guarantee of all file systems of `tf.io.gfile`: a written
+file is visible, whole, to any process that lists the directory later (local
+disks, NFS, `gs://`, `ram://`). An atomic create, or a rename that does not
+overwrite, is not available on all of them. So each process first writes a
 lease file under a unique name and *then* lists the directory; it holds the lock
-if there is no other live lease, and withdraws otherwise. Of two processes, the
+if it sees no other live lease, and withdraws otherwise. Of two processes, the
 one that lists last sees the file of the other: both may withdraw and retry, but
-never do both hold the lock. While it is held, a heartbeat renews the one lease.
+they never both hold the lock. While it is held, a heartbeat renews the lease.
 """
 
 from __future__ import annotations
@@ -280,8 +280,8 @@ class RunLock:
 
   def renew(self) -> None:
     """Extends the lease; calls `on_lost` if another process took over."""
-    # Nobody takes over before the lease expires, unless their clock is ahead;
-    # they remove the file then.
+    # A process takes over before the lease expires only if its clock is ahead;
+    # it removes the file then.
     previous, exists = self._expires, tf.io.gfile.exists(self._path)
     self._write()
     late = self._clock() >= previous
@@ -291,7 +291,7 @@ class RunLock:
       self._on_lost(self._root)
 
   def release(self) -> None:
-    """Gives the lock back; harmless if it is not held."""
+    """Releases the lock; does nothing if it is not held."""
     _remove(self._path)
 
   @contextlib.contextmanager
@@ -305,11 +305,11 @@ class RunLock:
     ended = threading.Event()
     thread = threading.Thread(target=self._beat, args=(ended,), daemon=True)
     thread.start()
-    held = _HELD.set(_HELD.get() | {root})
+    token = _HELD.set(_HELD.get() | {root})
     try:
       yield
     finally:
-      _HELD.reset(held)
+      _HELD.reset(token)
       ended.set()
       thread.join()
       self.release()

@@ -1,4 +1,4 @@
-"""What a run logs: metrics.jsonl, TensorBoard, progress and curves.png."""
+"""Logs of a run: metrics.jsonl, TensorBoard, progress and curves.png."""
 
 from __future__ import annotations
 

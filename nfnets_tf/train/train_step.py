@@ -279,7 +279,7 @@ def locate_in_global_batch(
 
   Returns:
     (index of the replica's first example, size of the global batch), int32
-    scalars. The index lies within the batch even if the replica has none.
+    scalars. The index is within the batch even if the replica has none.
   """
   context = tf.distribute.get_replica_context()
   replica = context.replica_id_in_sync_group

@@ -176,9 +176,9 @@ def test_mixing_reads_each_image_once_an_epoch(dataset):
     np.testing.assert_array_equal(images[:, 0, 0, 0] % 4, labels.first)
     np.testing.assert_array_equal(images[:, 7, 7, 0] % 4, labels.second)
     # Mixers take turns, half of a batch each.
-    np.testing.assert_array_equal(labels.share, [0.5, 0.25] * 4)
+    np.testing.assert_array_equal(labels.fraction, [0.5, 0.25] * 4)
     of_first = images[..., 0] == images[:, :1, :1, 0]
-    np.testing.assert_array_equal(of_first.mean(axis=(1, 2)), labels.share)
+    np.testing.assert_array_equal(of_first.mean(axis=(1, 2)), labels.fraction)
   assert_same(training_batches(split, 5, start_step=20), batches[20:])
 
 
@@ -206,7 +206,7 @@ def test_training_examples_are_those_of_the_batch(dataset, options, count):
   if "batch_mixers" in options:
     shown.append(values_of(batches, 7, 7))
     # Every stream uses all mixers.
-    assert set(batches[0][1].share) == {0.5, 0.25}
+    assert set(batches[0][1].fraction) == {0.5, 0.25}
   copies = options.get("multiplicity", 1)
   for source, values in enumerate(shown):
     expected = numbers[source :: len(shown)].repeat(copies)
@@ -224,7 +224,7 @@ def test_copies_of_a_pair_are_mixed_and_transformed_independently(dataset):
     assert images.shape == (8, 8, 8, 3)
     for part in (labels.first, labels.second):
       assert (part.reshape(2, 4) == part.reshape(2, 4)[:, :1]).all()
-    assert len(set(labels.share)) == 8
+    assert len(set(labels.fraction)) == 8
     assert len({image.tobytes() for image in images}) == 8
 
 

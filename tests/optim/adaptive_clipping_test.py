@@ -361,7 +361,7 @@ def test_ignored_lr_multipliers_are_refused():
 def test_invalid_arguments_are_refused():
   with pytest.raises(UserError, match="AGC.optimizer = 'adam' is invalid"):
     AGC("adam")
-  with pytest.raises(UserError, match="received SGD, which clips by itself"):
+  with pytest.raises(UserError, match="received SGD, which clips already"):
     AGC(nfnets_tf.SGD(0.1))
   with pytest.raises(UserError, match="AGC.clipping = 0 is invalid"):
     AGC(keras.optimizers.Adam(), clipping=0)
