@@ -40,7 +40,7 @@ def fresh_globals():
 
 @pytest.fixture(scope="session", autouse=True)
 def home(tmp_path_factory):
-  """What is kept below the home folder is kept for these tests alone."""
+  """Redirects files below the home directory to one for these tests."""
   before = os.environ.get("HOME")
   os.environ["HOME"] = str(tmp_path_factory.mktemp("home"))
   yield

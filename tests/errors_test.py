@@ -60,7 +60,7 @@ def test_messages_say_nothing_of_nodes():
     ),
   ],
 )
-def test_of_many_lines_the_one_that_says_what_happened(error, message):
+def test_plain_message_selects_the_line_with_the_cause(error, message):
   assert plain_message(error) == message
 
 

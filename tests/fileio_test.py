@@ -23,7 +23,7 @@ def test_the_hash_of_all_bytes(tmp_path):
   assert file_sha256(str(tmp_path / "a")) == hashlib.sha256(content).hexdigest()
 
 
-def test_json_objects_alone_are_read(tmp_path):
+def test_reads_only_json_objects(tmp_path):
   (tmp_path / "a").write_text('{"b": [1]}')
   assert read_json(str(tmp_path / "a")) == {"b": [1]}
   for text, message in (("{", "no JSON file"), ("[]", "holds list, not an")):

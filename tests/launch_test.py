@@ -78,7 +78,7 @@ def last_record(workdir):
   return json.loads((workdir / "metrics.jsonl").read_text().splitlines()[-1])
 
 
-def test_a_run_shows_lines_and_a_summary_and_keeps_the_chatter(finished):
+def test_run_shows_progress_and_summary_and_logs_library_output(finished):
   workdir, done = finished
   assert "held-out top-1" in done.stdout and "SavedModel" in done.stdout
   for line in done.stderr.splitlines():
@@ -88,7 +88,7 @@ def test_a_run_shows_lines_and_a_summary_and_keeps_the_chatter(finished):
   assert len(last_record(workdir)["weights_sha256"]) == 64
 
 
-def test_the_command_that_the_summary_names_serves(finished):
+def test_serving_command_of_the_summary_works(finished):
   _, done = finished
   (line,) = [x for x in done.stdout.splitlines() if x.startswith("serve it")]
   served = subprocess.run(
@@ -104,14 +104,14 @@ def test_the_command_that_the_summary_names_serves(finished):
   assert "Result for output key probabilities" in served.stdout, served.stderr
 
 
-def files_of(folder):
+def list_files(folder):
   return {x: x.read_bytes() for x in folder.rglob("*") if x.is_file()}
 
 
 def test_exports_a_checkpoint_by_its_path(finished, launch, tmp_path):
   """Its averages, as the run itself exported them."""
   workdir, _ = finished
-  before = files_of(workdir)
+  before = list_files(workdir)
   checkpoint = workdir / "checkpoints" / "ckpt-40"
   done = launch(
     "--gin_file=gin/export.gin",
@@ -129,7 +129,7 @@ def test_exports_a_checkpoint_by_its_path(finished, launch, tmp_path):
   assert exported == expected
   card = (tmp_path / "saved_model" / "1" / "MODEL_CARD.md").read_text()
   assert "| weights | averages, where there are any |" in card
-  assert files_of(workdir) == before
+  assert list_files(workdir) == before
 
 
 def test_exports_without_a_workdir_as_the_next_version(finished, launch):
@@ -141,7 +141,7 @@ def test_exports_without_a_workdir_as_the_next_version(finished, launch):
   assert f"SavedModel  {workdir}/saved_model/2" in done.stdout
 
 
-def test_a_finished_run_is_not_trained_again(finished, launch, data):
+def test_finished_run_is_not_trained_again(finished, launch, data):
   workdir, first = finished
   before = (workdir / "metrics.jsonl").read_bytes()
   again = launch(*NFNET, data, f"--workdir={workdir}")
@@ -167,7 +167,7 @@ def test_refuses_another_configuration_in_the_same_workdir(
     (signal.SIGTERM, 143, "saved"),
   ],
 )
-def test_signals_end_a_run_with_their_exit_codes(
+def test_signals_end_with_their_exit_codes(
   launcher, data, tmp_path, sent, code, words
 ):
   """That it resumes bit-identically is shown by session_test.py."""
@@ -198,7 +198,7 @@ def test_signals_end_a_run_with_their_exit_codes(
     (["--ginfile=gin/quickstart.gin"], "ginfile"),
   ],
 )
-def test_mistakes_end_with_one_sentence_and_exit_code_2(
+def test_invalid_input_ends_with_one_sentence_and_exit_code_2(
   launch, arguments, words, tmp_path
 ):
   done = launch(
@@ -207,7 +207,7 @@ def test_mistakes_end_with_one_sentence_and_exit_code_2(
   assert_one_sentence(done, words, tmp_path)
 
 
-def test_a_missing_device_ends_with_one_sentence(tmp_path):
+def test_missing_device_ends_with_one_sentence(tmp_path):
   done = cold_start(
     "--gin_file=gin/f7plus_jft.gin",
     f"--workdir={tmp_path / 'run'}",
@@ -267,7 +267,7 @@ def test_dry_run_from_another_folder(
   assert list(tmp_path.iterdir()) == []
 
 
-def test_shards_are_made_checked_and_trained_on(launch, tmp_path):
+def test_builds_checks_and_trains_on_shards(launch, tmp_path):
   shards = tmp_path / "shards"
 
   def run(file, *arguments):
@@ -292,9 +292,7 @@ def test_shards_are_made_checked_and_trained_on(launch, tmp_path):
   assert checked.returncode == 2
 
 
-def test_on_another_host_of_a_tpu_slice_there_is_nothing_to_do(
-  launch, tmp_path
-):
+def test_other_hosts_of_a_tpu_slice_exit_at_once(launch, tmp_path):
   done = launch(
     *TINY,
     "--gin_param=STRATEGY = @distribution.tpu",

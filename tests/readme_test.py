@@ -1,4 +1,4 @@
-"""What the README shows works as it stands there."""
+"""The code and commands of the README work as written."""
 
 import pathlib
 import re
@@ -22,7 +22,7 @@ def test_the_two_commands_stand_first():
   assert commands[1] == 'pip install -e ".[test]" && python -m pytest'
 
 
-def test_the_python_runs():
+def test_python_code_runs():
   r = np.random.default_rng(0)
   images = r.integers(0, 255, [16, 32, 32, 3]).astype(np.uint8)
   batches = tf.data.Dataset.from_tensor_slices(
@@ -35,7 +35,7 @@ def test_the_python_runs():
   assert names["model"].optimizer.iterations.numpy() == 2
 
 
-def test_every_file_that_is_named_exists():
+def test_named_files_exist():
   links = re.findall(r"\]\((?!https?:)([^)]+)\)", README)
   files = re.findall(r"`((?:gin|nfnets_tf|launch|tests)/[\w./]*)`", README)
   assert len(links) > 5 and len(files) > 5
@@ -43,7 +43,7 @@ def test_every_file_that_is_named_exists():
     assert (ROOT / path).exists(), path
 
 
-def test_the_tests_that_the_documentation_names_exist():
+def test_documented_tests_exist():
   names = re.findall(
     r"`([\w/]+_test\.py)`", (ROOT / "docs" / "reliability.md").read_text()
   )

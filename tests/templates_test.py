@@ -1,4 +1,4 @@
-"""The templates for many machines do what they say, in a pretended world."""
+"""The templates for many machines, run with fake programs."""
 
 import fcntl
 import json
@@ -27,9 +27,9 @@ GIVEN = {name: name.lower() for name in NAMES} | {"SLURM_JOB_ID": "123456"}
 GIVEN |= {"DATA_DIR": "gs://my shards", "WORKDIR": "gs://run"}
 BASH = ["timeout", "60", "bash"]
 PROGRAMS = "python python3 pip srun scontrol gcloud curl git sleep".split()
-# Stands for each: notes how it was called, and does what is needed of it. The
-# trainer ends with `codes` in turn, the TPU is in `states`; the last ones stay.
-PRETENDED = f"""#!{sys.executable} -IS
+# Replaces each program: logs its call and fakes its effect. The trainer exits
+# with `codes` and the TPU has `states`, in turn; the last one repeats.
+FAKE = f"""#!{sys.executable} -IS
 import json, os, pathlib, shutil, subprocess, sys
 name, args, env = pathlib.Path(sys.argv[0]).name, sys.argv[1:], dict(os.environ)
 folder, codes = pathlib.Path(env["FOLDER"]), []
@@ -62,14 +62,14 @@ sys.exit(max(codes, default=0))
 
 
 @pytest.fixture
-def world(tmp_path):
-  """Runs bash where only pretended programs are called, and has their calls."""
+def run_with_fakes(tmp_path):
+  """Runs bash with fake programs and returns their calls."""
   clone, log = tmp_path / "clone", tmp_path / "log"
   (clone / ".venv/bin").mkdir(parents=True)
-  (tmp_path / "pretended").write_text(PRETENDED)
-  (tmp_path / "pretended").chmod(0o755)
+  (tmp_path / "fake").write_text(FAKE)
+  (tmp_path / "fake").chmod(0o755)
   for name in PROGRAMS:
-    (clone / ".venv/bin" / name).symlink_to(tmp_path / "pretended")
+    (clone / ".venv/bin" / name).symlink_to(tmp_path / "fake")
 
   def run(*command, codes="0", states="READY", **given):
     for name, text in {"codes": codes, "states": states, "log": ""}.items():
@@ -88,13 +88,13 @@ def world(tmp_path):
 
 
 def configs(*hosts):
-  """TF_CONFIG of all workers."""
+  """Returns the TF_CONFIG of all workers."""
   tasks = [{"type": "worker", "index": i} for i in range(len(hosts))]
   return [{"cluster": {"worker": [*hosts]}, "task": task} for task in tasks]
 
 
 def statements(call):
-  """Of the real configuration of a pretended run."""
+  """Returns the bindings of the configuration that a fake run was given."""
   text = "\n".join(call["args"])
   form = r"launch/train\.py(\n--gin_(file|param)=.+)+\n--workdir=.+"
   assert re.fullmatch(form, text)
@@ -102,7 +102,7 @@ def statements(call):
   return Configuration(*(re.findall(kind, text) for kind in kinds)).statements
 
 
-def test_the_shell_parses():
+def test_shell_code_parses():
   for text in (SLURM.read_text(), TPU.read_text(), SHELL):
     subprocess.run(["bash", "-n"], input=text, text=True, check=True)
 
@@ -114,27 +114,29 @@ REFUSED += [(TPU, "train", name, "/tmp") for name in ("DATA_DIR", "WORKDIR")]
 
 
 @pytest.mark.parametrize("path, word, name, value", REFUSED)
-def test_what_is_missing_or_wrong_is_said_first(path, word, name, value, world):
-  done = world(path, word, **{name: value})
+def test_missing_or_invalid_variables_are_refused_first(
+  path, word, name, value, run_with_fakes
+):
+  done = run_with_fakes(path, word, **{name: value})
   assert done.returncode != 0 and done.calls == []
   assert ("must begin" if value else f"{name}: is not set;") in done.stderr
 
 
-def test_tf_config_of_slurm_by_itself(world):
+def test_slurm_builds_tf_config(run_with_fakes):
   (function,) = re.findall(r"(?ms)^tf_config\(\) {$.*?^}$", SLURM.read_text())
   for index, hosts in [(0, ["a"]), (1, ["a", "b.c"]), (10, [*"abcdefghijk"])]:
     call = f"{function}\ntf_config {index} 2222 {' '.join(hosts)}"
     want = configs(*(f"{host}:2222" for host in hosts))[index]
-    assert json.loads(world("-euc", call).stdout) == want
+    assert json.loads(run_with_fakes("-euc", call).stdout) == want
 
 
-def test_slurm_starts_a_worker_on_each_node(world):
-  done = world(SLURM)
+def test_slurm_starts_a_worker_on_each_node(run_with_fakes):
+  done = run_with_fakes(SLURM)
   hosts = [f"node{i}:23456" for i in (7, 8, 9)]
   assert [call["config"] for call in done.python] == configs(*hosts)
-  for found in map(statements, done.python):
-    assert found["STRATEGY"] == "@distribution.multi_worker"
-    assert found["DATA_DIR"] == "'gs://my shards'"
+  for bindings in map(statements, done.python):
+    assert bindings["STRATEGY"] == "@distribution.multi_worker"
+    assert bindings["DATA_DIR"] == "'gs://my shards'"
   assert "--kill-on-bad-exit=0" in done.srun[0]["args"]
   head = SLURM.read_text().split("set -euo")[0]  # where sbatch looks
   options = set(re.findall(r"(?m)^#SBATCH (\S+)", head))
@@ -144,14 +146,14 @@ def test_slurm_starts_a_worker_on_each_node(world):
 
 
 @pytest.mark.parametrize("codes", ["0", "1", "2", "143", "0 143 1"])
-def test_slurm_queues_again_what_was_asked_to_end(codes, world):
-  done = world(SLURM, codes=codes)
+def test_slurm_requeues_preempted_runs(codes, run_with_fakes):
+  done = run_with_fakes(SLURM, codes=codes)
   assert done.returncode == max(map(int, codes.split()))
   requeued = [["requeue", "123456"]] * ("143" in codes)
   assert [call["args"] for call in done.scontrol][1:] == requeued
 
 
-def test_kubernetes_pods_are_the_workers(world):
+def test_kubernetes_pods_are_the_workers(run_with_fakes):
   job, service, pod = JOB["spec"], SERVICE["spec"], PODS["spec"]
   assert (SERVICE["apiVersion"], SERVICE["kind"]) == ("v1", "Service")
   assert (JOB["apiVersion"], JOB["kind"]) == ("batch/v1", "Job")
@@ -169,7 +171,9 @@ def test_kubernetes_pods_are_the_workers(world):
   env = {pair["name"]: pair["value"] for pair in CONTAINER["env"]}
   for index, want in zip(indices, configs(*hosts)):
     env["JOB_COMPLETION_INDEX"] = str(index)
-    done = world(*CONTAINER["command"][1:], f"echo $$\n{SHELL}\n:", **env)
+    done = run_with_fakes(
+      *CONTAINER["command"][1:], f"echo $$\n{SHELL}\n:", **env
+    )
     (call,) = done.python
     assert call["pid"] == int(done.stdout)  # so that SIGTERM reaches it
     assert call["config"] == want
@@ -179,7 +183,7 @@ def test_kubernetes_pods_are_the_workers(world):
   assert call["args"][-1].startswith(f"--workdir={mounts[claims[0]]}/")
 
 
-def test_kubernetes_tells_exit_codes_apart():
+def test_kubernetes_handles_exit_codes():
   exits = {"containerName": CONTAINER["name"], "operator": "In"}
   assert JOB["spec"]["podFailurePolicy"]["rules"] == [
     {"action": "FailJob", "onExitCodes": {**exits, "values": [2]}},
@@ -191,8 +195,8 @@ def test_kubernetes_tells_exit_codes_apart():
   assert PODS["spec"]["terminationGracePeriodSeconds"] == 120
 
 
-def test_a_tpu_pod_is_set_up_twice_without_harm(world):
-  first, second = world(TPU, "setup"), world(TPU, "setup")
+def test_tpu_pod_setup_is_idempotent(run_with_fakes):
+  first, second = run_with_fakes(TPU, "setup"), run_with_fakes(TPU, "setup")
   assert first.returncode == second.returncode == 0
   steps = ["git", "git", "git", "python3", "pip"]
   assert [call["name"] for call in first.calls] == ["gcloud", *steps, *steps]
@@ -201,19 +205,19 @@ def test_a_tpu_pod_is_set_up_twice_without_harm(world):
   assert "clone" not in [call["args"][0] for call in second.git]
 
 
-def test_all_hosts_of_a_tpu_pod_get_the_same_command(world):
-  world(TPU, "setup")
-  done = world(TPU, "train")
+def test_all_tpu_hosts_run_the_same_command(run_with_fakes):
+  run_with_fakes(TPU, "setup")
+  done = run_with_fakes(TPU, "train")
   ssh = ["compute", "tpus", "tpu-vm", "ssh", "tpu_name", "--zone=zone"]
   assert done.gcloud[0]["args"][:-1] == [*ssh, "--worker=all"]
   for call, worker in zip(done.python, "01"):
     names = ("TPU_NAME", "TPU_LOAD_LIBRARY", "TPU_WORKER_ID")
     assert [call["env"][name] for name in names] == ["tpu_name", "0", worker]
-  found, other = map(statements, done.python)
-  assert found == other
-  assert found["STRATEGY"] == "@distribution.tpu"
-  assert found["distribution.tpu.address"] == "'tpu_name'"
-  assert found["DATA_DIR"] == "'gs://my shards'"
+  bindings, other = map(statements, done.python)
+  assert bindings == other
+  assert bindings["STRATEGY"] == "@distribution.tpu"
+  assert bindings["distribution.tpu.address"] == "'tpu_name'"
+  assert bindings["DATA_DIR"] == "'gs://my shards'"
 
 
 ENDS = [(code, "READY", 1) for code in ("0", "1", "2", "255")]
@@ -222,27 +226,29 @@ ENDS += [("143 143 1", "PREEMPTED READY CREATING READY", 3)]
 
 
 @pytest.mark.parametrize("codes, states, times", ENDS)
-def test_a_tpu_pod_goes_on_after_preemption(codes, states, times, world):
-  world(TPU, "setup")
-  done = world(TPU, "train", codes=codes, states=states)
+def test_tpu_pod_resumes_after_preemption(codes, states, times, run_with_fakes):
+  run_with_fakes(TPU, "setup")
+  done = run_with_fakes(TPU, "train", codes=codes, states=states)
   assert done.returncode == int(codes.split()[-1])
   assert len(done.python) == 2 * times  # on each host
   assert len(done.pip) == 2 * (times - 1)
 
 
-def test_a_host_of_a_tpu_pod_runs_one_command_at_a_time(world, tmp_path):
-  world(TPU, "setup")
+def test_tpu_host_runs_one_command_at_a_time(run_with_fakes, tmp_path):
+  run_with_fakes(TPU, "setup")
   with open(tmp_path / "home0/nfnets_tf.lock", "w") as lock:
     fcntl.flock(lock, fcntl.LOCK_EX)
-    done = world(TPU, "train")
+    done = run_with_fakes(TPU, "train")
   assert (
     done.returncode == 1 and "A run is in progress (worker 0)" in done.stderr
   )
 
 
-def test_the_page_starts_two_workers_and_names_what_exists(world):
+def test_page_starts_two_workers_and_names_existing_files(run_with_fakes):
   (block,) = re.findall(r"(?ms)^```\n(.*?)^```$", PAGE)
-  calls = sorted(world("-euc", block).python, key=lambda c: str(c["config"]))
+  calls = sorted(
+    run_with_fakes("-euc", block).python, key=lambda c: str(c["config"])
+  )
   want = configs("localhost:29500", "localhost:29501")
   assert [call["config"] for call in calls] == want
   assert statements(calls[0])["STRATEGY"] == "@distribution.auto"

@@ -38,7 +38,7 @@ def test_a_macro_may_refer_to_another(run):
   assert Configuration([EXPORT], params).run_folder == str(run)
 
 
-def test_weights_from_elsewhere_need_a_runs_gin_file(tmp_path):
+def test_weights_from_elsewhere_need_a_gin_file_of_a_run(tmp_path):
   weights = tmp_path / "F0_haiku.npz"
   configuration = Configuration(
     ["gin/finetune_imagenet.gin", EXPORT],
@@ -49,7 +49,7 @@ def test_weights_from_elsewhere_need_a_runs_gin_file(tmp_path):
   configuration.build_job()
 
 
-def test_a_path_without_a_run_says_what_to_name(tmp_path):
+def test_path_without_a_run_is_refused(tmp_path):
   with pytest.raises(UserError, match="not in the work directory.*name a"):
     Configuration([EXPORT], [f"CHECKPOINT = '{tmp_path}/F0_haiku.npz'"])
   with pytest.raises(UserError, match="CHECKPOINT is not set"):

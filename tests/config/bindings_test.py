@@ -53,7 +53,9 @@ def test_text_reads_back_to_the_same_bindings():
   assert again.to_text() == bindings.to_text()
 
 
-def test_files_are_found_here_and_in_the_project(tmp_path, monkeypatch):
+def test_files_are_found_in_the_current_directory_and_the_project(
+  tmp_path, monkeypatch
+):
   monkeypatch.chdir(tmp_path)
   find = bindings_lib.find_file
   assert find("gin/quickstart.gin").samefile(
@@ -92,7 +94,7 @@ def test_later_statements_win_through_includes(tmp_path):
     ),
   ],
 )
-def test_what_cannot_be_read_is_located(text, words):
+def test_syntax_errors_are_located(text, words):
   with pytest.raises(UserError, match=words):
     read(text)
 
@@ -105,7 +107,7 @@ def test_what_cannot_be_read_is_located(text, words):
     ("nfnett", "no gin file imports 'nfnett'; did you mean 'nfnet'"),
   ],
 )
-def test_selectors_that_do_not_exist(selector, words):
+def test_unknown_selectors(selector, words):
   with pytest.raises(UserError, match=words):
     read().resolve(selector)
 
@@ -171,7 +173,7 @@ engines.Local.at_once = 1
   assert tree.dependencies("config.Launch.none") == set()
 
 
-def test_without_bindings_their_imports_go_too():
+def test_removing_bindings_removes_their_imports():
   bindings = read()
   names = {"train/sgd.SGD.clipping"}
   assert bindings.in_package("nfnets_tf.optim") == names

@@ -35,7 +35,7 @@ def resume(tmp_path):
     [TWO, "sweep.Sweep.tuning = @sweep.GridSearch()", "PEAK_LR = 0.3"],
   ],
 )
-def test_a_sweep_may_grow_and_change_hands(resume, now):
+def test_sweep_may_grow_and_change_its_engine(resume, now):
   resume(TWO)(*now)
 
 
@@ -48,7 +48,7 @@ def test_a_sweep_may_grow_and_change_hands(resume, now):
     (["config.grid.SEED = (0, 1)", "BATCH_SIZE = 30"], "BATCH_SIZE was 32"),
   ],
 )
-def test_what_all_points_share_may_not_change(resume, now, words):
+def test_shared_bindings_may_not_change(resume, now, words):
   with pytest.raises(UserError, match=words):
     resume(TWO)(TWO, *now)
 

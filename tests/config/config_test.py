@@ -109,7 +109,7 @@ def test_a_file_without_a_job(tmp_path):
   assert "bind config.Launch.job" in refused(files=[str(path)])
 
 
-def test_a_file_that_forgets_gins_imports(tmp_path):
+def test_file_without_gin_imports(tmp_path):
   path = tmp_path / "mine.gin"
   path.write_text("distribution.tpu.address = 'x'\n")
   assert "dynamic_registration" in refused(files=[str(path)])
@@ -126,7 +126,7 @@ def test_a_file_that_forgets_gins_imports(tmp_path):
     ("run_config.DataConfig.shuffle_buffer = 2.5", "integer >= 1"),
   ],
 )
-def test_values_that_are_refused(binding, words):
+def test_invalid_values_are_refused(binding, words):
   assert words in refused(binding, build=True)
 
 
@@ -162,7 +162,7 @@ def test_a_work_directory_keeps_its_configuration(tmp_path):
 
 
 def begin(tmp_path, *params):
-  """Begins a run; returns a function that goes on with other bindings."""
+  """Begins a run; returns a function that resumes it with other bindings."""
   path = tmp_path / "config.gin"
   path.write_text(Configuration([RUN], params).text)
   return lambda *now: Configuration([RUN], now).check_workdir(str(path))

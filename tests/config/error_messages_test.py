@@ -8,7 +8,7 @@ def test_nearest_names_the_closest_or_nothing():
   assert error_messages.nearest("SOMETHING", names) == "."
 
 
-def test_places_are_a_file_with_a_line_or_a_flag():
+def test_place_is_a_file_with_a_line_or_a_flag():
   assert error_messages.describe_place("a.gin", 3) == "a.gin, line 3"
   flag = "--gin_param='A = 1'"
   assert error_messages.describe_place(flag, 1) == flag

@@ -10,30 +10,30 @@ from nfnets_tf.optim.sam import SAM
 from tests.support.preemption import PreemptedAt
 
 
-def test_other_numbers_of_replicas_give_the_same_trajectory(
+def test_number_of_replicas_does_not_change_the_trajectory(
   sharp_job, open_trainer, logged, tmp_path
 ):
   """With dropout, stochastic depth and SAM; saved within an interval."""
   sam = SAM(0.05, scope="global", every=3)
   sharp_job.optimization = dataclasses.replace(sharp_job.optimization, sam=sam)
-  one, many = tmp_path / "one", tmp_path / "many"
-  open_trainer(sharp_job, one).fit(None)
+  single, resumed = tmp_path / "single", tmp_path / "resumed"
+  open_trainer(sharp_job, single).fit(None)
   two_replicas = tf.distribute.MirroredStrategy(
     ["CPU:0", "CPU:1"], tf.distribute.ReductionToOneDevice()
   )
-  trainer = open_trainer(sharp_job, many, two_replicas)
+  trainer = open_trainer(sharp_job, resumed, two_replicas)
   # With two steps a call it cannot stop at 3, but at 6.
   PreemptedAt(trainer, 6)
   with pytest.raises(Preempted):
     trainer.fit(None)
-  open_trainer(sharp_job, many).fit(None)
-  pairs = list(zip(logged(one), logged(many)))
+  open_trainer(sharp_job, resumed).fit(None)
+  pairs = list(zip(logged(single), logged(resumed)))
   assert len(pairs) == 5
   for expected, record in pairs:
     assert record == pytest.approx(expected, rel=1e-5, abs=1e-5)
 
 
-def test_a_longer_budget_and_other_intervals_resume(
+def test_resumes_with_longer_budget_and_other_intervals(
   sharp_job, open_trainer, logged, tmp_path
 ):
   def set_intervals(steps, **options):

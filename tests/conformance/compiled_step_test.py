@@ -26,7 +26,7 @@ def build(network, policy="float32", **options):
   return model
 
 
-def step_of(model, **options):
+def make_step(model, **options):
   @tf.function(**options)
   def step(images, labels):
     return model.train_step((images, labels))
@@ -47,7 +47,7 @@ def test_compiled_step_computes_the_same(tiny_network, options):
   results = []
   for compiled in (False, True):
     model = build(tiny_network, **options)
-    step = step_of(model, jit_compile=compiled)
+    step = make_step(model, jit_compile=compiled)
     for _ in range(3):
       logs = step(tf.constant(IMAGES), tf.constant(LABELS))
     assert model.optimizer.iterations.numpy() == 3
@@ -61,13 +61,13 @@ def test_compiled_step_computes_the_same(tiny_network, options):
   np.testing.assert_allclose(logs["loss"], fused_logs["loss"], rtol=tolerance)
 
 
-def test_step_of_an_nfnet_has_no_host_calls_and_static_shapes():
+def test_nfnet_step_has_static_shapes_and_no_host_calls():
   model = build(
     lambda: NFNet("femto", 4, stochdepth_rate=0.2, drop_rate=0.2),
     sam=SAM(0.1, every=2),
     micro_batches=2,
   )
-  step = step_of(model)
+  step = make_step(model)
   concrete = step.get_concrete_function(
     tf.TensorSpec([8, 32, 32, 3], tf.uint8), tf.TensorSpec([8], tf.int64)
   )

@@ -42,7 +42,7 @@ save_deepmind(nfnets_tf.NFNet("femto", 1000), "femto.npz")
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
-  """How documented commands are run.
+  """A rule for running documented commands.
 
   Attributes:
     pattern: regular expression found in the commands that it applies to.
@@ -61,7 +61,7 @@ class Rule:
 
 DRY = " --dry_run"
 HELP = " --helpfull"
-# The first one that applies counts. Order: what makes files comes first.
+# The first matching rule applies; rules whose commands write files come first.
 RULES = [
   Rule(r"^(pip|pre-commit) ", skip="changes the installation; .ci/run does it"),
   Rule(r"^(curl|tensorflow_model_server) ", skip="examples/serve_rest_test.py"),
@@ -108,7 +108,7 @@ RULES = [
     append=" --rounds=1 --count=8",
   ),
   Rule(r"benchmarks\.(convolution|compare_runs|scaling_study)", append=HELP),
-  Rule(r"benchmarks\.NAME", skip="stands for the others"),
+  Rule(r"benchmarks\.NAME", skip="a placeholder"),
   # Fragments and files.
   Rule(r"^FRAGMENT .*BuildShardsJob"),
   Rule(r"^FRAGMENT .*sweep\.Sweep"),
@@ -127,14 +127,14 @@ FRAGMENTS = {
 }
 
 
-def rule_of(command: str) -> Rule | None:
+def find_rule(command: str) -> Rule | None:
   for rule in RULES:
     if re.search(rule.pattern, command, re.DOTALL):
       return rule
   return None
 
 
-def commands_of(page: pathlib.Path) -> list[str]:
+def read_commands(page: pathlib.Path) -> list[str]:
   """Returns what a page says to run, in its order."""
   text = page.read_text()
   commands = []
@@ -161,17 +161,17 @@ def commands_of(page: pathlib.Path) -> list[str]:
 COMMANDS = [
   pytest.param(command, id=f"{page.stem}-{number}")
   for page in PAGES
-  for number, command in enumerate(commands_of(page))
+  for number, command in enumerate(read_commands(page))
 ]
 
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_documented_command_has_a_rule(command):
-  assert rule_of(command) is not None, command
+  assert find_rule(command) is not None, command
 
 
-def test_a_command_without_a_rule_is_noticed():
-  assert rule_of("python launch/train.py --gin_file=gin/unknown.gin") is None
+def test_command_without_a_rule_is_detected():
+  assert find_rule("python launch/train.py --gin_file=gin/unknown.gin") is None
 
 
 @pytest.fixture(scope="module")
@@ -191,14 +191,14 @@ def workspace(tmp_path_factory):
       path = folder / name / f"{number}.jpg"
       path.write_bytes(tf.io.encode_jpeg(pixels).numpy())
   for page in (ROOT / "README.md", ROOT / "docs" / "data.md"):
-    for command in filter(re.compile(FIRST).search, commands_of(page)):
+    for command in filter(re.compile(FIRST).search, read_commands(page)):
       run(folder, command)
   return folder
 
 
 def run(folder, command: str) -> None:
   """Runs a command in the workspace as its rule says."""
-  rule = rule_of(command)
+  rule = find_rule(command)
   if rule.skip:
     pytest.skip(rule.skip)
   for documented, stand_in in rule.replace:

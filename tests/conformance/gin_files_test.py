@@ -1,4 +1,4 @@
-"""Every gin file parses, finalizes and says what the papers say."""
+"""Every gin file parses, finalizes and follows the papers."""
 
 import csv
 import pathlib
@@ -12,7 +12,7 @@ from tests.support.datasets import store_with_tfds, write_dataset
 
 ROOT = pathlib.Path(__file__).parents[2]
 POINTS = ROOT / "nfnets_tf" / "scaling" / "paper"
-# Jobs that do not train, and what they need to be told.
+# Jobs that do not train, and the bindings that they need.
 JOBS = {
   "gin/check_shards.gin": ["DATA_DIR = 'x'"],
   "gin/data_server.gin": ["ADDRESS = 'a:1'"],
@@ -42,13 +42,13 @@ FOLDER, IMAGENET = "gin/finetune_folder.gin", "gin/finetune_imagenet.gin"
 BUDGETS = (0.25, 0.5, 1, 2, 4, 8)
 
 
-def run_of(variant):
+def gin_file(variant):
   return f"gin/{variant.lower().replace('+', 'plus')}_jft.gin"
 
 
 def job(variant, epochs=8):
   params = [f"EPOCHS = {epochs}"]
-  return Configuration([run_of(variant)], params).build_job()
+  return Configuration([gin_file(variant)], params).build_job()
 
 
 def rows(name):
@@ -84,7 +84,7 @@ def configure(run, *files, images):
 
 
 @pytest.mark.parametrize("run", RUNS)
-def test_a_run_parses_builds_and_finalizes(run, images):
+def test_run_parses_builds_and_finalizes(run, images):
   configuration = configure(run, images=images)
   assert configuration.build_job().schedule.total_steps > 0
   gin.finalize()
@@ -93,7 +93,7 @@ def test_a_run_parses_builds_and_finalizes(run, images):
 
 
 @pytest.mark.parametrize("path", JOBS)
-def test_a_job_parses_builds_and_plans(path, images, tmp_path):
+def test_job_parses_builds_and_plans(path, images, tmp_path):
   csv_file = tmp_path / "images.csv"
   csv_file.write_text("path,label\na.png,0\n")
   places = {"images": images, "csv": str(csv_file), "run": str(tmp_path)}
@@ -105,20 +105,20 @@ def test_a_job_parses_builds_and_plans(path, images, tmp_path):
   assert Configuration([path], given).build_job().plan()
 
 
-def is_for(overlay, run):
+def applies_to(overlay, run):
   """Repeated augmentation is for runs whose learning rate no table gives."""
   return "repeated" not in overlay or "jft" not in run
 
 
 PAIRS = {(run, SMOKE) for run in RUNS}
-PAIRS |= {(run, o) for run in (run_of("F7+"), SHARDS) for o in OVERLAYS}
+PAIRS |= {(run, o) for run in (gin_file("F7+"), SHARDS) for o in OVERLAYS}
 
 
 @pytest.mark.parametrize(
-  "run, overlay", sorted(pair for pair in PAIRS if is_for(*pair[::-1]))
+  "run, overlay", sorted(pair for pair in PAIRS if applies_to(*pair[::-1]))
 )
 def test_runs_take_overlays(run, overlay, images):
-  """Every run the smoke overlay, and one run of each kind all of them."""
+  """Every run with the smoke overlay, and one of each kind with all."""
   assert (
     configure(run, overlay, images=images).build_job().schedule.total_steps > 0
   )
@@ -147,12 +147,12 @@ def test_cifar10_is_a_folder(images):
 def test_every_model_of_the_paper_has_a_run():
   for variant in PAPER:
     assert job(variant).model.variant == variant
-  others = {"gin/quickstart.gin", FOLDER, SHARDS, IMAGENET}
-  assert set(RUNS) == {*map(run_of, PAPER), *others}
+  other_runs = {"gin/quickstart.gin", FOLDER, SHARDS, IMAGENET}
+  assert set(RUNS) == {*map(gin_file, PAPER), *other_runs}
 
 
 @pytest.mark.parametrize("variant", PAPER)
-def test_what_the_scaling_paper_says_of_pre_training(variant):
+def test_pretraining_follows_the_scaling_paper(variant):
   """Sections 2 of the scaling paper, A.1 and A.5 of the NFNet paper."""
   built = job(variant)
   assert built.data.batch_size == 4096
@@ -176,7 +176,7 @@ def test_what_the_scaling_paper_says_of_pre_training(variant):
 
 
 def test_no_average_and_no_regularization_in_pre_training():
-  statements = Configuration([run_of("F7+")]).statements
+  statements = Configuration([gin_file("F7+")]).statements
   assert statements["classifier.Classifier.ema_decay"] == "None"
   assert statements["nfnet.NFNet.drop_rate"] == "0.0"
   assert statements["nfnet.NFNet.stochdepth_rate"] == "0.0"
@@ -189,14 +189,14 @@ def test_budgets(epochs):
 
 
 @pytest.mark.parametrize("row", rows("fig3_optimal_learning_rate.csv"), ids=str)
-def test_peak_rates_are_figure_3s(row):
+def test_peak_rates_equal_figure_3(row):
   built = job(row["model"], row["epochs"])
   assert built.optimization.learning_rate.warmup_target == float(
     row["learning_rate"]
   )
 
 
-def test_rates_that_are_ours_lie_between_their_neighbours():
+def test_our_rates_are_between_the_published_ones():
   def peaks(variant):
     return [
       job(variant, epochs).optimization.learning_rate.warmup_target
@@ -213,21 +213,21 @@ def test_rates_that_are_ours_lie_between_their_neighbours():
 
 
 @pytest.mark.parametrize("row", rows("fig2_heldout_loss.csv"), ids=str)
-def test_headers_claim_what_figure_2_shows(row):
+def test_headers_state_the_values_of_figure_2(row):
   if row["epochs"] == "8":
-    text = (ROOT / run_of(row["model"])).read_text()
+    text = (ROOT / gin_file(row["model"])).read_text()
     assert row["heldout_loss"] in text and row["tpu_v4_core_hours"] in text
 
 
 @pytest.mark.parametrize("path", EVERY, ids=lambda p: p.name)
-def test_a_file_is_short_and_says_what_it_is(path):
+def test_files_are_short_and_have_a_header(path):
   lines = path.read_text().splitlines()
   assert lines[0].startswith("# ") and len(lines) <= 100
   assert "REQUIRED" not in path.read_text()
 
 
 @pytest.mark.parametrize("variant", PAPER)
-def test_what_the_papers_say_of_fine_tuning(variant):
+def test_finetuning_follows_the_papers(variant):
   """Section 2 of the scaling paper; A.4 and A.5 of the NFNet paper."""
   configuration = Configuration([IMAGENET], [f"VARIANT = {variant!r}"])
   built = configuration.build_job()
@@ -270,7 +270,7 @@ def test_repeated_augmentation_costs_the_same(run):
   assert repeated.data.batch_size == plain.data.batch_size
 
 
-def test_a_folder_is_found_out_about(images):
+def test_folder_binds_its_classes_and_examples(images):
   built = configure(FOLDER, images=images).build_job()
   assert built.data.num_classes == 2
   assert built.data.num_examples == 2 * (640 - 64)

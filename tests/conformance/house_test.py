@@ -55,7 +55,7 @@ def modules(house):
   return house.read_modules()
 
 
-def package_of(module):
+def get_package(module):
   parts = module.split(".")
   path = PACKAGE / parts[1] if len(parts) > 1 else PACKAGE
   return parts[1] if path.is_dir() and path != PACKAGE else ""
@@ -78,8 +78,8 @@ def test_packages_import_downwards_only(house, modules):
     f"{name} imports {imported}"
     for name, below in house.import_graph(modules).items()
     for imported in below
-    if (package := package_of(name))
-    and package_of(imported) not in {*MAY_IMPORT[package], package, ""}
+    if (package := get_package(name))
+    and get_package(imported) not in {*MAY_IMPORT[package], package, ""}
   ]
   assert not upwards
 
@@ -103,7 +103,7 @@ def test_libraries_are_confined_to_their_packages(modules):
   for name, tree in modules.items():
     for library in imported_libraries(tree):
       if library in users:
-        users[library].add(package_of(name))
+        users[library].add(get_package(name))
   for library, packages in users.items():
     assert packages <= CONFINED[library], library
 
@@ -113,7 +113,7 @@ def relative(path):
 
 
 def has_union_annotation(tree):
-  """Whether an annotation is `X | Y`, which Python 3.9 cannot evaluate."""
+  """Returns whether an annotation is `X | Y`, an error in Python 3.9."""
   hints = []
   for node in ast.walk(tree):
     if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):

@@ -1,4 +1,4 @@
-"""Killed at any moment, a run ends in the same bits as one never killed."""
+"""A run killed at any moment ends bit-identical to one never killed."""
 
 import contextlib
 import itertools
@@ -24,7 +24,7 @@ INTERVALS = [
   "--gin_param=run_config.Schedule.evaluate_every = 40",
   "--gin_param=run_config.Schedule.steps_per_execution = 1",
 ]
-# 80 and 160 steps: the last interval is shorter than the others.
+# 80 and 160 steps: the last interval is shorter.
 TINY_RUN = [*TINY, *INTERVALS, "--gin_param=EPOCHS = 1.78"]
 NFNET_RUN = [
   *SMOKE,

@@ -1,4 +1,4 @@
-"""Two worker processes of the real entry point compute what one computes."""
+"""Two worker processes of the entry point match one process."""
 
 import os
 import signal
@@ -69,16 +69,16 @@ def test_two_workers_match_one_process_and_resume_bit_identically(
   launchers, start, digits, logged, tmp_path, screens
 ):
   """After one is killed, and after one receives SIGTERM."""
-  one, two, stopped = (tmp_path / name for name in ("one", "two", "stopped"))
+  single, pair, stopped = (tmp_path / x for x in ("one", "two", "stopped"))
   processes = [launchers(), launchers()]
   parts = "--gin_param=run_config.DataConfig.num_data_streams = 2"
-  assert not processes[0].run(*RUN, digits, f"--workdir={one}", parts)
-  start(processes, [*RUN, digits, AUTO, f"--workdir={two}"], screens)
+  assert not processes[0].run(*RUN, digits, f"--workdir={single}", parts)
+  start(processes, [*RUN, digits, AUTO, f"--workdir={pair}"], screens)
   assert [process.wait() for process in processes] == [0, 0]
   assert "Found TF_CONFIG of 2 workers" in screens[0].read_text()
-  assert_same_trajectory(logged(one), logged(two))
-  want = state(one)
-  for name, got in state(two).items():  # workers_test.py shows 1e-6
+  assert_same_trajectory(logged(single), logged(pair))
+  want = state(single)
+  for name, got in state(pair).items():  # workers_test.py shows 1e-6
     np.testing.assert_allclose(got, want[name], rtol=0, atol=1e-5)
 
   arguments = [*RUN, digits, AUTO, f"--workdir={stopped}"]
@@ -100,11 +100,11 @@ def test_two_workers_match_one_process_and_resume_bit_identically(
   assert [process.wait() for process in processes] == [0, 0]
   # SIGTERM within an interval: the workers' sums of its means are added and
   # shared again, which may round differently.
-  pairs = list(zip(logged(two), logged(stopped)))
+  pairs = list(zip(logged(pair), logged(stopped)))
   for want, got in pairs:
     assert numbers(got) == pytest.approx(numbers(want), rel=1e-6)
   assert sum(want != got for want, got in pairs) <= 1
-  assert_same_tensors(state(stopped), state(two))
+  assert_same_tensors(state(stopped), state(pair))
   assert (stopped / "libraries.log").exists()
 
 
@@ -138,7 +138,7 @@ def test_resumes_bit_identically_after_workers_are_killed(
   assert_same_tensors(state(tmp_path / "killed"), state(tmp_path / "whole"))
 
 
-def test_workers_without_a_shared_folder_end_before_the_first_step(
+def test_workers_without_shared_storage_fail_before_the_first_step(
   launchers, tf_configs, digits, tmp_path, screens
 ):
   processes = [launchers(), launchers()]

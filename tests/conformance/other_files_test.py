@@ -1,6 +1,6 @@
 """A run whose folders are on another file system than the local one.
 
-`ram://` is TensorFlow's own, registered by its scheme as gs:// is: whatever
+`ram://` is TensorFlow's own, registered by its scheme as gs:// is: access that
 does not go through `tf.io.gfile` fails here.
 """
 
@@ -38,7 +38,7 @@ def configuration(data, epochs, seed=0):
       f"EPOCHS = {epochs}",
       f"SEED = {seed}",
       "train.TrainJob.export = @export.Exporter()",
-      "export.Exporter.fold = False",  # the tiny network is no NFNet
+      "export.Exporter.fold = False",  # the tiny network is not an NFNet
       "config.Launch.allow_changes = ['EPOCHS']",
     ],
   )
@@ -57,7 +57,7 @@ def test_trains_resumes_and_serves_on_another_file_system(
   assert dataset_info.INDEX in tf.io.gfile.listdir(data)
   summary = run(configuration(data, 1.3), workdir)  # 8 steps
   assert f"{workdir}/saved_model/1" in summary and "8 steps" in summary
-  again = run(configuration(data, 2.6), workdir)  # a longer budget goes on
+  again = run(configuration(data, 2.6), workdir)  # a longer budget resumes
   assert f"{workdir}/saved_model/2" in again and "16 steps" in again
   with tf.io.gfile.GFile(f"{workdir}/metrics.jsonl") as file:
     steps = [json.loads(line)["step"] for line in file]

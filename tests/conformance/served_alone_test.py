@@ -100,7 +100,7 @@ def numbers(text):
 
 
 @pytest.mark.parametrize("onednn", ["1", "0"])
-def test_tensorflow_alone_reads_it(saved, tmp_path, monkeypatch, onednn):
+def test_serves_without_this_package(saved, tmp_path, monkeypatch, onednn):
   """Also without oneDNN, as on older processors."""
   monkeypatch.setenv("TF_ENABLE_ONEDNN_OPTS", onednn)
   path, images, logits = saved
@@ -112,7 +112,7 @@ def test_tensorflow_alone_reads_it(saved, tmp_path, monkeypatch, onednn):
     np.testing.assert_allclose(got, logits, rtol=1e-4, atol=1e-4)
 
 
-def test_the_command_line_tool_shows_and_runs_it(saved, tmp_path):
+def test_saved_model_cli_shows_and_runs_it(saved, tmp_path):
   path, images, logits = saved
   cli = os.path.join(BIN, "saved_model_cli")
   shown = run(cli, "show", "--dir", path, "--all", cwd=tmp_path)

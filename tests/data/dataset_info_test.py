@@ -160,7 +160,7 @@ def test_tfds_datasets_are_read_as_they_are(tmp_path):
     read_split_info(directory, "test")
 
 
-def test_of_several_labels_of_tfds_the_user_chooses_one(tmp_path):
+def test_user_selects_one_of_several_tfds_labels(tmp_path):
   kind = tfds.features.ClassLabel(names=["x", "y", "z"])
   directory = store_with_tfds(tmp_path, other=kind)
   with pytest.raises(UserError, match=r"labels \['kind', 'other'\]; expected"):

@@ -50,7 +50,7 @@ def test_a_table_of_class_names_is_split_by_the_paths(read_table):
 
 
 @pytest.mark.parametrize("fraction", [0.001, 0.999])
-def test_of_two_images_one_is_on_either_side(read_table, fraction):
+def test_two_images_are_split_between_train_and_heldout(read_table, fraction):
   splits = read_table("path,label", "x,a", "y,b", fraction=fraction).splits
   assert [len(splits[name]) for name in ("train", "heldout")] == [1, 1]
 

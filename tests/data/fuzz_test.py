@@ -107,7 +107,7 @@ def stated_labels(records):
     try:
       features = tf.train.Example.FromString(record).features.feature
       (label,) = features[Fields().label].int64_list.value
-    except Exception:  # whatever protobuf raises on damaged bytes
+    except Exception:  # any exception of protobuf on damaged bytes
       label = None
     labels.append(label)
   return labels

@@ -47,7 +47,7 @@ def test_every_class_is_split(folder):
   assert "0.2 of every class" in source.split_rule
 
 
-def test_the_split_follows_from_the_names_alone(folder):
+def test_split_depends_only_on_the_names(folder):
   splits = read(folder, 0.3).splits
   moved = copy(folder)
   assert read(moved, 0.3).splits == splits
@@ -107,7 +107,9 @@ def test_names_of_splits_in_capitals(folder, tmp_path, caplog):
   assert "unlabeled: neither training nor" in caplog.text
 
 
-def test_train_alone_is_split_and_a_class_may_be_called_train(folder, tmp_path):
+def test_train_without_heldout_is_split_and_a_class_may_be_named_train(
+  folder, tmp_path
+):
   root = tmp_path / "root"
   for letter in "ab":
     shutil.copytree(folder / letter, root / "train" / letter)

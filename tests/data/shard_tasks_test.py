@@ -108,7 +108,7 @@ def test_near_duplicates_are_skipped_and_named(tmp_path):
     assert "5.jpg" not in names_in(task.path)
 
 
-def test_hashes_are_of_valid_images_whatever_their_labels(tmp_path):
+def test_hashes_are_of_valid_images_regardless_of_labels(tmp_path):
   task = ShardTask(str(tmp_path / "a.json"), [(12, 0), (13, 0), (17, 0)])
   write_hashes(task, SmoothImages(), RecordValidator(Fields(), None))
   expected = difference_hash(smooth_image(12, 32))

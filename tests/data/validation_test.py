@@ -121,7 +121,7 @@ def test_counts_all_by_cause_and_logs_the_first_five(caplog):
   assert caplog.messages[-1].endswith("Further ones are only counted.")
 
 
-def test_of_a_pair_the_invalid_record_is_counted():
+def test_invalid_record_of_a_mixed_pair_is_counted():
   invalid = invalid_records(records_per_image=2)
   set_aside(invalid, [[record(PNG), record(b"text")]])
   assert invalid.collect() == {"image not decodable": 1}

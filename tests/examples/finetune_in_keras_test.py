@@ -21,7 +21,7 @@ EXAMPLE = (
 
 @pytest.fixture
 def photos(tmp_path):
-  """Two classes that a colour tells apart."""
+  """Two classes that differ in color."""
   r = np.random.default_rng(0)
   for channel, name in enumerate(("red", "green")):
     (tmp_path / "photos" / name).mkdir(parents=True)

@@ -44,7 +44,7 @@ def exported(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def port(exported):
-  """Of a server in a process of its own, which knows TensorFlow alone."""
+  """A server in a separate process, which can import only TensorFlow."""
   command = [sys.executable, str(EXAMPLE), f"--model_dir={exported}"]
   server = subprocess.Popen(
     [*command, "--name=insects", "--port=0"],
@@ -126,7 +126,7 @@ BROKEN = {
     lambda s: {"instances": [[[[1, 2, 3]], [[1, 2]]]]},
     "Failed to process the input 'images'",
   ),
-  "grey": (
+  "gray": (
     lambda s: {"instances": np.zeros([1, 4, 4, 1]).tolist()},
     "has the shape (1, 4, 4, 1), expected (None, None, None, 3)",
   ),
@@ -199,7 +199,7 @@ def test_columns_rows_and_versions(port, served):
   np.testing.assert_allclose(features, expected["features"][0], atol=1e-4)
 
 
-def test_it_says_whether_it_is_there(port):
+def test_reports_its_status(port):
   status, answer = ask(port, b"", "/v1/models/insects", "GET")
   assert status == 200
   (version,) = answer["model_version_status"]
@@ -215,7 +215,7 @@ def test_it_says_whether_it_is_there(port):
     ("/", "Malformed request: POST /"),
   ],
 )
-def test_what_is_elsewhere_is_not_found(port, path, complaint):
+def test_unknown_paths_are_not_found(port, path, complaint):
   status, answer = ask(port, {"instances": [1]}, path)
   assert status == 404 and complaint in answer["error"]
 
@@ -235,7 +235,7 @@ def test_too_much_is_not_read(port):
   connection.close()
 
 
-def test_a_folder_without_versions_is_told(tmp_path):
+def test_directory_without_versions_is_reported(tmp_path):
   done = subprocess.run(
     [sys.executable, str(EXAMPLE), f"--model_dir={tmp_path}"],
     capture_output=True,

@@ -27,7 +27,7 @@ def test_a_job_plans_builds_and_reports(tmp_path):
   assert run(job, tmp_path / "work") == summary
 
 
-def test_a_refused_directory_does_not_bind_the_work_directory(tmp_path):
+def test_refused_directory_leaves_the_work_directory_unused(tmp_path):
   (tmp_path / "mine").mkdir()
   (tmp_path / "mine" / "file").touch()
   job = BuildShardsJob(builder=make_builder(tmp_path / "mine"))

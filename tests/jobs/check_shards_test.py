@@ -87,7 +87,7 @@ def test_duplicates_are_found_across_shards(tmp_path):
   assert reports[0].named[0][0] == 1
 
 
-def test_records_before_a_cut_are_validated(tmp_path):
+def test_records_before_a_truncation_are_validated(tmp_path):
   path = write(tmp_path / "a", *((png(i), 0) for i in range(5)))
   os.truncate(path, os.path.getsize(path) * 3 // 4)
   report = check(path, 5)

@@ -78,13 +78,13 @@ def test_exports_the_weights_of_a_checkpoint(run, averaged, tmp_path):
   assert len(images) == len(labels) == 7
   assert call.about["configuration"] == "B = 2"
   assert call.about["metrics"] == {"step": 3, "heldout_top1": 0.25}
-  assert call.policy == "float32"  # whatever the run was trained in
+  assert call.policy == "float32"  # regardless of the training policy
   assert f"{tmp_path}/out/saved_model/1" in summary
   # The run is as it was.
   assert sorted(x for x in folder.rglob("*")) == before
 
 
-def test_claims_no_metrics_of_another_step(run, tmp_path):
+def test_states_no_metrics_of_another_step(run, tmp_path):
   job, folder, _ = run
   RunDir(str(folder)).write_result({"step": 9, "heldout_top1": 0.25})
   for path in (folder, folder / "checkpoints", folder / "checkpoints/ckpt-3"):
@@ -93,7 +93,7 @@ def test_claims_no_metrics_of_another_step(run, tmp_path):
     assert calls[0].about["metrics"] == {}  # of step 3 nothing is known
 
 
-def test_claims_nothing_about_the_training_of_other_weights(run, tmp_path):
+def test_states_nothing_about_the_training_of_other_weights(run, tmp_path):
   job, _, classifier = run
   save_deepmind(classifier, str(tmp_path / "weights.npz"))
   calls, prepared = [], []

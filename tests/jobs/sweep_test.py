@@ -1,4 +1,4 @@
-"""What `--points` does, on a job that takes no time."""
+"""`--points`, on a job that takes no time."""
 
 import concurrent.futures
 import csv
@@ -27,7 +27,7 @@ TUNED = "sweep.Sweep.tuning = @sweep.GridSearch()"
 TWO_AXES = "config.grid.PEAK_LR = (0.1, 0.2)"
 
 
-def make_job_of(file, workdir, *params):
+def build_sweep_job(file, workdir, *params):
   command = [f"--gin_file={file}", *(f"--gin_param={p}" for p in params)]
   command.append(f"--workdir={workdir}")
   return SweepJob(Configuration([file], params), workdir, command)
@@ -45,7 +45,7 @@ def make_job(tmp_path, folder):
   file.write_text(small_job.SWEEP)
 
   def make(*params):
-    return make_job_of(str(file), str(folder), *params)
+    return build_sweep_job(str(file), str(folder), *params)
 
   return make
 
@@ -171,7 +171,7 @@ def in_new_context(function, *args):
 
 
 def drive(file, workdir):
-  make_job_of(file, workdir, TWO_AXES).run("left", terminal=None)
+  build_sweep_job(file, workdir, TWO_AXES).run("left", terminal=None)
 
 
 def test_processes_share_a_sweep(tmp_path, folder):

@@ -37,9 +37,7 @@ def two_replicas():
   return tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
 
 
-def test_a_batch_that_does_not_divide_among_the_replicas(
-  make_dataset, tmp_path
-):
+def test_batch_must_divide_among_the_replicas(make_dataset, tmp_path):
   built = job(make_dataset(), "BATCH_SIZE = 7")
   built.devices = dataclasses.replace(built.devices, strategy=two_replicas)
   with pytest.raises(UserError, match="7 does not divide among the 2 replicas"):
@@ -67,7 +65,9 @@ def test_a_batch_that_does_not_divide_among_the_replicas(
     ),
   ],
 )
-def test_data_and_models_that_do_not_fit(make_dataset, tmp_path, param, words):
+def test_mismatched_data_and_models_are_refused(
+  make_dataset, tmp_path, param, words
+):
   with pytest.raises(UserError, match=words):
     run(job(make_dataset(), param), tmp_path / "run")
   # A refused configuration does not bind the folder.
@@ -89,7 +89,7 @@ def test_a_work_directory_of_another_layout_is_refused(make_dataset, tmp_path):
     run(job(make_dataset(), files=TINY), tmp_path)
 
 
-def test_a_run_on_two_replicas_leaves_everything(make_dataset, tmp_path):
+def test_run_on_two_replicas_writes_all_files(make_dataset, tmp_path):
   options = ("BATCH_SIZE = 8", "EPOCHS = 1.5")
   built = job(make_dataset(), *options, files=TINY)
   assert built.schedule.total_steps == 9  # two intervals of 4 and a rest of 1

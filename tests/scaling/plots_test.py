@@ -79,7 +79,7 @@ def test_models_have_distinct_styles_from_dark_to_light():
   assert list(styles) == models and styles == plots.model_styles(iter(models))
   assert len({style["marker"] for style in styles.values()}) == 11
   colors = [style["color"] for style in styles.values()]
-  # So that they can be told apart in gray.
+  # So that they can be distinguished in grayscale.
   assert np.diff([sum(color[:3]) for color in colors]).min() > 0
   assert plots.model_styles([]) == {}
   assert len(plots.model_styles(range(30))) == 30

@@ -1,4 +1,4 @@
-"""A classifier as if trained, its names and its images."""
+"""A classifier with trained-like weights, class names and images."""
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ from nfnets_tf.optim.sgd import SGD
 from nfnets_tf.train.classifier import Classifier
 
 
-def shaken(variables, seed):
+def perturb(variables, seed):
   """Moves variables, so that no gain is 1 and no bias 0."""
   r = np.random.default_rng(seed)
   for variable in variables:
@@ -28,8 +28,8 @@ def trained():
     model = Classifier(NFNet(variant, classes, skip_gain=0.6, **options))
     model.compile(SGD(0.1))
     model.optimizer.iterations.assign(1)  # before, averages are the weights
-    shaken(model.network.weights, 1)
-    shaken(model.averages, 2)
+    perturb(model.network.weights, 1)
+    perturb(model.averages, 2)
     return model
 
   return make
@@ -52,7 +52,7 @@ def names():
 
 @pytest.fixture(scope="session")
 def images():
-  """Noise of several colours, which are of several classes."""
+  """Noise in several colors, predicted as several classes."""
   r = np.random.default_rng(0)
   noise = r.integers(0, 255, [5, 50, 40, 3])
   return (noise * r.uniform(0, 1, [5, 1, 1, 3])).astype(np.uint8)
@@ -62,9 +62,9 @@ def images():
 def expected(transforms):
   """Returns the logits that the evaluation would see, image by image."""
 
-  def ask(model, images):
+  def run_network(model, images):
     seed = tf.zeros([2], tf.int64)
     ready = [transforms[0](tf.constant(image), seed) for image in images]
     return model(tf.stack(ready)).numpy()
 
-  return ask
+  return run_network

@@ -43,7 +43,7 @@ def prepared(images):
     ),
   ],
 )
-def test_other_runtimes_agree_whatever_the_batch(
+def test_other_runtimes_agree_at_any_batch_size(
   exported, prepared, tmp_path, name
 ):
   model, inference, network = exported
@@ -57,7 +57,7 @@ def test_other_runtimes_agree_whatever_the_batch(
   assert tf.io.gfile.stat(path).length < 1.5 * num_bytes(inference.variables)
 
 
-def test_int8_is_a_quarter_and_nearly_the_same(exported, prepared, tmp_path):
+def test_int8_is_a_quarter_of_the_size_and_close(exported, prepared, tmp_path):
   model, inference, network = exported
   path = str(tmp_path / FILES[INT8])
   write(INT8, path, network, inference, prepared)
@@ -69,9 +69,7 @@ def test_int8_is_a_quarter_and_nearly_the_same(exported, prepared, tmp_path):
   assert tf.io.gfile.stat(path).length < 0.4 * num_bytes(inference.variables)
 
 
-def test_int8_takes_its_ranges_from_the_images_that_are_given(
-  exported, prepared, tmp_path
-):
+def test_int8_is_calibrated_on_the_given_images(exported, prepared, tmp_path):
   model, inference, network = exported
   answers = []
   for name, calibration in (("dark", prepared / 50), ("real", prepared)):
@@ -83,7 +81,7 @@ def test_int8_takes_its_ranges_from_the_images_that_are_given(
   assert real < dark / 2
 
 
-def test_what_does_not_fit_is_refused(
+def test_too_large_weights_are_refused(
   exported, prepared, tmp_path, monkeypatch
 ):
   monkeypatch.setattr("nfnets_tf.serving.converters._MAX_BYTES", 1000)

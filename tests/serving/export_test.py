@@ -30,7 +30,7 @@ def save(tmp_path, names, transforms):
   return call
 
 
-def weights_of(model, averaged):
+def evaluate_with(model, averaged):
   return model.averaged() if averaged else contextlib.nullcontext()
 
 
@@ -41,18 +41,18 @@ def tiny_model():
 
 
 @pytest.mark.parametrize("fold, averaged", [(True, True), (False, False)])
-def test_a_saved_model_gives_the_outputs_of_the_evaluation(
+def test_saved_model_reproduces_the_evaluation(
   save, model, images, expected, averaged, fold
 ):
   before = [v.numpy() for v in (*model.network.weights, *model.averages)]
   served = tf.saved_model.load(save(model, averaged=averaged, fold=fold))
   assert set(served.signatures) == SIGNATURES
   answer = served.signatures["serving_uint8"](images=tf.constant(images))
-  with weights_of(model, averaged):
+  with evaluate_with(model, averaged):
     logits = expected(model, images)
   difference = np.abs(answer["logits"] - logits).max() / np.abs(logits).max()
   assert difference < 1e-5
-  with weights_of(model, not averaged):  # and not what the others say
+  with evaluate_with(model, not averaged):  # the other weights differ
     assert np.abs(expected(model, images) - logits).max() > 1e-2
   for old, new in zip(before, (*model.network.weights, *model.averages)):
     np.testing.assert_array_equal(old, new)
@@ -86,7 +86,7 @@ def test_bfloat16_halves_the_weights_and_outputs_stay_float32(
   assert sizes["bfloat16"] < 0.65 * sizes["float32"]
 
 
-def test_the_files_next_to_a_saved_model_describe_it(
+def test_files_next_to_the_saved_model_describe_it(
   save, model, images, caplog, tmp_path, names, transforms
 ):
   exporter = Exporter(formats=["tflite"], license="CC0")
@@ -132,7 +132,7 @@ def test_versions_count_up_and_nothing_is_overwritten(
   assert sorted(os.listdir(root)) == ["1", "2"]
 
 
-def test_names_must_fit_the_network(tmp_path, model):
+def test_class_names_must_match_the_network(tmp_path, model):
   with pytest.raises(UserError, match="2 names for 3 classes"):
     export_saved_model(model, str(tmp_path / "1"), class_names=["a", "b"])
   assert list(tmp_path.iterdir()) == []
@@ -143,7 +143,7 @@ def test_a_bare_network_is_refused(model, tmp_path, names):
     export_saved_model(model.network, str(tmp_path / "1"), class_names=names)
 
 
-def test_a_failed_export_leaves_nothing(save, model, tmp_path, monkeypatch):
+def test_failed_export_leaves_no_files(save, model, tmp_path, monkeypatch):
   def fail(*arguments):
     tf.io.gfile.makedirs(arguments[1])
     raise OSError("no space")

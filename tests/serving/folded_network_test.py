@@ -26,7 +26,7 @@ def folded(trained):
 
 
 @pytest.fixture(scope="module")
-def normalised():
+def normalized():
   r = np.random.default_rng(0)
   return r.standard_normal([3, 40, 56, 3], dtype=np.float32)
 
@@ -37,25 +37,25 @@ def operations_of(inference):
   return collections.Counter(op.type for op in traced.graph.get_operations())
 
 
-def test_both_targets_say_the_same(folded, normalised):
-  answers = [
-    FoldedInference(folded, target=target)(normalised) for target in TARGETS
+def test_both_targets_agree(folded, normalized):
+  outputs = [
+    FoldedInference(folded, target=target)(normalized) for target in TARGETS
   ]
-  for one, other in zip(*answers):
-    np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
+  for first, second in zip(*outputs):
+    np.testing.assert_allclose(first, second, rtol=1e-4, atol=1e-5)
 
 
-def test_both_dtypes_say_nearly_the_same_in_float32(folded, normalised):
-  answers = [
-    FoldedInference(folded, dtype=dtype)(normalised) for dtype in DTYPES
+def test_both_dtypes_agree_and_return_float32(folded, normalized):
+  outputs = [
+    FoldedInference(folded, dtype=dtype)(normalized) for dtype in DTYPES
   ]
-  for one, other in zip(*answers):
-    assert one.dtype == other.dtype == tf.float32
-    difference = np.abs(one - other).max() / np.abs(one).max()
+  for first, second in zip(*outputs):
+    assert first.dtype == second.dtype == tf.float32
+    difference = np.abs(first - second).max() / np.abs(first).max()
     assert 1e-4 < difference < 0.05
 
 
-def test_weights_are_kept_in_the_dtype(folded):
+def test_weights_have_the_requested_dtype(folded):
   for dtype in DTYPES:
     parameters = FoldedInference(folded, dtype=dtype).parameters
     kinds = collections.Counter(v.dtype.name for v in parameters)
@@ -66,7 +66,7 @@ def test_weights_are_kept_in_the_dtype(folded):
     assert 4 * size == folded.num_bytes
 
 
-def test_for_accelerators_a_convolution_is_a_convolution(folded):
+def test_accelerators_get_convolutions(folded):
   of_cpu, of_others = (
     operations_of(FoldedInference(folded, target=target)) for target in TARGETS
   )
@@ -74,7 +74,7 @@ def test_for_accelerators_a_convolution_is_a_convolution(folded):
   gates = 2 * blocks + 1  # and the classifier
   assert of_others["MatMul"] == gates
   assert not of_others["Reshape"] - blocks  # of the gates
-  # One for each 1x1 with a GELU behind it, one for each other GELU.
+  # One for each 1x1 followed by a GELU, one for each other GELU.
   in_all = 3 + 4 * blocks + 1
   assert of_cpu["MatMul"] == gates + in_all - NARROW
   assert of_cpu["Tanh"] == of_others["Tanh"] == in_all
@@ -100,15 +100,15 @@ def fused_gelus(path):
   ]
   assert any("MatMul(" in label for label in labels)
   tanhs = sum(" = Tanh(" in label for label in labels)
-  # A fused one is called after its last operation.
+  # A fused operation is named after its last operation.
   gelus = sum(
     "FusedMatMul(" in x and "Gelu" in x.split(" = ")[0] for x in labels
   )
   return gelus, tanhs
 
 
-def test_a_server_fuses_every_gelu(trained, names, tmp_path):
-  """What the speed on a CPU rests on, and what TensorFlow does not promise."""
+def test_server_fuses_every_gelu(trained, names, tmp_path):
+  """The CPU speed depends on it, and TensorFlow does not guarantee it."""
   if platform.machine() != "x86_64":
     pytest.skip("the fusion is oneDNN's, which other processors may lack")
   network = trained("nano").network
@@ -119,7 +119,7 @@ def test_a_server_fuses_every_gelu(trained, names, tmp_path):
   assert fused_gelus(path) == (3 + 4 * 5 + 1 - NARROW, NARROW)
 
 
-def test_a_classifier_is_asked_by_the_variables_that_are_named(trained, images):
+def test_logits_follow_from_the_tracked_variables(trained, images):
   model = trained()
   expected = model(tf.constant(images)).numpy()
   options = {"dtype": "float32", "target": "cpu"}
@@ -135,7 +135,7 @@ def test_a_classifier_is_asked_by_the_variables_that_are_named(trained, images):
     np.testing.assert_array_equal(logits, np.zeros_like(logits))
 
 
-def test_the_networks_of_training_give_features_as_well(trained, images):
+def test_training_network_returns_features(trained, images):
   model = trained()
   features, logits = training_network(model)(tf.constant(images))
   np.testing.assert_allclose(logits, model(images), rtol=1e-5, atol=1e-6)
@@ -148,7 +148,7 @@ def test_the_networks_of_training_give_features_as_well(trained, images):
   assert features is None and logits.shape == (5, 3)
 
 
-def test_a_networks_target_is_that_which_is_asked_for(trained):
+def test_network_is_built_for_the_requested_target(trained):
   products = {}
   for target in TARGETS:
     options = {"fold": True, "dtype": "float32", "target": target}

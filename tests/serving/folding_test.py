@@ -15,13 +15,13 @@ def relative(got, expected):
   return np.abs(got - expected).max() / np.abs(expected).max()
 
 
-def images_of(size, count=2):
+def random_images(size, count=2):
   r = np.random.default_rng(0)
   return r.standard_normal([count, size, size, 3], dtype=np.float32)
 
 
-def test_kernels_take_up_all_that_stood_around_them(model):
-  """Each by its own formula, one by one."""
+def test_kernels_absorb_gains_and_scales(model):
+  """Each layer by its formula."""
   network = model.network
   block = [x for x in network.layers if isinstance(x, NFBlock)][1]
   whole = fold(network)
@@ -44,7 +44,7 @@ def test_kernels_take_up_all_that_stood_around_them(model):
   close(folded.last.kernel, scale * gamma * plain(block.conv2))
   close(folded.last.bias, scale * block.conv2.bias.numpy())
   reduce = block.squeeze_excite.reduce
-  h = images_of(4)[..., :1] * np.ones(block.bottleneck, np.float32)
+  h = random_images(4)[..., :1] * np.ones(block.bottleneck, np.float32)
   mean = (
     (gamma * h @ plain(block.conv2)[0, 0] + block.conv2.bias)
     .numpy()
@@ -60,9 +60,9 @@ def test_kernels_take_up_all_that_stood_around_them(model):
 
 
 @pytest.mark.parametrize("variant, size", [("femto", 32), ("nano", 45)])
-def test_logits_and_features_are_those_of_training(trained, variant, size):
+def test_logits_and_features_equal_the_unfolded_network(trained, variant, size):
   network = trained(variant, classes=7).network
-  images = images_of(size)
+  images = random_images(size)
   features, logits = FoldedInference(fold(network))(images)
   pooled = keras.Model(network.input, network.get_layer("pool").output)
   assert relative(logits, network(images)) < 1e-5
@@ -70,20 +70,20 @@ def test_logits_and_features_are_those_of_training(trained, variant, size):
 
 
 @pytest.mark.parametrize("activation", ["relu", "silu", "tanh"])
-def test_other_nonlinearities_fold_as_well(trained, activation):
+def test_other_nonlinearities_fold(trained, activation):
   network = trained(activation=activation).network
-  images = images_of(32)
+  images = random_images(32)
   _, logits = FoldedInference(fold(network))(images)
   assert relative(logits, network(images)) < 1e-5
 
 
-def test_both_rules_of_the_wider_stage_fold(trained, monkeypatch):
-  """Half of 24 is no multiple of 8: one group of 12, or one of 8."""
+def test_both_bottleneck_rules_fold(trained, monkeypatch):
+  """Half of 24 is not a multiple of 8: one group of 12, or one of 8."""
   from nfnets_tf.models import variants
 
   size = variants.Variant((1, 1, 1, 1), 0.0, (24, 48, 48, 48), 8, (8, 8, 8))
   monkeypatch.setitem(variants.VARIANTS, "odd", size)
-  images = images_of(32)
+  images = random_images(32)
   for rule, width in (("released", 8), ("published", 12)):
     network = trained("odd", bottleneck_rule=rule).network
     folded = fold(network)
@@ -92,7 +92,7 @@ def test_both_rules_of_the_wider_stage_fold(trained, monkeypatch):
     assert relative(logits, network(images)) < 1e-5
 
 
-def test_a_branch_of_skip_gain_0_is_left_out(trained):
+def test_branch_with_skip_gain_0_is_removed(trained):
   """As in a network at its start, and in short runs at their end."""
   network = trained().network
   whole = fold(network).num_bytes
@@ -102,12 +102,12 @@ def test_a_branch_of_skip_gain_0_is_left_out(trained):
   folded = fold(network)
   assert all(not x.branch and x.last is None for x in folded.blocks)
   assert folded.num_bytes < whole / 2
-  images = images_of(32)
+  images = random_images(32)
   _, logits = FoldedInference(folded)(images)
   assert relative(logits, network(images)) < 1e-5
 
 
-def test_weights_of_training_are_read_and_not_changed(model):
+def test_folding_does_not_change_training_weights(model):
   before = [v.numpy() for v in model.network.weights]
   fold(model.network)
   for old, new in zip(before, model.network.weights):
@@ -127,8 +127,8 @@ def test_other_networks_are_refused():
     fold(NFNet("femto", include_top=False))
 
 
-def test_the_policy_of_training_does_not_matter(trained):
-  images = images_of(32)
+def test_folding_ignores_the_training_policy(trained):
+  images = random_images(32)
   exact = trained().network(images)
   keras.mixed_precision.set_global_policy("mixed_bfloat16")
   network = trained().network

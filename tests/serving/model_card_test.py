@@ -27,7 +27,7 @@ def card(**changes):
   return render(network, **{**options, **changes})
 
 
-def test_a_card_says_what_whoever_finds_it_asks():
+def test_card_states_form_data_metrics_and_license():
   text = card()
   assert text.startswith("# Sequential ants, 2 classes\n")
   for line in (
@@ -45,19 +45,19 @@ def test_a_card_says_what_whoever_finds_it_asks():
   assert "`features`" in text and "serving_bytes" not in text
 
 
-def test_what_is_not_known_is_said_not_to_be():
+def test_unknown_facts_are_not_stated():
   text = card(data=None, metrics={}, configuration=None, license_name=None)
   assert text.count("\nNot stated.\n") == 3
   assert "| license of the weights | not stated |" in text
 
 
-def test_of_many_classes_some_are_named():
+def test_card_lists_the_first_of_many_classes():
   text = card(class_names=[f"c{i}" for i in range(30_000)])
   assert "30,000 classes, all in classes.txt: c0, c1," in text
   assert "c19, ...\n" in text and "c20" not in text
 
 
-def test_the_network_and_what_is_done_to_images(model):
+def test_describes_network_and_preprocessing(model):
   transforms = [preprocessing.SquashCenterCrop(image_size=32, margin=4)]
   assert describe_network(model.network, transforms) == {
     "architecture": "NFNet femto",
@@ -87,7 +87,7 @@ def checkout(tmp_path, monkeypatch):
   return tmp_path, git("rev-parse", "HEAD")
 
 
-def test_the_revision_is_that_of_the_code_and_says_if_it_was_changed(checkout):
+def test_revision_marks_uncommitted_changes(checkout):
   root, revision = checkout
   assert git_revision() == f"git revision {revision}"
   (root / "runs").mkdir()  # not of the code
@@ -97,7 +97,7 @@ def test_the_revision_is_that_of_the_code_and_says_if_it_was_changed(checkout):
   assert git_revision() == f"git revision {revision}, with changes"
 
 
-def test_a_package_within_another_checkout_has_none(checkout, monkeypatch):
+def test_package_within_another_checkout_has_no_revision(checkout, monkeypatch):
   root, _ = checkout
   (root / "site-packages").mkdir()
   for folder in ("site-packages", "nowhere"):

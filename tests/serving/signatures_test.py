@@ -38,22 +38,20 @@ def test_images_get_logits_probabilities_and_names(
   assert {x.dtype for x in answer.values()} == {tf.float32, tf.string}
 
 
-def test_pixels_may_lie_between_whole_numbers(named, images):
-  """Of float images the resized ones are rounded, not those that came."""
+def test_fractional_pixels_are_not_rounded(named, images):
+  """Only resized images are rounded, not the input."""
   shifted = images.astype(np.float32) + 0.4
   whole = named["serving_default"](images=tf.constant(np.round(shifted)))
   between = named["serving_default"](images=tf.constant(shifted))
   assert np.abs(whole["logits"] - between["logits"]).max() > 1e-6
 
 
-def test_bytes_of_mixed_kinds_and_sizes_in_one_batch(
-  named, model, images, expected
-):
+def test_mixed_formats_and_sizes_in_one_batch(named, model, images, expected):
   wide = np.concatenate([images[1], images[2][:, ::-1]], axis=1)
   encoded = [
     tf.io.encode_png(images[0]),
     tf.io.encode_jpeg(wide),
-    tf.io.encode_png(images[3][:17, :31, :1]),  # grey
+    tf.io.encode_png(images[3][:17, :31, :1]),  # gray
   ]
   decoded = [
     images[0],
@@ -72,13 +70,13 @@ def test_features_are_the_pooled_vector(named, model, images, expected):
   close(head(features["features"]), expected(model, images))
 
 
-def test_one_call_takes_both_kinds_of_images(service, images):
+def test_call_takes_uint8_and_float_images(service, images):
   both = [service(tf.constant(images, x)) for x in (tf.uint8, tf.float32)]
   np.testing.assert_array_equal(both[0]["logits"], both[1]["logits"])
 
 
 @pytest.mark.parametrize("count", [1, 4])
-def test_the_batch_is_free(named, images, count):
+def test_any_batch_size(named, images, count):
   answer = named["serving_uint8"](images=tf.constant(images[:count]))
   assert answer["probabilities"].shape == (count, 3)
   encoded = tf.stack([tf.io.encode_png(x) for x in images[:count]])
@@ -100,7 +98,7 @@ def test_without_transforms_images_keep_their_size(model, images, names):
   )
 
 
-def test_a_network_that_is_no_nfnet_has_no_features(names):
+def test_other_networks_have_no_features(names):
   network = keras.Sequential(
     [keras.Input([None, None, 3]), keras.layers.GlobalAveragePooling2D()]
   )
@@ -109,7 +107,7 @@ def test_a_network_that_is_no_nfnet_has_no_features(names):
 
 
 @pytest.mark.parametrize("kept", [10, -1])
-def test_a_broken_image_is_an_error(named, images, kept):
+def test_corrupt_image_is_an_error(named, images, kept):
   png = tf.io.encode_png(images[0]).numpy()
   broken = b"GIF9" if kept < 0 else png[:kept]
   with pytest.raises(tf.errors.InvalidArgumentError):
@@ -117,7 +115,7 @@ def test_a_broken_image_is_an_error(named, images, kept):
   assert named["serving_bytes"](encoded=tf.constant([png]))
 
 
-def test_an_image_that_claims_too_many_pixels_is_never_decoded(
+def test_image_that_declares_too_many_pixels_is_not_decoded(
   model, names, transforms, images, monkeypatch
 ):
   png = tf.io.encode_png(images[0])
@@ -128,7 +126,7 @@ def test_an_image_that_claims_too_many_pixels_is_never_decoded(
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_a_pixel_that_is_not_finite_is_an_error(named, images, value):
+def test_nonfinite_pixel_is_an_error(named, images, value):
   images = images.astype(np.float32)
   images[0, 3, 3, 0] = value
   with pytest.raises(tf.errors.InvalidArgumentError, match="must be finite"):

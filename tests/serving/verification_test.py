@@ -39,7 +39,7 @@ def prepared(service, images):
   return service.preprocess(tf.constant(images)).numpy().astype(np.uint8)
 
 
-def test_a_saved_model_is_loaded_and_compared(
+def test_saved_model_is_loaded_and_compared(
   model, saved, prepared, images, expected
 ):
   labels = expected(model, images).argmax(-1)  # as the evaluation has it
@@ -73,7 +73,7 @@ def test_int8_is_compared_on_images_outside_its_calibration(
     (tmp_path / path).write_bytes(b"12")
 
   def open_file(file_format, path):
-    return lambda x: seen.setdefault("asked", x)[:, :3, 0, 0]
+    return lambda x: seen.setdefault("compared", x)[:, :3, 0, 0]
 
   monkeypatch.setattr(verification.converters, "write", write)
   monkeypatch.setattr(verification.converters, "open_file", open_file)
@@ -81,14 +81,16 @@ def test_int8_is_compared_on_images_outside_its_calibration(
   line = verifier.convert_and_verify("tflite_int8", str(tmp_path), None, None)
   assert "of 3 images" in line and line.startswith("model_int8.tflite: ")
   np.testing.assert_array_equal(seen["calibration"], prepared[:2])
-  np.testing.assert_array_equal(seen.pop("asked"), prepared[2:])
+  np.testing.assert_array_equal(seen.pop("compared"), prepared[2:])
   assert "of 5 images" in verifier.convert_and_verify(
     "tflite", str(tmp_path), None, None
   )
   np.testing.assert_array_equal(seen["calibration"], prepared)
 
 
-def test_int8_needs_images_for_both(model, prepared, tmp_path):
+def test_int8_needs_images_for_calibration_and_comparison(
+  model, prepared, tmp_path
+):
   verifier = ExportVerifier(model, prepared[:1], None)
   with pytest.raises(UserError, match="but 1 was given; give more"):
     verifier.convert_and_verify("tflite_int8", str(tmp_path), None, None)
@@ -123,7 +125,7 @@ def test_slow_models_are_timed_less_often(monkeypatch):
   outputs = run_and_time(
     "slow", lambda x: calls.append(1) or x, np.ones([1, 1]), 0
   )
-  assert len(calls) == 3  # all images, the trace, one that is timed
+  assert len(calls) == 3  # all images, the trace, a timed one
   assert outputs.seconds == 3
 
 
@@ -145,7 +147,7 @@ def test_selecting_outputs_keeps_their_images():
   assert (part.name, part.seconds) == (REFERENCE.name, REFERENCE.seconds)
 
 
-def test_the_line_gives_difference_accuracy_size_and_latency():
+def test_line_states_difference_accuracy_size_and_latency():
   after = ModelOutputs("after", np.array([[4.0, 0], [2, 0], [1, 2]]), 0.25, 1e6)
   labels = np.array([0, 1, 1])
   assert describe(after, REFERENCE, labels) == (

@@ -22,7 +22,7 @@ def write(folder, *names):
       file.write(name)
 
 
-def test_the_number_after_the_largest_is_next(tmp_path):
+def test_next_version_follows_the_largest(tmp_path):
   """Servers take the largest; a gap below it would never be served."""
   assert next_version(str(tmp_path / "none")) == str(tmp_path / "none" / "1")
   for name in ("2", "9", "10", "partial-12ab-13"):
@@ -33,7 +33,7 @@ def test_the_number_after_the_largest_is_next(tmp_path):
 
 
 @pytest.mark.parametrize("root", ["", "ram://versions_test"])
-def test_a_folder_appears_when_it_is_full(tmp_path, root):
+def test_directory_appears_when_complete(tmp_path, root):
   directory = os.path.join(root or str(tmp_path), "served", "1")
   with create_directory(directory) as partial:
     write(partial.folder, "saved_model.pb", "variables/index", "z.txt")
@@ -41,12 +41,12 @@ def test_a_folder_appears_when_it_is_full(tmp_path, root):
     assert os.path.dirname(partial.folder) == os.path.dirname(directory)
     assert partial == PendingDirectory(partial.folder, path=None)
   assert partial.path == directory
-  found = sorted(x[len(directory) + 1 :] for x in list_files(directory))
-  assert found == ["saved_model.pb", "variables/index", "z.txt"]
+  names = sorted(x[len(directory) + 1 :] for x in list_files(directory))
+  assert names == ["saved_model.pb", "variables/index", "z.txt"]
   assert not tf.io.gfile.exists(partial.folder)
 
 
-def test_where_folders_are_not_moved_the_model_comes_last(monkeypatch):
+def test_model_file_is_moved_last_where_directories_cannot_be(monkeypatch):
   """A server looks for it first."""
   moved = []
   rename = tf.io.gfile.rename
@@ -60,39 +60,39 @@ def test_where_folders_are_not_moved_the_model_comes_last(monkeypatch):
 
 
 @pytest.mark.parametrize("root", ["", "ram://versions_race"])
-def test_of_two_at_a_time_each_gets_a_number(tmp_path, root, monkeypatch):
-  """Both look for the next one before either has taken it."""
+def test_concurrent_exports_get_different_versions(tmp_path, root, monkeypatch):
+  """Both see the same next version."""
   directory = os.path.join(root or str(tmp_path), "served")
   free = versioning.next_version
   with (
-    create_next_version(directory) as one,
-    create_next_version(directory) as two,
+    create_next_version(directory) as first,
+    create_next_version(directory) as second,
   ):
-    for partial in (one, two):
-      own = f"own-{partial.folder[-13:]}"
-      write(partial.folder, "MODEL_CARD.md", "saved_model.pb", own)
+    for partial in (first, second):
+      unique = f"unique-{partial.folder[-13:]}"
+      write(partial.folder, "MODEL_CARD.md", "saved_model.pb", unique)
     stale = iter([free(directory)] * 2)
     monkeypatch.setattr(
       versioning, "next_version", lambda x: next(stale, None) or free(x)
     )
-  assert (two.path, one.path) == (f"{directory}/1", f"{directory}/2")
-  for partial in (one, two):
+  assert (second.path, first.path) == (f"{directory}/1", f"{directory}/2")
+  for partial in (first, second):
     names = {os.path.basename(x) for x in list_files(partial.path)}
-    own = f"own-{partial.folder[-13:]}"
-    assert names == {"MODEL_CARD.md", "saved_model.pb", own}
+    unique = f"unique-{partial.folder[-13:]}"
+    assert names == {"MODEL_CARD.md", "saved_model.pb", unique}
 
 
-def test_what_breaks_off_half_way_is_no_second_version(monkeypatch):
-  """Where files are moved one by one, the others must not go elsewhere."""
+def test_interrupted_move_does_not_continue_in_another_version(monkeypatch):
+  """File by file, the remaining files must not move to another version."""
   rename, moved = tf.io.gfile.rename, []
 
-  def fails_at_the_second(source, target):
+  def fail_second_move(source, target):
     if moved:
       raise tf.errors.AlreadyExistsError(None, None, "there")
     moved.append(target)
     rename(source, target)
 
-  monkeypatch.setattr(tf.io.gfile, "rename", fails_at_the_second)
+  monkeypatch.setattr(tf.io.gfile, "rename", fail_second_move)
   directory = "ram://versions_half"
   with pytest.raises(tf.errors.AlreadyExistsError):
     with create_next_version(directory) as partial:
@@ -101,16 +101,14 @@ def test_what_breaks_off_half_way_is_no_second_version(monkeypatch):
   assert not tf.io.gfile.exists(f"{directory}/1/saved_model.pb")
 
 
-def test_a_slash_at_the_end_changes_nothing(tmp_path):
+def test_trailing_slash_is_ignored(tmp_path):
   with create_directory(f"{tmp_path}/1/") as partial:
     write(partial.folder, "saved_model.pb")
   assert os.listdir(tmp_path) == ["1"]
   assert os.listdir(tmp_path / "1") == ["saved_model.pb"]
 
 
-def test_what_fails_for_another_reason_is_not_tried_for_ever(
-  tmp_path, monkeypatch
-):
+def test_other_errors_are_not_retried_forever(tmp_path, monkeypatch):
   def rename(*arguments):
     raise tf.errors.PermissionDeniedError(None, None, "no")
 
@@ -121,7 +119,7 @@ def test_what_fails_for_another_reason_is_not_tried_for_ever(
   assert list(tmp_path.iterdir()) == []
 
 
-def test_an_error_leaves_nothing(tmp_path):
+def test_error_leaves_no_files(tmp_path):
   with pytest.raises(OSError, match="no space"):
     with create_directory(str(tmp_path / "1")) as partial:
       write(partial.folder, "saved_model.pb")
@@ -129,7 +127,7 @@ def test_an_error_leaves_nothing(tmp_path):
   assert list(tmp_path.iterdir()) == []
 
 
-def test_nothing_is_overwritten(tmp_path):
+def test_existing_directory_is_not_overwritten(tmp_path):
   (tmp_path / "1").mkdir()
   with pytest.raises(UserError, match=r"never overwritten.*/2'"):
     with create_directory(str(tmp_path / "1")):

@@ -107,7 +107,7 @@ def launchers():
 
 
 def is_alive(pid: int) -> bool:
-  """Whether a process runs, as far as its parent knows."""
+  """Returns whether a process runs, as far as its parent knows."""
   try:
     os.kill(pid, 0)
   except ProcessLookupError:

@@ -51,7 +51,7 @@ def test_five_steps_of_f0_equal_deepminds(testdata, golden_parameters):
   table = parameter_table(network)
   start = golden_parameters({key: tuple(v.shape) for key, v in table.items()})
   assign_parameters(network, start)
-  # The golden images are normalised already.
+  # The golden images are normalized already.
   model = Classifier(network, mean_rgb=(0, 0, 0), stddev_rgb=(1 / 255,) * 3)
   model.compile(SGD(ListedRates(golden["lrs"])))
   for step in range(5):

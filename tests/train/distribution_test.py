@@ -193,13 +193,13 @@ def read(monkeypatch):
   return read
 
 
-def test_no_tf_config_is_no_cluster(monkeypatch):
+def test_without_tf_config_there_is_no_cluster(monkeypatch):
   monkeypatch.delenv("TF_CONFIG", raising=False)
   assert read_cluster() is None
 
 
 @pytest.mark.parametrize("value", ["", " \n", {}, {"cluster": {}}])
-def test_tf_config_without_workers_is_no_cluster(read, value):
+def test_tf_config_without_workers_has_no_cluster(read, value):
   assert read(value) is None
 
 

@@ -23,7 +23,7 @@ PROCESSES.set_forkserver_preload(["nfnets_tf.train.run_dir"])
 
 
 class Clock:
-  """A clock that only moves when told to, or when somebody sleeps."""
+  """A clock that advances only when set, or during a sleep."""
 
   def __init__(self):
     self.now = 1_000_000.0
