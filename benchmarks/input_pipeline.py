@@ -49,7 +49,7 @@ _SHARDS, _BATCH, _WINDOW = 64, 64, 16
 
 
 def main() -> None:
-  """Prints images a second and, last, the ratios as JSON."""
+  """Prints images per second and, last, the ratios as JSON."""
   flags.FLAGS(sys.argv)
   encoded = jpegs.read(_IMAGES.value, _COUNT.value, at_least=_BATCH)
   with tempfile.TemporaryDirectory() as folder:
@@ -149,7 +149,7 @@ def _reading(folder):
 
 
 def _batching(folder):
-  """Returns functions that make batches from shards, and the images made."""
+  """Returns functions that read batches from shards, and the image count."""
   transforms = [
     preprocessing.InceptionCrop(image_size=_SIZE),
     preprocessing.Flip(),

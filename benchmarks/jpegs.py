@@ -53,7 +53,7 @@ def write_shards(folder: str, encoded: Sequence[bytes], shards: int) -> None:
 
 
 def forget(paths: Sequence[str]) -> None:
-  """Makes the system give up its copies of files, once nothing reads them."""
+  """Drops files from the page cache, once nothing reads them."""
   time.sleep(0.5)  # for what is read ahead to end
   for path in paths:
     with open(path, "rb") as file:

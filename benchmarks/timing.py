@@ -36,7 +36,7 @@ def seconds_side_by_side(
 
 
 def train_steps(model, images, labels) -> Callable[[], object]:
-  """Returns a function that makes one training step on a batch.
+  """Returns a function that runs one training step on a batch.
 
   Not `train_on_batch`, which opens and destroys an iterator in each call: its
   destruction waits until tf.data's autotuner wakes up, for up to a minute.

@@ -98,7 +98,7 @@ def _step(processes) -> None:
 
 
 def _serve() -> None:
-  """Makes --steps steps for each line of standard input."""
+  """Runs --steps steps for each line of standard input."""
   import tensorflow as tf
 
   from nfnets_tf.models.nfnet import NFNet

@@ -2,7 +2,7 @@
 
   python examples/finetune_in_keras.py photos --weights=F0_haiku.npz
 
-The steps in `finetune` are all that there is to it; the data set can be any
+The steps in `finetune` are all that there is to it; the dataset can be any
 `tf.data.Dataset` of batches (images in [0, 255], integer labels).
 """
 

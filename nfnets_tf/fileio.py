@@ -38,13 +38,13 @@ def read_json(path: str) -> dict:
     content = json.loads(read_bytes(path))
   except ValueError as error:
     raise UserError(
-      f"{path!r} is not a JSON file ({error}); restore it, or write the data"
-      " set again."
+      f"{path!r} is not a JSON file ({error}); restore it, or write the dataset"
+      " again."
     ) from error
   if not isinstance(content, dict):
     raise UserError(
       f"{path!r} holds {type(content).__name__}, not an object; restore it, or"
-      " write the data set again."
+      " write the dataset again."
     )
   return content
 

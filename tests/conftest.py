@@ -91,7 +91,7 @@ def tiny_network():
 
 @pytest.fixture
 def make_dataset(tmp_path):
-  """Writes a data set of n training and m held-out images of 4 classes."""
+  """Writes a dataset of n training and m held-out images of 4 classes."""
 
   def make(train=50, heldout=13, train_shards=5, name="data"):
     directory = str(tmp_path / name)

@@ -153,7 +153,7 @@ class Bindings(Mapping):
     earlier = self.imports.setdefault(alias, statement)
     if earlier.module != statement.module:
       raise UserError(
-        f"{place}: {alias!r} already stands for {earlier.module}; import"
+        f"{place}: {alias!r} is already {earlier.module}; import"
         f" {statement.module} under another name with 'as'."
       )
     try:

@@ -28,7 +28,7 @@ class Augmentation:
   """Augmentation of training images after a split's own transforms.
 
   Args:
-    batch_mixers: combine pairs of images. Image i of a stream is made by mixer
+    batch_mixers: combine pairs of images. Image i of a stream uses mixer
       i modulo their number: `MixUp` and `CutMix` are DeepMind's pair, each for
       half of a batch. Batches keep their size, so a step reads twice as many
       images. Empty: no mixing.
@@ -54,7 +54,7 @@ class Augmentation:
 
   @property
   def records_per_image(self) -> int:
-    """Number of records that one image is made of: 1, or 2 with mixing."""
+    """Number of records per image: 1, or 2 with mixing."""
     return 2 if self.batch_mixers else 1
 
   @property

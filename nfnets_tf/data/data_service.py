@@ -17,12 +17,12 @@ _POLL_SECONDS = 0.2
 
 
 class DataService:
-  """Servers that make this host's batches: server i of n makes every n-th one.
+  """Servers that make this host's batches: server i of n computes every n-th.
 
   The order is that of a host without servers. Each server has its own
   dispatcher with one worker: several workers of one dispatcher would take turns
   in the order in which they happen to register. Every server reads all records,
-  so it must see the shards under the same path, but makes only its own batches.
+  so it must see the shards under the same path, but computes only its batches.
 
   Args:
     addresses: "HOST:PORT" of every server.
@@ -85,7 +85,7 @@ def parse_address(address: str) -> tuple[str, int]:
 
 
 def _check_connection(address: str) -> None:
-  # The tf.data service itself would wait for a missing server without a word.
+  # The tf.data service itself would wait for a missing server silently.
   try:
     socket.create_connection(parse_address(address), _CONNECT_SECONDS).close()
   except OSError as error:

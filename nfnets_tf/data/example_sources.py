@@ -42,7 +42,7 @@ class ExampleSource(Protocol):
   Attributes:
     class_names: name of every label.
     splits: {split: references to its images, such as paths}.
-    split_rule: how the splits were made, for people.
+    split_rule: description of how the splits were made.
     key: changes whenever an image, its label or its split does.
   """
 

@@ -88,7 +88,7 @@ class ExampleLoader:
     image_number: tf.Tensor,
     turn: tf.Tensor,
   ) -> tuple[tf.Tensor, tf.Tensor | MixedLabels]:
-    """Makes all copies of a training image.
+    """Loads all copies of a training image.
 
     Args:
       serialized: a record, string [], or with mixing two of them, string [2].
@@ -114,7 +114,7 @@ class ExampleLoader:
   def load_evaluation(
     self, serialized: tf.Tensor
   ) -> tuple[tf.Tensor, tf.Tensor]:
-    """Makes an evaluation image.
+    """Loads an evaluation image.
 
     Args:
       serialized: a record, string [].
@@ -164,7 +164,7 @@ def map_skipping_errors(
   batch_size: int,
   report: Callable[..., tf.Operation] | None = None,
 ) -> tf.data.Dataset:
-  """Maps elements to batches, in parallel and in order, in spite of errors.
+  """Maps elements to batches, in parallel and in order; skips errors.
 
   An element for which `load` raises becomes zeros of weight 0. All others keep
   their positions.

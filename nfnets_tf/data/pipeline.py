@@ -55,7 +55,7 @@ class DataStream:
 
 
 class Split:
-  """One split of a data set, and how its images are made.
+  """One split of a dataset, and how its images are processed.
 
   Args:
     directory: folder of the shards; "~" is the home folder.
@@ -247,7 +247,7 @@ class Split:
   def _make_training_batches(
     self, examples: tf.data.Dataset, load: Callable, batch: int
   ) -> tf.data.Dataset:
-    """Makes batches here or on the data servers."""
+    """Creates batches here or on the data servers."""
     if self.data_service is None:
       return self._make_batches(
         examples, load, batch, self.invalid_records.recorder()

@@ -56,7 +56,7 @@ OPERATIONS: dict[str, Callable[..., tf.Tensor]] = {}
 
 
 def _register(arguments: Callable = lambda strength, draws: ()):
-  """Makes an operation available to `RandAugment` under its function's name.
+  """Registers an operation of `RandAugment` under its function's name.
 
   Args:
     arguments: maps a `Strength` and the draws, float32 [2] in [0, 1), to the
@@ -376,7 +376,7 @@ def _warp(image, matrix):
   a, b, c, d, e, f = matrix
   column = _nearest(_weighted_sum((a, x), (b, y), (c, 1.0)), width)
   row = _nearest(_weighted_sum((d, x), (e, y), (f, 1.0)), height)
-  # Positions outside of the image fall on a border of one pixel.
+  # Positions outside of the image map to a border of one pixel.
   framed = tf.pad(image, [[1, 1], [1, 1], [0, 0]], constant_values=FILL)
   position = (row + 1) * (size[1] + 2) + (column + 1)
   pixels = tf.reshape(framed, [-1, 3])

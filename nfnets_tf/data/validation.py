@@ -141,7 +141,7 @@ class InvalidRecords:
   Args:
     split: name of the split, for the log.
     validate: finds out why a record is invalid.
-    records_per_image: number of records that an image is made of, 1 or 2.
+    records_per_image: number of records per image, 1 or 2.
   """
 
   def __init__(

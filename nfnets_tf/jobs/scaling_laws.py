@@ -222,7 +222,7 @@ def _summarize_errors(hours: pd.DataFrame) -> dict[str, dict[str, float]]:
 def _read_csv(path: str) -> pd.DataFrame:
   if not tf.io.gfile.exists(path):
     raise UserError(
-      f"The table {path!r} does not exist; expected a CSV file with a row for"
+      f"the table {path!r} does not exist; expected a CSV file with a row for"
       " each run, such as a sweep's results.csv."
     )
   try:

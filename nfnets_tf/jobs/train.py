@@ -69,7 +69,7 @@ class TrainJob:
     self.seed = seed
 
   def plan(self) -> str:
-    """Returns what would run; makes no weights and reads no data."""
+    """Describes the run; creates no weights and reads no data."""
     return dry_run.format_table(
       dry_run.describe_run(
         self.model, self.optimization, self.data, self.schedule, self.devices
@@ -194,7 +194,7 @@ class TrainJob:
     trainer = self.open_trainer(files, strategy)
     inputs = trainer.inputs
     if workers.chief:
-      # Not before: a configuration that was refused must not bind the folder.
+      # Not before: a refused configuration must not claim the work directory.
       files.record_data(
         num_data_streams=inputs.num_data_streams,
         train=inputs.train_info,

@@ -123,7 +123,7 @@ def bottleneck_shape(
   """
   if rule not in ("released", "published"):
     raise UserError(
-      f"bottleneck_rule = {rule!r} is unknown; expected 'released' or"
+      f"bottleneck_rule = {rule!r} is invalid; expected 'released' or"
       " 'published'."
     )
   bottleneck = width // 2

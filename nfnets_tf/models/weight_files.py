@@ -188,7 +188,7 @@ def _array(content, dtype, shape, order="C") -> _Array:
 
 
 def _encode(text, encoding) -> bytes:
-  """Makes bytes, as pickles of protocol 2 write them."""
+  """Returns bytes, as pickles of protocol 2 write them."""
   if type(text) is not str or encoding != "latin1":
     raise _RefusedError(f"bytes in the encoding {encoding!r}")
   return text.encode("latin1")

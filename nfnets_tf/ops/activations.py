@@ -69,7 +69,7 @@ def plain_activation(name: str) -> Callable[[tf.Tensor], tf.Tensor]:
   """Returns f without its gamma, same shapes as `scaled_activation`."""
   if name not in _FUNCTIONS:
     raise UserError(
-      f"activation = {name!r} is unknown; expected one of"
+      f"activation = {name!r} is invalid; expected one of"
       f" {', '.join(sorted(_FUNCTIONS))}."
     )
   return _FUNCTIONS[name]

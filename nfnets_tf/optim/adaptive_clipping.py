@@ -162,7 +162,7 @@ class AGC(GroupedOptimizer):
   def apply_gradients(
     self, grads_and_vars, name=None, skip_gradients_aggregation=False, **kwargs
   ):
-    """Makes a step; see `keras.optimizers.Optimizer.apply_gradients`.
+    """Applies a step; see `keras.optimizers.Optimizer.apply_gradients`.
 
     Args:
       grads_and_vars: pairs of a gradient (or None) and its variable, of the
@@ -273,7 +273,7 @@ def agc(
   clipping: float | None = 0.01,
   eps: float = 1e-3,
 ) -> AGC:
-  """Wraps an optimizer that is still to be made, for configuration files.
+  """Wraps an optimizer that is built later, for configuration files.
 
   Args:
     learning_rate: of the optimizer, a number or schedule.

@@ -59,7 +59,7 @@ def group_of(variable: tf.Variable) -> ParamGroup:
 
 
 def set_lr_multiplier(variable: tf.Variable, multiplier: float) -> tf.Variable:
-  """Makes `variable` learn at `multiplier` times the rate; returns it."""
+  """Sets the learning rate multiplier of `variable` and returns it."""
   setattr(variable, _LR_MULTIPLIER, multiplier)
   return variable
 
@@ -111,7 +111,7 @@ def check_lr_multipliers(
 
 
 def freeze(stages: Stages, frozen: Sequence[str] | str) -> None:
-  """Makes stages of a network untrainable.
+  """Freezes stages of a network.
 
   Stages that an earlier call froze become trainable again unless they are
   named; layers that a user froze by `layer.trainable = False` stay frozen.

@@ -91,7 +91,7 @@ class SGD(GroupedOptimizer):
     skip_gradients_aggregation=False,
     **kwargs,
   ):
-    """Makes a step; see `keras.optimizers.Optimizer.apply_gradients`."""
+    """Applies a step; see `keras.optimizers.Optimizer.apply_gradients`."""
     pairs = [(g, v) for g, v in grads_and_vars if g is not None]
     aggregate = kwargs.pop("experimental_aggregate_gradients", True)
     if aggregate and not skip_gradients_aggregation:

@@ -149,7 +149,7 @@ def predict_core_hours(
   by_model = calibrate(points, macs, images_per_epoch=images_per_epoch)
   of_model = points["model"].map(by_model)
   count = points.groupby("model")["epochs"].transform("size")
-  # The geometric mean over a variant's points without this one.
+  # The geometric mean over a variant's points except this one.
   rest = np.exp((count * np.log(of_model) - np.log(implied)) / (count - 1))
   hours = table["tpu_v4_core_hours"]
   table["utilization"] = implied
@@ -165,7 +165,7 @@ def predict_core_hours(
 def _implied_utilization(points, macs, images_per_epoch) -> pd.Series:
   if missing := sorted(set(points["model"]) - set(macs)):
     raise UserError(
-      f"The MACs of {', '.join(missing)} are unknown; add them to those of"
+      f"the MACs of {', '.join(missing)} are unknown; add them to those of"
       f" {', '.join(macs)}, or remove the points."
     )
   images = points["epochs"] * images_per_epoch

@@ -58,7 +58,7 @@ def read_runs(
   names = dataclasses.asdict(columns)
   if missing := [n for n in names.values() if n is not None and n not in table]:
     raise UserError(
-      f"The table has no column {missing[0]!r}; bind RunColumns to its columns:"
+      f"the table has no column {missing[0]!r}; bind RunColumns to its columns:"
       f" {', '.join(map(str, table.columns))}."
     )
   runs = pd.DataFrame(

@@ -1,4 +1,4 @@
-"""The tables of a sweep: cost of each point, and outcome of each trial."""
+"""Tables of a sweep: cost of each point, and outcome of each trial."""
 
 from __future__ import annotations
 

@@ -126,7 +126,7 @@ class Checkpointer:
 
   @property
   def step(self) -> int:
-    """Number of steps that the optimizer has made."""
+    """Number of optimizer steps."""
     return int(self._iterations.numpy())
 
   def save(self) -> None:

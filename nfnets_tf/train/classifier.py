@@ -113,7 +113,7 @@ class Classifier(keras.Model):
     """Configures training; the loss and the metrics are built in.
 
     The averages of the weights restart as copies, unless the optimizer has
-    already made steps.
+    already trained.
 
     Args:
       optimizer: a Keras optimizer.
@@ -201,7 +201,7 @@ class Classifier(keras.Model):
     return (images - mean) / stddev
 
   def train_step(self, data):
-    """Makes one step; called by Keras' `fit`.
+    """Runs one step; called by Keras' `fit`.
 
     Args:
       data: (images, labels) or (images, labels, weights); see the class.
@@ -213,7 +213,7 @@ class Classifier(keras.Model):
     return {**self._scores.results(), **self._telemetry.results()}
 
   def make_step(self, data) -> None:
-    """Makes one step on a replica's part of the global batch.
+    """Runs one step on a replica's part of the global batch.
 
     Unlike `train_step` it does not read the metrics, which under several
     workers is one sum over the network for each of them.

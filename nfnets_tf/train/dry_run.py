@@ -60,7 +60,7 @@ class Memory(NamedTuple):
 def estimate_memory(
   network: keras.Model, *, image_size: int, sam: SAM | None, policy: str
 ) -> Memory:
-  """Estimates the memory of a training step; makes no weights.
+  """Estimates the memory of a training step; creates no weights.
 
   Args:
     network: may be one without weights, of `cost.abstractly`.
@@ -235,7 +235,7 @@ def describe_run(
   schedule: Schedule,
   devices: DeviceConfig,
 ) -> Lines:
-  """Returns all lines about a run; makes no weights and reads no data."""
+  """Returns all lines about a run; creates no weights, reads no data."""
   images = schedule.total_steps * data.batch_size
   epochs = images / data.num_examples
   size = data.train_split.image_shape()[0]

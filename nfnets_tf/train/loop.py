@@ -102,7 +102,7 @@ class Trainer:
     checkpoints: of the run.
     log: of the run.
     preemption: checked at every return to Python.
-    step: number of steps made.
+    step: number of completed steps.
 
   Raises:
     UserError: if the checkpoints do not fit the configuration.
@@ -351,7 +351,7 @@ class Trainer:
 
 
 def _compile_loop(classifier: Classifier, update: Callable) -> Callable:
-  """Returns a compiled function (iterator, num_steps) that makes steps.
+  """Returns a compiled function (iterator, num_steps) that runs steps.
 
   Args:
     classifier: under whose strategy.

@@ -1,7 +1,7 @@
 """Configuration of a training run: one frozen dataclass for each concern.
 
 There are no defaults: a missing gin binding is an error before anything is
-built. Each class checks its numbers when it is made.
+built. Each class validates its numbers.
 """
 
 from __future__ import annotations
@@ -141,7 +141,7 @@ class DeviceConfig:
   """The devices, their numeric precision and their cost.
 
   Attributes:
-    strategy: makes the `tf.distribute.Strategy`.
+    strategy: creates the `tf.distribute.Strategy`.
     policy: Keras' precision policy, "float32" or "mixed_bfloat16".
     compute: predicts TPU core-hours; a `scaling.compute.TpuV4`.
   """

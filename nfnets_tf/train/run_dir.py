@@ -123,7 +123,7 @@ class RunDir:
     """Writes data.json at the start of a run, and checks it when it resumes.
 
     Args:
-      num_data_streams: that the order of examples is made of; only recorded
+      num_data_streams: of the order of examples; only recorded
         at the start.
       **splits: {split: its files and counts}.
 
@@ -253,7 +253,7 @@ class RunLock:
     return next((lease for lease in leases if lease.is_live(now)), None)
 
   def acquire(self) -> None:
-    """Takes the lock.
+    """Acquires the lock.
 
     A holder on this machine is known to be alive. One on another machine may
     have been killed, so this waits until its lease is renewed or expires.
@@ -363,7 +363,7 @@ def _read_lease(path: str, lease_seconds: float) -> Lease:
       float(content["expires"]),
     )
   except (ValueError, TypeError, KeyError):
-    # Torn by a machine that broke down; it expires like any other.
+    # Written partially by a machine that crashed; expires like any other.
     written = tf.io.gfile.stat(path).mtime_nsec / 1e9
     return Lease("unknown", 0, "", written + lease_seconds)
 

@@ -82,7 +82,7 @@ class ReplicaBatch:
       self._global_size = self._examples * replicas
       self._first = self._examples * replica
     else:
-      # The last batch of a data set: smaller, and unlike on each replica.
+      # The last batch of a dataset: smaller, and unlike on each replica.
       self._first, self._global_size = locate_in_global_batch(
         self._examples, replicas
       )
@@ -262,7 +262,7 @@ def check_micro_batches(examples: int, micro_batches: int) -> None:
     raise UserError(
       f"{examples} examples per replica do not divide into {micro_batches}"
       " micro-batches; choose another batch size or number, and"
-      " drop_remainder=True where a data set is batched."
+      " drop_remainder=True where a dataset is batched."
     )
 
 

@@ -90,7 +90,7 @@ def test_later_statements_win_through_includes(tmp_path):
     ("from nfnets_tf import nothing", "a.gin, line 1: cannot import"),
     (
       "from nfnets_tf.optim import sgd\nimport json as sgd\n",
-      "a.gin, line 2: 'sgd' already stands for nfnets_tf.optim.sgd",
+      "a.gin, line 2: 'sgd' is already nfnets_tf.optim.sgd",
     ),
   ],
 )

@@ -67,7 +67,7 @@ def test_any_image_size_and_batch_size():
 
 
 def test_unknown_activation_is_refused():
-  with pytest.raises(UserError, match="'swish' is unknown"):
+  with pytest.raises(UserError, match="'swish' is invalid"):
     NFNet("femto", 3, activation="swish")
 
 

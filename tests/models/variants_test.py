@@ -38,5 +38,5 @@ def test_bottleneck(width, rule, expected):
 def test_misspelt_names_are_answered_with_the_nearest():
   with pytest.raises(UserError, match=r"'F8' does not exist.*did you mean 'F"):
     variants.variant("F8")
-  with pytest.raises(UserError, match="'publishd' is unknown"):
+  with pytest.raises(UserError, match="'publishd' is invalid"):
     variants.bottleneck_shape(384, 128, "publishd")

@@ -37,5 +37,5 @@ def test_dtype_is_kept():
 
 
 def test_unknown_activation_is_refused_by_name():
-  with pytest.raises(UserError, match="'gellu' is unknown.*gelu"):
+  with pytest.raises(UserError, match="'gellu' is invalid.*gelu"):
     scaled_activation("gellu")

@@ -1,4 +1,4 @@
-"""Small data sets, records and images."""
+"""Small datasets, records and images."""
 
 from __future__ import annotations
 

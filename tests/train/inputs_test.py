@@ -144,7 +144,7 @@ def test_batches_of_a_strategy(config):
 
 
 class FakeHosts:
-  """A strategy that makes the data sets of several hosts."""
+  """A strategy that makes the datasets of several hosts."""
 
   def __init__(self, hosts, replicas):
     self._hosts, self._replicas = hosts, replicas
