@@ -26,7 +26,7 @@ def test_the_hash_of_all_bytes(tmp_path):
 def test_reads_only_json_objects(tmp_path):
   (tmp_path / "a").write_text('{"b": [1]}')
   assert read_json(str(tmp_path / "a")) == {"b": [1]}
-  for text, message in (("{", "no JSON file"), ("[]", "holds list, not an")):
+  for text, message in (("{", "not a JSON file"), ("[]", "holds list, not an")):
     (tmp_path / "a").write_text(text)
     with pytest.raises(UserError, match=f"a' .*{message}.*restore it"):
       read_json(str(tmp_path / "a"))

@@ -116,7 +116,7 @@ def test_a_file_that_is_not_an_index(make_dataset):
   directory = make_dataset()
   path = os.path.join(directory, INDEX)
   for text, message in (
-    ('{"splits": {', "no JSON file"),
+    ('{"splits": {', "not a JSON file"),
     ('{"splits": {}}', "lacks class_names; expected the index"),
   ):
     with open(path, "w") as file:
