@@ -146,11 +146,11 @@ def logged():
 
   def read(directory):
     with open(directory / "metrics.jsonl") as file:
-      found = [json.loads(line) for line in file]
-    for record in found:
+      records = [json.loads(line) for line in file]
+    for record in records:
       for timing in ("images_per_second", "input_wait_fraction"):
         record.pop(timing, None)
-    return found
+    return records
 
   return read
 

@@ -17,12 +17,12 @@ from nfnets_tf.errors import (
 )
 
 
-def test_keras_users_may_catch_it_as_a_value_error():
+def test_user_error_is_a_value_error():
   with pytest.raises(ValueError, match="too many"):
     raise UserError("too many")
 
 
-def test_numbers_that_cannot_be_used():
+def test_invalid_numbers_are_refused():
   require_fraction("a.b", 0)
   require_fraction("a.b", 1.0)
   for value in (-0.1, 1.1, None, "1"):

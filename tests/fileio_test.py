@@ -66,7 +66,7 @@ def test_a_file_on_a_full_disk_ends_in_a_sentence(tmp_path, monkeypatch):
   assert path.read_text() == "old"
 
 
-def test_a_file_in_a_folder_that_is_gone_ends_in_a_sentence(tmp_path):
+def test_missing_directory_is_one_sentence(tmp_path):
   path = str(tmp_path / "gone" / "file")
   with pytest.raises(RunError, match="cannot be written .*No such file"):
     write_atomically(path, "new")
@@ -95,7 +95,7 @@ def test_errors_of_any_file_system_are_one_sentence(error, reason):
 @pytest.mark.parametrize(
   "error", [TimeoutError(), tf.errors.UnknownError(None, None, "")]
 )
-def test_errors_that_say_nothing_are_a_sentence_as_well(error):
+def test_errors_without_a_message_are_one_sentence(error):
   with pytest.raises(RunError, match="'file' cannot be written"):
     with report_write_errors("file"):
       raise error

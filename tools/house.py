@@ -108,7 +108,7 @@ def long_functions(modules: dict[str, ast.Module]) -> list[str]:
 
   The docstring does not count; the signature does.
   """
-  found = []
+  functions = []
   for name, tree in modules.items():
     for node in ast.walk(tree):
       if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
@@ -117,8 +117,8 @@ def long_functions(modules: dict[str, ast.Module]) -> list[str]:
           first = node.body[0]
           lines -= first.end_lineno - first.lineno + 1
         if lines > MAX_FUNCTION_LINES:
-          found.append(f"{name}:{node.name} ({lines})")
-  return found
+          functions.append(f"{name}:{node.name} ({lines})")
+  return functions
 
 
 def tensor_functions(

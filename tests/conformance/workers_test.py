@@ -28,7 +28,7 @@ def result(process):
 
 
 def test_sam_in_two_workers_equals_one_process(tf_configs):
-  processes = [start(), *(start(TF_CONFIG=one) for one in tf_configs())]
+  processes = [start(), *(start(TF_CONFIG=config) for config in tf_configs())]
   try:
     alone, *workers = map(result, processes)
   finally:

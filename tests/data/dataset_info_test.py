@@ -29,7 +29,7 @@ def write_labels(path, *labels):
   return write_shard(path, [(0, record.serialize()) for record in records])
 
 
-def test_split_info_counts_what_the_shards_hold(make_dataset):
+def test_split_info_counts_the_examples(make_dataset):
   info = read_split_info(make_dataset(train=50, train_shards=4), "train")
   assert info.counts == (13, 13, 12, 12)
   assert info.num_examples == 50 and info.num_classes == 4
@@ -148,7 +148,7 @@ def test_an_index_of_format_1_is_read(make_dataset):
   assert len(expected.checksums) == 5
 
 
-def test_tfds_datasets_are_read_as_they_are(tmp_path):
+def test_reads_tfds_datasets_directly(tmp_path):
   directory = store_with_tfds(tmp_path)
   info = read_split_info(directory, "train")
   assert info.num_examples == 6 and info.class_names == ("cat", "dog")
@@ -191,7 +191,7 @@ def test_a_scan_is_cached_until_a_shard_changes(make_dataset, caplog):
   assert changed.counts == (1, 2) and changed.num_classes == 7
 
 
-def test_a_change_that_keeps_the_size_is_scanned_again(make_dataset):
+def test_change_of_the_same_size_is_scanned_again(make_dataset):
   directory = make_dataset(train=4, train_shards=1)
   remove_index(directory)
   (path,) = read_split_info(directory, "train").files
@@ -241,9 +241,7 @@ def test_a_scanned_record_without_a_label_is_named(make_dataset, label):
     read_split_info(directory, "train")
 
 
-def test_a_scan_that_cannot_be_cached_counts_all_the_same(
-  make_dataset, monkeypatch, caplog
-):
+def test_scan_works_without_a_cache(make_dataset, monkeypatch, caplog):
   directory = make_dataset(train=4, train_shards=1)
   remove_index(directory)
   monkeypatch.setenv("HOME", "/proc/nowhere")

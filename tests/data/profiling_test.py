@@ -77,7 +77,7 @@ def test_the_slow_stage_costs_most(make_dataset):
   assert costs["Slow"] > 0.010 / 256  # 10 ms each, on all cores at once
 
 
-def test_stages_cost_what_they_add(make_dataset):
+def test_stage_cost_is_the_added_time(make_dataset):
   split = make_split(make_dataset(), transforms=[Flip(), Resize(image_size=8)])
   measured = iter([6.4, 0.5, 0.7])  # of a batch of 64, then of single images
   costs = profile(split, split.read_info(), measure=lambda *_: next(measured))

@@ -183,7 +183,7 @@ def naive_operations(magnitude):
 
 
 @pytest.mark.parametrize("position", range(len(DEEPMIND_OPERATIONS)))
-def test_each_operation_is_that_of_deepmind(position):
+def test_operation_equals_deepminds(position):
   magnitude, choice = 7.0, tf.constant(position)
   augment = RandAugment(layers=1, magnitude=magnitude)
   naive = naive_operations(magnitude)

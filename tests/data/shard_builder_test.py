@@ -141,7 +141,7 @@ def test_a_process_that_finishes_first_removes_temporary_files(
     make_builder(tmp_path, runner=run).build()
 
 
-def test_an_index_of_another_process_is_left_as_it_is(tmp_path, shards):
+def test_index_of_another_process_is_kept(tmp_path, shards):
   def run(function, tasks):
     InProcess()(function, tasks)
     for path in tmp_path.iterdir():  # as the other one cleans up
@@ -176,7 +176,7 @@ def test_a_directory_of_other_shards_is_refused(tmp_path, shards, begun):
     excluding(tmp_path / "b", max_hash_distance=4).build()
 
 
-def test_nothing_that_exists_is_touched(tmp_path):
+def test_existing_files_are_not_touched(tmp_path):
   path = tmp_path / "train-00000-of-00005.tfrecord"
   path.write_bytes(b"mine")
   with pytest.raises(UserError, match="holds other files, such as 'train-0"):
@@ -237,7 +237,7 @@ def test_a_run_prepares_its_data_once(tmp_path, shards):
   assert make_builder(tmp_path / "a")() is False
 
 
-def test_a_run_that_refuses_its_images_leaves_nothing(tmp_path):
+def test_run_with_refused_images_leaves_no_files(tmp_path):
   with pytest.raises(UserError, match="2 of 23 images are invalid"):
     make_builder(tmp_path / "cache", max_invalid_fraction=0)()
   assert not (tmp_path / "cache").exists()

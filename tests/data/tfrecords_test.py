@@ -34,7 +34,7 @@ def test_records_have_the_field_names_of_imagenets_shards():
   assert features["image/format"].bytes_list.value == [b"png"]
 
 
-def test_parsers_return_what_was_written():
+def test_parsers_return_the_written_values():
   serialized = tf.constant(RECORD.serialize())
   image, label = parse_image_and_label(serialized, Fields(first_label=1))
   assert image.numpy() == b"bytes" and label.numpy() == 2
@@ -56,7 +56,7 @@ def test_raw_pixels_are_parsed_with_their_size():
   assert read_features(serialized, fields)[2:] == ("", (2,), (8,))
 
 
-def test_features_are_read_however_many_values_they_have():
+def test_reads_features_with_any_number_of_values():
   assert read_features(serialized_example(x=1), Fields()) == FeatureValues(
     (), (), ""
   )

@@ -186,10 +186,10 @@ def test_columns_rows_and_versions(port, served):
       status, answer = ask(port, body, f"{path}:predict")
       assert status == 200, answer
       np.testing.assert_allclose(answer["outputs"]["logits"], logits, atol=1e-4)
-  rows = [{"images": one} for one in image * 2]
+  rows = [{"images": row} for row in image * 2]
   _, answer = ask(port, {"instances": rows})
   assert len(answer["predictions"]) == 2
-  # One output alone comes without its name.
+  # A single output has no name.
   body = {"instances": image, "signature_name": "features"}
   _, answer = ask(port, body)
   (features,) = answer["predictions"]

@@ -126,7 +126,7 @@ def test_published_rule_widens_stage_1_of_the_plus_family():
   assert (published.bottleneck, published.groups) == (192, 1)
 
 
-def test_default_drop_rate_is_that_of_the_variant():
+def test_drop_rate_defaults_to_the_variants():
   assert abstract("F0").get_layer("dropout").rate == 0.2
 
 

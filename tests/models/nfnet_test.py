@@ -56,7 +56,7 @@ def test_logits_are_float32_under_bfloat16():
   assert NFNet("femto", 3)(tf.zeros([1, 32, 32, 3])).dtype == tf.float32
 
 
-def test_drop_rate_replaces_that_of_the_variant():
+def test_drop_rate_overrides_the_variants():
   assert NFNet("femto", 3, drop_rate=0.7).get_layer("dropout").rate == 0.7
 
 

@@ -342,7 +342,7 @@ def test_path_may_hold_brackets_and_must_exist(tmp_path):
     InitWeights(path=str(tmp_path / "ru"), **options).check()
 
 
-def test_folded_saved_model_names_what_to_load_instead(original, tmp_path):
+def test_folded_saved_model_is_refused_with_alternatives(original, tmp_path):
   path = export_saved_model(
     original, str(tmp_path / "1"), class_names=list("abcd")
   )

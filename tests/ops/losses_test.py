@@ -27,32 +27,34 @@ def test_smoothing_equals_its_definition_on_dense_targets(smoothing):
     np.testing.assert_allclose(loss, naive(LOGITS, targets), rtol=1e-5)
 
 
-def test_mixed_labels_are_taken_as_they_are():
+def test_accepts_label_distributions():
   mixed = np.random.default_rng(1).dirichlet(np.ones(5), 6)
   loss = softmax_cross_entropy(tf.constant(LOGITS), tf.constant(mixed))
   np.testing.assert_allclose(loss, naive(LOGITS, mixed), rtol=1e-5)
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
-def test_labels_of_two_images_are_the_distribution_they_stand_for(smoothing):
-  shares = np.array([0.0, 1.0, 0.5, 0.25, 0.9, 0.3], np.float32)
-  others = LABELS[::-1].copy()
-  targets = shares[:, None] * np.eye(5)[LABELS]
-  targets += (1 - shares[:, None]) * np.eye(5)[others]
+def test_mixed_labels_equal_their_distribution(smoothing):
+  fractions = np.array([0.0, 1.0, 0.5, 0.25, 0.9, 0.3], np.float32)
+  second_labels = LABELS[::-1].copy()
+  targets = fractions[:, None] * np.eye(5)[LABELS]
+  targets += (1 - fractions[:, None]) * np.eye(5)[second_labels]
   targets = (1 - smoothing) * targets + smoothing / 5
-  labels = MixedLabels(*map(tf.constant, (LABELS, others, shares)))
+  labels = MixedLabels(*map(tf.constant, (LABELS, second_labels, fractions)))
   loss = softmax_cross_entropy(
     tf.constant(LOGITS), labels, label_smoothing=smoothing
   )
   np.testing.assert_allclose(loss, naive(LOGITS, targets), rtol=1e-5)
-  main = [LABELS[i] if shares[i] >= 0.5 else others[i] for i in range(6)]
+  main = [
+    LABELS[i] if fractions[i] >= 0.5 else second_labels[i] for i in range(6)
+  ]
   np.testing.assert_array_equal(labels.main(), main)
 
 
 @pytest.mark.parametrize(
   "labels", [LABELS[:, None], LABELS.astype(np.float32), np.eye(4)[LABELS % 4]]
 )
-def test_labels_that_tensorflow_would_stretch_are_refused(labels):
+def test_labels_that_would_broadcast_are_refused(labels):
   with pytest.raises(UserError, match=r"labels of shape \("):
     softmax_cross_entropy(tf.constant(LOGITS), tf.constant(labels))
 

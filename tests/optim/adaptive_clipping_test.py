@@ -149,7 +149,7 @@ def assert_equal(ours, theirs, **tolerance):
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_update_is_that_of_the_inner_optimizer_on_clipped_gradients(name):
+def test_inner_optimizer_receives_clipped_gradients(name):
   ours, theirs = variables(), variables()
   wrapped, plain = AGC(OPTIMIZERS[name](0.1), 0.05), OPTIMIZERS[name](0.1)
   for step in range(3):

@@ -112,7 +112,7 @@ def test_saved_classifier_keeps_frozen_stages_and_multipliers(tmp_path):
     np.testing.assert_array_equal(a, b)
 
 
-def test_next_classifier_unfreezes_what_the_last_one_froze():
+def test_new_classifier_unfreezes_the_network():
   network = NFNet("femto", 4)
   Classifier(network, frozen="backbone", ema_decay=None)
   assert len(network.trainable_variables) == 2

@@ -193,7 +193,7 @@ def test_printed_results_are_aligned_and_counted():
   assert sorted(counts.split(", ")) == ["1 done", "1 pending", "2 failed"]
 
 
-def test_printed_results_have_no_loss_that_was_not_recorded():
+def test_prints_no_loss_without_a_record():
   sweep, point = make_sweep(), POINTS[0]
   result = {"another": 1.0}
   trial = Trial(point.name, point.name, point.bindings, DONE, result)

@@ -120,7 +120,7 @@ def test_tensorflows_list_of_checkpoints_is_not_needed(tmp_path, content):
   assert make(tmp_path)[1].restore() == 1
 
 
-def test_discards_checkpoints_after_the_one_that_is_accepted(tmp_path):
+def test_discards_checkpoints_after_the_accepted_one(tmp_path):
   model, checkpoints = make(tmp_path, keep=3)
   for loss in (2.0, 1.0, 3.0):
     advance(model)

@@ -383,7 +383,7 @@ def test_all_gather_keeps_the_order_of_workers(make_workers, jobs):
   )
 
 
-def test_any_is_true_for_all_if_it_is_for_one(make_workers):
+def test_any_is_true_on_all_workers_if_true_on_one(make_workers):
   workers = make_workers(LAYOUTS[1])
   for index in range(3):
     actual = run_together(workers, lambda w, number: w.any(number == index))  # noqa: B023

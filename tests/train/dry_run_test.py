@@ -104,15 +104,15 @@ def test_start_of_training(sam, lines):
   data = types.SimpleNamespace(batch_size=4_096, train_split=split)
   train = SplitInfo(("a", "b", "c"), (1_000, 1_000, 500), 3, ())
   strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
-  first, *others = dry_run.describe_start(
+  first, *more_lines = dry_run.describe_start(
     model, optimization, data, 12_345, strategy, train
   )
   assert first == (
     "Training NFNet F0 on MirroredStrategy, 2 replicas: 12,345 steps of 4,096"
     " images, 2,500 images per epoch from 3 shards in gs://bucket/jft."
   )
-  assert len(others) == lines - 1
-  for line in others:
+  assert len(more_lines) == lines - 1
+  for line in more_lines:
     assert line.startswith("Gradients by SAM, rho 0.05") and line[-1] == "."
 
 

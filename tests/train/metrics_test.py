@@ -45,7 +45,7 @@ def test_packed_metrics_unpack_to_the_same():
     np.testing.assert_array_equal(a, b)
 
 
-def test_masked_metrics_are_zero_where_they_were_not_finite():
+def test_masking_zeroes_nonfinite_metrics():
   losses = tf.constant([1.0, np.nan])
   metrics = ExampleMetrics(losses, losses, losses, tf.ones([2]))
   dropped = metrics.masked(tf.constant(False))

@@ -265,12 +265,12 @@ def hammer(root, log, rounds, competitors):
     except UserError:
       sleep(random.random())
       continue
-    taken = f"{log}/taken"
-    assert not tf.io.gfile.exists(taken)
-    with tf.io.gfile.GFile(taken, "w") as file:
+    marker = f"{log}/marker"
+    assert not tf.io.gfile.exists(marker)
+    with tf.io.gfile.GFile(marker, "w") as file:
       file.write(f"{os.getpid()} {threading.get_ident()}")
     sleep(random.random() / 5)
-    tf.io.gfile.remove(taken)
+    tf.io.gfile.remove(marker)
     lock.release()
     rounds -= 1
 
