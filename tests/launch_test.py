@@ -128,7 +128,7 @@ def test_exports_a_checkpoint_by_its_path(finished, launch, tmp_path):
   )
   assert exported == expected
   card = (tmp_path / "saved_model" / "1" / "MODEL_CARD.md").read_text()
-  assert "| weights | averages, where there are any |" in card
+  assert "| weights | averaged |" in card
   assert list_files(workdir) == before
 
 
@@ -267,6 +267,7 @@ def test_dry_run_from_another_folder(
   assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.soak
 def test_builds_checks_and_trains_on_shards(launch, tmp_path):
   shards = tmp_path / "shards"
 

@@ -9,6 +9,7 @@ skip gains are clipped by one norm each.
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Callable, Sequence
 from typing import Union
 
@@ -259,8 +260,12 @@ class AGC(GroupedOptimizer):
   def from_config(cls, config, custom_objects=None):
     """Builds the optimizer that `get_config` described."""
     optimizer, exclude = config["optimizer"], config["exclude"]
-    custom_objects = {**(custom_objects or {}), **_class_of(optimizer)}
-    optimizer = keras.saving.deserialize_keras_object(optimizer, custom_objects)
+    # A scope, since Keras prefers its global registry to `custom_objects`, and
+    # two libraries register a LAMB under the same name.
+    with keras.saving.custom_object_scope(_classes_of(optimizer)):
+      optimizer = keras.saving.deserialize_keras_object(
+        optimizer, custom_objects
+      )
     if isinstance(exclude, dict):
       exclude = keras.saving.deserialize_keras_object(exclude, custom_objects)
     return cls(**{**config, "optimizer": optimizer, "exclude": exclude})
@@ -299,17 +304,21 @@ def _check_wrappable(optimizer) -> None:
     )
 
 
-def _class_of(config: dict) -> dict[str, type]:
+def _classes_of(config: dict) -> dict[str, type]:
   """Returns {name: class} of a serialized optimizer, if it is known.
 
   Keras 2.15 does not find AdamW, Lion and registered classes in HDF5 files.
   """
   name, registered = config["class_name"], config.get("registered_name")
-  cls = keras.saving.get_registered_object(registered) if registered else None
-  legacy = config["config"].get("is_legacy_optimizer", True)
-  module = keras.optimizers.legacy if legacy else keras.optimizers
-  cls = cls or getattr(module, name, None)
-  return {name: cls} if cls else {}
+  module = sys.modules.get(config.get("module"))
+  cls = getattr(module, name, None)
+  if cls is None and registered:
+    cls = keras.saving.get_registered_object(registered)
+  if cls is None:
+    legacy = config["config"].get("is_legacy_optimizer", True)
+    module = keras.optimizers.legacy if legacy else keras.optimizers
+    cls = getattr(module, name, None)
+  return {key: cls for key in (name, registered) if cls and key}
 
 
 def _scale_update(variable: tf.Variable, before: tf.Tensor) -> None:

@@ -177,9 +177,9 @@ class Classifier(keras.Model):
     telemetry = self._telemetry.metrics if self._telemetry else []
     return [*self._scores.metrics, *telemetry]
 
-  @property
-  def score_metrics(self) -> list[keras.metrics.Metric]:
-    """The Keras metrics of examples: loss, top-1 and top-5."""
+  # A method: Keras would save what a public property holds.
+  def example_metrics(self) -> list[keras.metrics.Metric]:
+    """Returns the Keras metrics of examples: loss, top-1 and top-5."""
     return self._scores.metrics
 
   def call(self, images, training=False):

@@ -334,7 +334,7 @@ class Trainer:
         self._test_steps(iterator, tf.constant(count, tf.int64))
         steps -= count
         self._stop_if_preempted()
-      metrics = self._read_metrics(self.classifier.score_metrics)
+      metrics = self._read_metrics(self.classifier.example_metrics())
     finally:
       # Training's own metrics were logged, and are zero, at an evaluation.
       self.classifier.reset_metrics()

@@ -110,7 +110,7 @@ RULES = [
   Rule(r"benchmarks\.(convolution|compare_runs|scaling_study)", append=HELP),
   Rule(r"benchmarks\.NAME", skip="a placeholder"),
   # Fragments and files.
-  Rule(r"^FRAGMENT .*BuildShardsJob"),
+  Rule(r"^FRAGMENT .*ShardBuilder"),
   Rule(r"^FRAGMENT .*sweep\.Sweep"),
   Rule(r"^GIN "),
   # Python.
@@ -121,7 +121,7 @@ RULES = [
 # Later commands export, check and resume what these make.
 FIRST = r"^python [^=]*=gin/(quickstart|finetune_folder|prepare_folder)\.gin"
 FRAGMENTS = {
-  "BuildShardsJob": "--gin_file=gin/prepare_folder.gin"
+  "ShardBuilder": "--gin_file=gin/prepare_folder.gin"
   " --gin_param=\"IMAGES = 'photos'\" --gin_param=\"DATA_DIR = 'other'\"",
   "sweep.Sweep": "--gin_file=gin/sweeps/jft.gin",
 }

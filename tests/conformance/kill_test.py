@@ -87,7 +87,7 @@ def run_with_kills(launcher, command, folder, moments, seconds, draw):
 @pytest.mark.parametrize(
   "command, kills",
   [
-    pytest.param(TINY_RUN, 6, id="6 kills"),
+    pytest.param(TINY_RUN, 3, id="3 kills"),
     pytest.param(NFNET_RUN, 20, id="20 kills", marks=pytest.mark.soak),
   ],
 )

@@ -65,6 +65,7 @@ def assert_same_trajectory(alone, together):
     assert [want[n] for n in counts] == [got[n] for n in counts]
 
 
+@pytest.mark.soak
 def test_two_workers_match_one_process_and_resume_bit_identically(
   launchers, start, digits, logged, tmp_path, screens
 ):

@@ -85,6 +85,7 @@ def femto_on_one_device():
   return train(ONE, network=femto)
 
 
+@pytest.mark.soak
 def test_nfnet_trains_the_same_on_two_replicas(femto_on_one_device):
   actual = train(mirrored(2, collectives=True), network=femto)
   assert_same(actual, femto_on_one_device)

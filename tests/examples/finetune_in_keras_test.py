@@ -33,6 +33,7 @@ def photos(tmp_path):
   return tmp_path / "photos"
 
 
+@pytest.mark.soak
 def test_it_learns_saves_and_starts_from_weights(photos, tmp_path):
   weights = NFNet("femto", 1000)
   save_deepmind(weights, str(tmp_path / "weights.npz"))

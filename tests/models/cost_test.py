@@ -27,7 +27,7 @@ def abstract(variant, num_classes=1000):
   "variant",
   [
     name
-    if name in ("F0", "F1", "F0+", "F7+")
+    if name in ("F0", "F1", "F0+", "F1+")
     else pytest.param(name, marks=pytest.mark.soak)
     for name in ROWS
   ],
@@ -40,7 +40,7 @@ def test_parameters_to_the_unit_and_macs_to_a_thousandth(variant):
   assert macs == pytest.approx(int(row["macs_224"]), rel=1e-3)
 
 
-@pytest.mark.parametrize("family, deep", [("", "F1"), ("+", "F7+")])
+@pytest.mark.parametrize("family, deep", [("", "F1"), ("+", "F1+")])
 def test_table_is_affine_in_the_depth(family, deep):
   """So that two networks of a family give the others, which take minutes."""
   shallow = f"F0{family}"

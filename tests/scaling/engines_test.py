@@ -164,6 +164,8 @@ def test_number_of_processes_must_be_whole():
   ],
 )
 def test_terminated_sweep_stops_its_points(tmp_path, end, error):
+  # A shell starts background processes with SIGINT ignored.
+  interrupt = signal.signal(signal.SIGINT, signal.default_int_handler)
   engine = engines.LocalProcesses(at_once=2)
   sweep = Sweep(
     grid=[{"A": value} for value in range(4)],
@@ -179,8 +181,11 @@ def test_terminated_sweep_stops_its_points(tmp_path, end, error):
   slow = SLOW.replace("$1", "kill -TERM $PPID")
   all_up = f"until grep -q up {tmp_path}/logs/A=0.log; do sleep 0.02; done"
   script = f"case $1 in *A=0) {slow};; *A=1) {all_up}; {end};; esac"
-  with pytest.raises(error):
-    sweep.run(store, sweep.points, shell(script), lambda trials: None)
+  try:
+    with pytest.raises(error):
+      sweep.run(store, sweep.points, shell(script), lambda trials: None)
+  finally:
+    signal.signal(signal.SIGINT, interrupt)
   assert open(store.log("A=0")).read() == "up\nsaved\n"
   states = {name: trial.state for name, trial in store.trials().items()}
   assert states == {"A=0": PENDING, "A=1": PENDING}
