@@ -326,7 +326,7 @@ class ShardBuilder:
     if None in entries and (index := self._read_index()) is not None:
       return index  # another process has concluded and cleaned up
     invalid = sum(
-      (collections.Counter(entry["invalid"]) for entry in entries),
+      (collections.Counter(entry["faults"]) for entry in entries),
       collections.Counter(),
     )
     self._check_invalid(
@@ -347,7 +347,8 @@ class ShardBuilder:
       "key": self.key,
       "class_names": list(classes),
       "rule": self.source.split_rule,
-      "skipped": {"invalid": invalid, "near_duplicates": duplicates},
+      # The keys of format 2, which existing shards have.
+      "left_out": {"faults": invalid, "near_duplicates": duplicates},
       "splits": {
         split: describe_split(some, len(classes))
         for split, some in written.items()

@@ -169,7 +169,7 @@ def write_task(
 ) -> None:
   """Writes one shard, then its entry.
 
-  The entry has in addition to the index's: under "invalid" {cause: number of
+  The entry has in addition to the index's: under "faults" {cause: number of
   images} skipped as invalid, under "named" some of them, and
   under "duplicates" the names of near-duplicates.
 
@@ -200,7 +200,7 @@ def write_task(
 
   entry = write_shard(task.path, examples())
   skipped = {
-    "invalid": invalid,
+    "faults": invalid,
     "named": named[:_NAMED],
     "duplicates": duplicates,
   }

@@ -39,13 +39,13 @@ class BuildShardsJob:
     files.write_config(context.config_text)
     context.on_start()
     index = self.builder.build()
-    directory, skipped = self.builder.directory, index["skipped"]
+    directory, skipped = self.builder.directory, index["left_out"]
     files.write_result({"directory": directory, **skipped})
     lines = self.builder.describe()
     for split, part in index["splits"].items():
       count, size = part["examples"], part["bytes"] / 1e6
       lines.append((f"{split} holds", f"{count:,} images, {size:,.1f} MB"))
-    counts = {**skipped["invalid"]}
+    counts = {**skipped["faults"]}
     if self.builder.exclude is not None:
       counts["near-duplicates"] = len(skipped["near_duplicates"])
     lines += [("skipped", f"{n:,} {cause}") for cause, n in counts.items()]

@@ -54,7 +54,7 @@ def test_it_writes_shards_an_index_and_nothing_else(tmp_path):
   assert info.num_examples == 20 and info.class_names == ("a", "b", "c")
   assert index["rule"] == "one in four"
   assert sum(index["splits"]["train"]["examples_by_class"]) == 20
-  invalid = index["skipped"]["invalid"]
+  invalid = index["left_out"]["faults"]
   assert invalid == {"image not decodable": 1, "not readable": 1}
 
 
@@ -216,7 +216,7 @@ def test_beam_writes_the_same_bytes(tmp_path):
   builder.build()
   assert contents(tmp_path / "beam") == contents(tmp_path / "threads")
   skipped = {"20.jpg", "21.jpg", "22.jpg"}
-  assert set(index["skipped"]["near_duplicates"]) == skipped
+  assert set(index["left_out"]["near_duplicates"]) == skipped
   for path in (tmp_path / "beam").glob("train-*"):
     assert not skipped & set(names_in(str(path)))
 

@@ -71,7 +71,7 @@ def test_valid_images_are_written_and_others_are_counted(tmp_path):
   names = [name for task in tasks for name in names_in(task.path)]
   valid = [i for i in range(1, 23) if i not in (13, 17)]
   assert sorted(names) == sorted(f"{i}.jpg" for i in valid)
-  invalid = [item for entry in entries for item in entry["invalid"].items()]
+  invalid = [item for entry in entries for item in entry["faults"].items()]
   assert sorted(invalid) == [("image not decodable", 1), ("not readable", 1)]
   named = " ".join(name for entry in entries for name in entry["named"])
   assert "17.jpg: image not decodable" in named and "cannot be read" in named
@@ -86,7 +86,7 @@ def test_labels_out_of_range_are_counted(tmp_path):
   (task,) = plan(Unlabeled(), tmp_path)["heldout"]
   write_task(task, Unlabeled(), VALIDATE)
   entry = task.read_entry()
-  assert entry["invalid"] == {"label out of range": 1}
+  assert entry["faults"] == {"label out of range": 1}
   assert entry["named"] == ["0.jpg: label out of range (class -1 of 3)"]
 
 
