@@ -139,6 +139,7 @@ def test_resumes_bit_identically_after_workers_are_killed(
   assert_same_tensors(state(tmp_path / "killed"), state(tmp_path / "whole"))
 
 
+@pytest.mark.soak
 def test_workers_without_shared_storage_fail_before_the_first_step(
   launchers, tf_configs, digits, tmp_path, screens
 ):

@@ -101,7 +101,13 @@ def test_training_moves_every_weight(femto_on_one_device):
   assert max(changes) > 1e-2 and min(changes) > 0
 
 
-@pytest.mark.parametrize("sam", [None, SAM(0.2, scope="global", every=2)])
+@pytest.mark.parametrize(
+  "sam",
+  [
+    pytest.param(None, marks=pytest.mark.soak),
+    SAM(0.2, scope="global", every=2),
+  ],
+)
 def test_random_numbers_follow_the_example_not_the_replica(sam):
   """With dropout and stochastic depth, too, replicas equal one device."""
   expected = train(ONE, sam=sam)

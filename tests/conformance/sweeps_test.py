@@ -81,6 +81,7 @@ def test_terminated_sweep_terminates_its_processes(
   assert states(store) == {"SIZE=1": "pending", "SIZE=2": "pending"}
 
 
+@pytest.mark.soak
 def test_killed_point_resumes(launcher, tmp_path, store, digits):
   """That it ends in the same bits is shown by kill_test.py."""
   axes = tmp_path / "axes.gin"

@@ -130,6 +130,7 @@ def test_rolls_back_and_continues_behind_the_batches(
   assert_same_weights(trainer, train(skipping, tmp_path / "skipping"))
 
 
+@pytest.mark.soak
 def test_resumes_bit_identically_around_a_rollback(
   make_job, train, open_trainer, logged, tmp_path
 ):
@@ -145,6 +146,7 @@ def test_resumes_bit_identically_around_a_rollback(
   assert logged(tmp_path / "whole") == logged(tmp_path / "interrupted")
 
 
+@pytest.mark.soak
 def test_killed_right_after_recording_a_rollback(
   make_job, train, open_trainer, tmp_path, monkeypatch
 ):
