@@ -233,7 +233,9 @@ class Bindings(Mapping):
     """Returns the names of the modules that bindings and references use."""
     selectors = {split_parameter(name)[1] for name in self if "." in name}
     for value in self.values():
-      selectors |= {x.selector for x in leaves(value) if _is_reference(x)}
+      selectors |= {
+        x.selector for x in leaves(value) if isinstance(x, Reference)
+      }
     return {selector.split(".")[0] for selector in selectors}
 
   def to_text(self) -> str:
@@ -340,7 +342,3 @@ def leaves(value: Any) -> Iterator[Any]:
       yield from leaves(item)
   else:
     yield value
-
-
-def _is_reference(value: Any) -> bool:
-  return isinstance(value, Reference)
