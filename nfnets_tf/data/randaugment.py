@@ -12,7 +12,9 @@ as the original's lookup tables and `tf.where`.
 
 from __future__ import annotations
 
+import functools
 import math
+import operator
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -385,14 +387,8 @@ def _warp(image, matrix):
 
 def _weighted_sum(*products):
   """Sums factor * values; a static factor of 0 broadcasts no row or column."""
-  first, *rest = [
-    factor * values
-    for factor, values in products
-    if tf.is_tensor(factor) or factor
-  ]
-  for values in rest:
-    first = first + values
-  return first
+  terms = [f * values for f, values in products if tf.is_tensor(f) or f]
+  return functools.reduce(operator.add, terms)
 
 
 def _nearest(values, size):
