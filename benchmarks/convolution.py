@@ -10,9 +10,9 @@ import json
 import statistics
 
 import tensorflow as tf
-from tensorflow import keras
 
 from benchmarks.timing import median_ratio, seconds_side_by_side
+from nfnets_tf.keras_api import keras
 from nfnets_tf.ops import convolution
 
 BATCH, SIZE, CHANNELS, GROUPS = 8, 12, 768, 6

@@ -13,13 +13,13 @@ import sys
 
 import numpy as np
 from absl import flags
-from tensorflow import keras
 
 from benchmarks.timing import (
   median_ratio,
   seconds_side_by_side,
   train_steps,
 )
+from nfnets_tf.keras_api import keras
 from nfnets_tf.models.nfnet import NFNet
 from nfnets_tf.optim.sam import SAM
 from nfnets_tf.optim.sgd import SGD

@@ -9,9 +9,8 @@ The steps in `finetune` are all that there is to it; the dataset can be any
 import argparse
 import json
 
-from tensorflow import keras
-
 import nfnets_tf
+from nfnets_tf.keras_api import keras
 
 
 def finetune(train, heldout, *, variant, num_classes, weights, epochs, rate):

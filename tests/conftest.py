@@ -13,9 +13,9 @@ os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "1")
 import numpy as np
 import pytest
 import tensorflow as tf
-from tensorflow import keras
 
 from nfnets_tf.config import Configuration
+from nfnets_tf.keras_api import keras
 from nfnets_tf.train.distribution import one_device
 from nfnets_tf.train.run_dir import RunDir
 from tests.support import launcher, tiny

@@ -4,7 +4,6 @@ import os
 
 import pytest
 import tensorflow as tf
-from tensorflow import keras
 
 from nfnets_tf.data import pipeline, preprocessing
 from nfnets_tf.errors import (
@@ -15,6 +14,7 @@ from nfnets_tf.errors import (
   require_int,
   translate_tf_errors,
 )
+from nfnets_tf.keras_api import keras
 
 
 def test_user_error_is_a_value_error():

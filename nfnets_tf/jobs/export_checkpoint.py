@@ -6,13 +6,13 @@ import os
 from collections.abc import Callable
 
 import tensorflow as tf
-from tensorflow import keras
 
 from nfnets_tf.data.dataset_info import SplitInfo
 from nfnets_tf.errors import UserError, require_int
 from nfnets_tf.fileio import find_run_dir, latest_checkpoint
 from nfnets_tf.jobs.job import RunContext
 from nfnets_tf.jobs.train import TrainJob
+from nfnets_tf.keras_api import keras
 from nfnets_tf.models.weights import InitWeights
 from nfnets_tf.train.dry_run import describe_network, format_table
 from nfnets_tf.train.finish import export_metadata, heldout_sample

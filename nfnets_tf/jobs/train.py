@@ -7,12 +7,12 @@ from collections.abc import Callable
 from contextlib import nullcontext
 
 import tensorflow as tf
-from tensorflow import keras
 
 from nfnets_tf.data.dataset_info import SplitInfo
 from nfnets_tf.errors import UserError, translate_tf_errors
 from nfnets_tf.fileio import latest_checkpoint
 from nfnets_tf.jobs.job import RunContext
+from nfnets_tf.keras_api import keras
 from nfnets_tf.models import cost
 from nfnets_tf.train import dry_run
 from nfnets_tf.train.classifier import Classifier

@@ -8,7 +8,8 @@ import functools
 from collections.abc import Callable
 
 import tensorflow as tf
-from tensorflow import keras
+
+from nfnets_tf.keras_api import keras
 
 _CONVOLUTIONS = ("Conv2D",)
 _PRODUCTS = ("MatMul",)

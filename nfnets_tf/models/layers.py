@@ -6,8 +6,8 @@ policy. Images are [batch, height, width, channels].
 """
 
 import tensorflow as tf
-from tensorflow import keras
 
+from nfnets_tf.keras_api import keras
 from nfnets_tf.ops import convolution, stateless_random
 from nfnets_tf.ops.activations import scaled_activation
 from nfnets_tf.ops.weight_standardization import standardize

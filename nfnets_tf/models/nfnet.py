@@ -8,8 +8,8 @@ and a head. Shapes are [batch, height, width, channels].
 from __future__ import annotations
 
 import tensorflow as tf
-from tensorflow import keras
 
+from nfnets_tf.keras_api import keras
 from nfnets_tf.models import variants
 from nfnets_tf.models.layers import (
   ClassifierHead,

@@ -14,9 +14,9 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 import tensorflow as tf
-from tensorflow import keras
 
 from nfnets_tf.errors import UserError
+from nfnets_tf.keras_api import keras
 from nfnets_tf.models.layers import ClassifierHead, WSConv2D
 from nfnets_tf.models.nfnet import NFBlock, NFNet
 from nfnets_tf.models.weight_files import (

@@ -14,9 +14,9 @@ from collections.abc import Callable, Sequence
 from typing import Union
 
 import tensorflow as tf
-from tensorflow import keras
 
 from nfnets_tf.errors import UserError, require
+from nfnets_tf.keras_api import keras
 from nfnets_tf.optim.param_groups import (
   GroupedOptimizer,
   group_of,

@@ -8,7 +8,8 @@ import contextlib
 from collections.abc import Iterator, Sequence
 
 import tensorflow as tf
-from tensorflow import keras
+
+from nfnets_tf.keras_api import keras
 
 
 def add_averages(

@@ -13,9 +13,9 @@ import enum
 from collections.abc import Mapping, Sequence
 
 import tensorflow as tf
-from tensorflow import keras
 
 from nfnets_tf.errors import UserError, require
+from nfnets_tf.keras_api import keras
 
 # Attributes of the variable itself, since a copy of a model makes new ones.
 _GROUP = "_nfnets_group"

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import tensorflow as tf
-from tensorflow import keras
 
 from nfnets_tf.errors import require, require_int
+from nfnets_tf.keras_api import keras
 
 SCOPES = ("micro_batch", "replica", "global")
 

@@ -2,9 +2,8 @@
 
 from collections.abc import Mapping
 
-from tensorflow import keras
-
 from nfnets_tf.errors import UserError, require_int
+from nfnets_tf.keras_api import keras
 
 
 def warmup_cosine(

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import tensorflow as tf
-from tensorflow import keras
 
+from nfnets_tf.keras_api import keras
 from nfnets_tf.ops.finite import all_finite
 from nfnets_tf.optim.adaptive_clipping import clip_unitwise
 from nfnets_tf.optim.param_groups import (

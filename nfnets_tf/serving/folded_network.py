@@ -15,9 +15,9 @@ from collections.abc import Callable
 
 import numpy as np
 import tensorflow as tf
-from tensorflow import keras
 
 from nfnets_tf.errors import UserError
+from nfnets_tf.keras_api import keras
 from nfnets_tf.models.layers import spatial_mean
 from nfnets_tf.models.nfnet import NFNet
 from nfnets_tf.models.weights import named_variables

@@ -22,9 +22,9 @@ import dataclasses
 
 import numpy as np
 import tensorflow as tf
-from tensorflow import keras
 
 from nfnets_tf.errors import UserError
+from nfnets_tf.keras_api import keras
 from nfnets_tf.models.layers import SqueezeExcite, WSConv2D
 from nfnets_tf.models.nfnet import ALPHA, NFBlock, NFNet
 from nfnets_tf.ops.activations import GAMMAS

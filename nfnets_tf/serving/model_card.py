@@ -8,10 +8,10 @@ import subprocess
 from collections.abc import Iterable, Mapping, Sequence
 
 import tensorflow as tf
-from tensorflow import keras
 
 from nfnets_tf import __version__
 from nfnets_tf.data import preprocessing
+from nfnets_tf.keras_api import keras
 from nfnets_tf.models.nfnet import NFNet
 
 _ROOT = pathlib.Path(__file__).parents[2]

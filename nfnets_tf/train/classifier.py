@@ -6,9 +6,9 @@ import contextlib
 from collections.abc import Iterator, Sequence
 
 import tensorflow as tf
-from tensorflow import keras
 
 from nfnets_tf.errors import UserError
+from nfnets_tf.keras_api import keras
 from nfnets_tf.models.nfnet import layers_by_stage, variables_by_stage
 from nfnets_tf.models.weights import named_variables
 from nfnets_tf.ops import stateless_random

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
 import tensorflow as tf
-from tensorflow import keras
 
+from nfnets_tf.keras_api import keras
 from nfnets_tf.models import cost
 from nfnets_tf.train.distribution import describe
 

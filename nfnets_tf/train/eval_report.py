@@ -16,7 +16,6 @@ from sklearn.metrics import (
   confusion_matrix,
   precision_recall_fscore_support,
 )
-from tensorflow import keras
 
 from nfnets_tf.data.dataset_info import (
   SplitInfo,
@@ -26,6 +25,7 @@ from nfnets_tf.data.dataset_info import (
 from nfnets_tf.data.pipeline import Split
 from nfnets_tf.errors import require_int
 from nfnets_tf.fileio import write_atomically
+from nfnets_tf.keras_api import keras
 
 _MAX_LABELED_CLASSES = 60  # more names are illegible
 _MAX_NUMBERED_CLASSES = 20

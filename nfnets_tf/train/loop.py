@@ -19,10 +19,10 @@ from typing import TYPE_CHECKING, TextIO
 
 import orbit
 import tensorflow as tf
-from tensorflow import keras
 
 from nfnets_tf.errors import Preempted, RunError, UserError
 from nfnets_tf.fileio import checkpoint_steps
+from nfnets_tf.keras_api import keras
 from nfnets_tf.train.checkpointing import Checkpointer
 from nfnets_tf.train.rollback import Recovery, Restorer
 from nfnets_tf.train.run_log import MetricsLog, Progress, read_records

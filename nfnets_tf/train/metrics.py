@@ -15,8 +15,8 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import tensorflow as tf
-from tensorflow import keras
 
+from nfnets_tf.keras_api import keras
 from nfnets_tf.ops.losses import MixedLabels
 from nfnets_tf.optim.adaptive_clipping import max_gradient_norm, unitwise_norm
 from nfnets_tf.optim.param_groups import GroupedOptimizer

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import tensorflow as tf
-from tensorflow import keras
 
+from nfnets_tf.keras_api import keras
 from nfnets_tf.ops.finite import all_finite
 from nfnets_tf.optim.param_groups import GroupedOptimizer
 

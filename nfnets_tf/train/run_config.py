@@ -14,9 +14,9 @@ from nfnets_tf.errors import require, require_fraction, require_int
 
 if TYPE_CHECKING:
   import tensorflow as tf
-  from tensorflow import keras
 
   from nfnets_tf.data.pipeline import Split
+  from nfnets_tf.keras_api import keras
   from nfnets_tf.models.weights import InitWeights
   from nfnets_tf.optim.sam import SAM
 

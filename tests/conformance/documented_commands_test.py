@@ -31,7 +31,7 @@ TINY = (
 PRELUDE = """
 import numpy as np, nfnets_tf, tensorflow as tf
 import tensorflow_addons as tfa
-from tensorflow import keras
+from nfnets_tf.keras_api import keras
 images = np.zeros([8, 32, 32, 3], np.uint8)
 dataset = tf.data.Dataset.from_tensor_slices((images, np.arange(8))).batch(4)
 train = heldout = dataset

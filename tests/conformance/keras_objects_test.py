@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 import tensorflow as tf
-from tensorflow import keras
 
+from nfnets_tf.keras_api import keras
 from nfnets_tf.models import layers
 from nfnets_tf.models.nfnet import NFBlock, NFNet
 from nfnets_tf.optim.adaptive_clipping import AGC

@@ -5,8 +5,8 @@ import functools
 import numpy as np
 import pytest
 import tensorflow as tf
-from tensorflow import keras
 
+from nfnets_tf.keras_api import keras
 from nfnets_tf.models.nfnet import NFBlock, NFNet
 from nfnets_tf.optim.sam import SAM
 from nfnets_tf.optim.sgd import SGD

@@ -8,8 +8,8 @@ os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
 
 import numpy as np
 import tensorflow as tf
-from tensorflow import keras
 
+from nfnets_tf.keras_api import keras
 from nfnets_tf.models import layers
 from nfnets_tf.optim.sam import SAM
 from nfnets_tf.optim.sgd import SGD

@@ -8,8 +8,8 @@ import sys
 import numpy as np
 import pytest
 import tensorflow as tf
-from tensorflow import keras
 
+from nfnets_tf.keras_api import keras
 from nfnets_tf.models.nfnet import NFNet
 from nfnets_tf.models.weights import save_deepmind
 from nfnets_tf.train.classifier import Classifier

@@ -3,11 +3,11 @@ import types
 
 import numpy as np
 import pytest
-from tensorflow import keras
 
 from nfnets_tf.errors import UserError
 from nfnets_tf.jobs.export_checkpoint import ExportJob
 from nfnets_tf.jobs.job import RunContext
+from nfnets_tf.keras_api import keras
 from nfnets_tf.models.nfnet import NFNet
 from nfnets_tf.models.weights import save_deepmind
 from nfnets_tf.train.run_dir import RunDir

@@ -5,8 +5,8 @@ import pathlib
 
 import pytest
 import tensorflow as tf
-from tensorflow import keras
 
+from nfnets_tf.keras_api import keras
 from nfnets_tf.models import cost, nfnet, variants
 
 TABLE = pathlib.Path(__file__).parents[1] / "testdata" / "variants.csv"

@@ -7,9 +7,9 @@ import zipfile
 
 import numpy as np
 import pytest
-from tensorflow import keras
 
 from nfnets_tf.errors import UserError
+from nfnets_tf.keras_api import keras
 from nfnets_tf.models.weight_files import (
   read_keras_arrays,
   read_parameters,

@@ -9,10 +9,10 @@ import h5py
 import numpy as np
 import pytest
 import tensorflow as tf
-from tensorflow import keras
 
 from nfnets_tf.data import preprocessing
 from nfnets_tf.errors import UserError
+from nfnets_tf.keras_api import keras
 from nfnets_tf.models import cost
 from nfnets_tf.models.nfnet import NFNet
 from nfnets_tf.models.weights import (

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import tensorflow_addons as tfa
-from tensorflow import keras
 
 import nfnets_tf
 from nfnets_tf.errors import UserError
+from nfnets_tf.keras_api import keras
 from nfnets_tf.optim.adaptive_clipping import (
   AGC,
   agc,

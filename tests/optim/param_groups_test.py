@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 import tensorflow as tf
-from tensorflow import keras
 
 from nfnets_tf.errors import UserError
+from nfnets_tf.keras_api import keras
 from nfnets_tf.models.nfnet import NFNet, layers_by_stage, variables_by_stage
 from nfnets_tf.optim.param_groups import (
   ParamGroup,

@@ -2,9 +2,9 @@ import math
 
 import pytest
 import tensorflow as tf
-from tensorflow import keras
 
 from nfnets_tf.errors import UserError
+from nfnets_tf.keras_api import keras
 from nfnets_tf.optim import schedules
 
 

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 import tensorflow as tf
-from tensorflow import keras
 
 from nfnets_tf.data import preprocessing
+from nfnets_tf.keras_api import keras
 from nfnets_tf.models.nfnet import NFNet
 from nfnets_tf.optim.sgd import SGD
 from nfnets_tf.train.classifier import Classifier

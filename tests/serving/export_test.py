@@ -5,9 +5,9 @@ import os
 import numpy as np
 import pytest
 import tensorflow as tf
-from tensorflow import keras
 
 from nfnets_tf.errors import UserError
+from nfnets_tf.keras_api import keras
 from nfnets_tf.serving import export
 from nfnets_tf.serving.export import Exporter, export_saved_model
 from nfnets_tf.train.classifier import Classifier

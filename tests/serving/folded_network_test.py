@@ -4,8 +4,8 @@ import platform
 import numpy as np
 import pytest
 import tensorflow as tf
-from tensorflow import keras
 
+from nfnets_tf.keras_api import keras
 from nfnets_tf.serving.folded_network import (
   DTYPES,
   TARGETS,

@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
 import tensorflow as tf
-from tensorflow import keras
 
 from nfnets_tf.errors import UserError
+from nfnets_tf.keras_api import keras
 from nfnets_tf.models.nfnet import ALPHA, NFBlock, NFNet
 from nfnets_tf.ops.activations import GAMMAS
 from nfnets_tf.ops.weight_standardization import standardize

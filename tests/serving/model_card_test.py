@@ -1,9 +1,9 @@
 import subprocess
 
 import pytest
-from tensorflow import keras
 
 from nfnets_tf.data import preprocessing
+from nfnets_tf.keras_api import keras
 from nfnets_tf.serving import model_card
 from nfnets_tf.serving.model_card import (
   describe_network,

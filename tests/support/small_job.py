@@ -7,11 +7,10 @@ import sys
 import time
 import types
 
-from tensorflow import keras
-
 from nfnets_tf.config import Configuration
 from nfnets_tf.errors import Diverged, Preempted, UserError
 from nfnets_tf.jobs.sweep import SweepJob
+from nfnets_tf.keras_api import keras
 from nfnets_tf.train.run_dir import RunDir
 
 # A sweep of three points; an engine and a search can be bound.

@@ -8,8 +8,7 @@ graph its clipping, momentum and average.
 
 from __future__ import annotations
 
-from tensorflow import keras
-
+from nfnets_tf.keras_api import keras
 from nfnets_tf.models import layers
 
 

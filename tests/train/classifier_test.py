@@ -4,10 +4,10 @@ import json
 import numpy as np
 import pytest
 import tensorflow as tf
-from tensorflow import keras
 
 from nfnets_tf.data import pipeline, preprocessing
 from nfnets_tf.errors import UserError
+from nfnets_tf.keras_api import keras
 from nfnets_tf.models.nfnet import NFNet
 from nfnets_tf.models.weights import assign_parameters, parameter_table
 from nfnets_tf.ops.losses import MixedLabels, softmax_cross_entropy

@@ -2,11 +2,11 @@ import types
 
 import pytest
 import tensorflow as tf
-from tensorflow import keras
 
 from nfnets_tf.config import Configuration
 from nfnets_tf.data import pipeline, preprocessing
 from nfnets_tf.data.dataset_info import SplitInfo
+from nfnets_tf.keras_api import keras
 from nfnets_tf.models import cost
 from nfnets_tf.models.nfnet import NFNet
 from nfnets_tf.optim.sam import SAM

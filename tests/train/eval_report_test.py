@@ -4,9 +4,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import tensorflow as tf
-from tensorflow import keras
 
 from nfnets_tf.data import pipeline, preprocessing
+from nfnets_tf.keras_api import keras
 from nfnets_tf.train.eval_report import (
   ClassificationReport,
   draw_confusion,

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 import tensorflow as tf
-from tensorflow import keras
 
+from nfnets_tf.keras_api import keras
 from nfnets_tf.models.nfnet import NFNet, variables_by_stage
 from nfnets_tf.optim.adaptive_clipping import clip_unitwise
 from nfnets_tf.optim.param_groups import group_of

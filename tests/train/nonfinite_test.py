@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 import tensorflow as tf
-from tensorflow import keras
 
+from nfnets_tf.keras_api import keras
 from nfnets_tf.optim.sgd import SGD
 from nfnets_tf.train.nonfinite import NonfiniteGuard
 

@@ -5,9 +5,9 @@ import functools
 import numpy as np
 import pytest
 import tensorflow as tf
-from tensorflow import keras
 
 from nfnets_tf.errors import UserError
+from nfnets_tf.keras_api import keras
 from nfnets_tf.ops.losses import softmax_cross_entropy
 from nfnets_tf.optim.sam import SAM
 from nfnets_tf.optim.sgd import SGD
