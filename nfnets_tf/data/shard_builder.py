@@ -9,10 +9,10 @@ from __future__ import annotations
 import collections
 import contextlib
 import functools
+import itertools
 import json
 import logging
 import os
-import threading
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -33,7 +33,6 @@ from nfnets_tf.data.shard_tasks import (
   plan_tasks,
   write_hashes,
   write_task,
-  write_task_excluding,
 )
 from nfnets_tf.data.tfrecords import Fields
 from nfnets_tf.data.validation import RecordValidator
@@ -51,7 +50,6 @@ if TYPE_CHECKING:
 
 LOGGER = logging.getLogger("nfnets_tf")
 
-SECONDS_BETWEEN_REPORTS = 5.0
 _HASHES_PER_FILE = 4096
 _NAMED = 3
 
@@ -233,32 +231,25 @@ class ShardBuilder:
 
   def _missing(self, index: Mapping | None) -> list[ShardTask]:
     """Returns the tasks of shards that are not written, or lost since."""
-    entries = None if index is None else _entries_by_file(index)
-
-    def entry(task):
-      if entries is None:
-        return task.read_entry()
-      return entries[os.path.basename(task.path)]
-
-    tasks = (task for some in self.tasks.values() for task in some)
-    return [task for task in tasks if not task.is_written(entry(task))]
+    entries = _entries_by_file(index or {"splits": {}})
+    return [
+      task
+      for task in itertools.chain.from_iterable(self.tasks.values())
+      if not task.is_written(
+        entries[os.path.basename(task.path)] if index else task.read_entry()
+      )
+    ]
 
   def _write(self, tasks: Sequence[ShardTask]) -> None:
     try:
-      options = {
-        "source": self.source,
-        "validate": RecordValidator(Fields(), len(self.source.class_names)),
-      }
-      write = functools.partial(write_task, **options)
-      if self.exclude is not None:
-        write = functools.partial(
-          write_task_excluding,
-          **options,
-          hash_files=self._hash_excluded(),
-          distance=self._max_hash_distance,
-        )
-      with self._reported_progress():
-        self.runner(write, tasks)
+      write = functools.partial(
+        write_task,
+        source=self.source,
+        validate=RecordValidator(Fields(), len(self.source.class_names)),
+        hash_files=() if self.exclude is None else self._hash_excluded(),
+        distance=self._max_hash_distance,
+      )
+      self.runner(write, tasks)
     except Exception:
       # A process that finishes first removes temporary files, ours as well.
       index = self._read_index()
@@ -269,7 +260,7 @@ class ShardBuilder:
   def _hash_excluded(self) -> tuple[str, ...]:
     """Hashes the images to exclude; returns the paths of their hashes."""
     splits = self.exclude.splits.values()
-    references = [reference for part in splits for reference in part]
+    references = list(itertools.chain.from_iterable(splits))
     tasks = [
       ShardTask(
         os.path.join(self.directory, f"exclude-{first}.tfrecord.json"),
@@ -278,32 +269,13 @@ class ShardBuilder:
       for first in range(0, len(references), _HASHES_PER_FILE)
     ]
     pending = [task for task in tasks if not tf.io.gfile.exists(task.path)]
-    validate = RecordValidator(Fields(), None)
-    self.runner(
-      functools.partial(write_hashes, source=self.exclude, validate=validate),
-      pending,
+    write = functools.partial(
+      write_hashes,
+      source=self.exclude,
+      validate=RecordValidator(Fields(), None),
     )
+    self.runner(write, pending)
     return tuple(task.path for task in tasks)
-
-  @contextlib.contextmanager
-  def _reported_progress(self):
-    """Logs every few seconds how many shards are written."""
-    finished = threading.Event()
-    total = sum(map(len, self.tasks.values()))
-
-    def report():
-      while not finished.wait(SECONDS_BETWEEN_REPORTS):
-        names = tf.io.gfile.listdir(self.directory)
-        count = sum(name.endswith(".tfrecord") for name in names)
-        LOGGER.info("%d of %d shards written.", count, total)
-
-    thread = threading.Thread(target=report, daemon=True)
-    thread.start()
-    try:
-      yield
-    finally:
-      finished.set()
-      thread.join()
 
   def _check_rewritten(self, index, tasks: Sequence[ShardTask]) -> None:
     entries = _entries_by_file(index)
@@ -322,7 +294,7 @@ class ShardBuilder:
       split: [task.read_entry() for task in tasks]
       for split, tasks in self.tasks.items()
     }
-    entries = [entry for some in written.values() for entry in some]
+    entries = list(itertools.chain.from_iterable(written.values()))
     if None in entries and (index := self._read_index()) is not None:
       return index  # another process has concluded and cleaned up
     invalid = sum(

@@ -10,7 +10,9 @@ import collections
 import concurrent.futures
 import dataclasses
 import functools
+import itertools
 import json
+import logging
 import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -28,6 +30,8 @@ from nfnets_tf.fileio import read_json, write_atomically
 if TYPE_CHECKING:
   from nfnets_tf.data.example_sources import ExampleSource
 
+LOGGER = logging.getLogger("nfnets_tf")
+
 _NAMED = 3
 _HASHES_LOCK = threading.Lock()
 
@@ -42,8 +46,7 @@ class InProcess:
     """Applies a function to every task, in any order."""
     pool = concurrent.futures.ThreadPoolExecutor()
     try:
-      for _ in pool.map(function, tasks):
-        pass
+      list(pool.map(function, tasks))
     finally:
       pool.shutdown(cancel_futures=True)
 
@@ -165,21 +168,25 @@ def write_task(
   task: ShardTask,
   source: ExampleSource,
   validate: Callable,
-  exclude: NearDuplicates | None = None,
+  hash_files: tuple[str, ...] = (),
+  distance: int = 0,
 ) -> None:
   """Writes one shard, then its entry.
 
-  The entry has in addition to the index's: under "faults" {cause: number of
-  images} skipped as invalid, under "named" some of them, and
-  under "duplicates" the names of near-duplicates.
+  In addition to the index's, the entry has under "faults" {cause: number of
+  images} skipped as invalid, under "named" some of them, and under "duplicates"
+  the names of near-duplicates.
 
   Args:
     task: the shard.
     source: of its images.
     validate: returns why a serialized record is invalid, or None.
-    exclude: images to skip.
+    hash_files: written by `write_hashes`, of the images to exclude.
+    distance: see `NearDuplicates`.
   """
   invalid, named, duplicates = collections.Counter(), [], []
+  with _HASHES_LOCK:  # the table of a large set takes seconds and much memory
+    exclude = _read_hashes(hash_files, distance)
 
   def examples():
     for reference in task.references:
@@ -193,7 +200,7 @@ def write_task(
       if reason := validate(serialized):
         invalid[reason.cause] += 1
         named.append(f"{record.filename}: {reason}")
-      elif exclude is not None and _hash(record.encoded) in exclude:
+      elif hash_files and _hash(record.encoded) in exclude:
         duplicates.append(record.filename)
       else:
         yield record.label, serialized
@@ -205,33 +212,7 @@ def write_task(
     "duplicates": duplicates,
   }
   write_atomically(task.entry_path, json.dumps({**entry, **skipped}))
-
-
-def write_task_excluding(
-  task: ShardTask,
-  source: ExampleSource,
-  validate: Callable,
-  hash_files: tuple[str, ...],
-  distance: int,
-) -> None:
-  """Writes one shard without near-duplicates; see `write_task`.
-
-  Args:
-    task: the shard.
-    source: of its images.
-    validate: returns why a serialized record is invalid, or None.
-    hash_files: written by `write_hashes`.
-    distance: see `NearDuplicates`.
-  """
-  with _HASHES_LOCK:  # the table of a large set takes seconds and much memory
-    exclude = _read_hashes(hash_files, distance)
-  write_task(task, source, validate, exclude)
-
-
-@functools.lru_cache(maxsize=1)  # once per worker, not once per shard
-def _read_hashes(paths: tuple[str, ...], distance: int) -> NearDuplicates:
-  hashes = (read_json(path)["hashes"] for path in paths)
-  return NearDuplicates([x for some in hashes for x in some], distance)
+  LOGGER.info("Wrote %s: %d examples.", entry["file"], entry["examples"])
 
 
 def write_hashes(
@@ -253,6 +234,12 @@ def write_hashes(
     if validate(dataclasses.replace(record, label=0).serialize()) is None:
       hashes.append(_hash(record.encoded))
   write_atomically(task.path, json.dumps({"hashes": hashes}))
+
+
+@functools.lru_cache(maxsize=1)  # once per worker, not once per shard
+def _read_hashes(paths: tuple[str, ...], distance: int) -> NearDuplicates:
+  hashes = (read_json(path)["hashes"] for path in paths)
+  return NearDuplicates(itertools.chain.from_iterable(hashes), distance)
 
 
 def _hash(encoded: bytes) -> int:

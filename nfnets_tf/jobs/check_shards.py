@@ -6,6 +6,7 @@ import collections
 import concurrent.futures
 import csv
 import dataclasses
+import functools
 import hashlib
 import io
 import logging
@@ -33,7 +34,6 @@ CHANGED = "shard changed since it was written"
 # Causes that are reported, though the record is valid.
 DUPLICATE = "duplicate image"
 TINY = "tiny image"
-_MAX_NAMED = 20
 
 
 @dataclasses.dataclass
@@ -44,8 +44,7 @@ class ShardReport:
     path: of the shard.
     records: number of records that could be read.
     counts: {cause: number of records}.
-    named: (position in the shard, reason) of some invalid records; position
-      None means the whole shard.
+    first: the first problem and its record, "" if there is none.
     images: (position, hash, file name) of every valid image.
   """
 
@@ -54,16 +53,16 @@ class ShardReport:
   counts: collections.Counter = dataclasses.field(
     default_factory=collections.Counter
   )
-  named: list[tuple[int | None, InvalidRecord]] = dataclasses.field(
-    default_factory=list
-  )
+  first: str = ""
   images: list[tuple[int, bytes, str]] = dataclasses.field(default_factory=list)
 
   def add(self, problem: InvalidRecord, position: int | None = None) -> None:
     """Counts a problem of a record, or of the whole shard."""
     self.counts[problem.cause] += 1
-    if len(self.named) < _MAX_NAMED:
-      self.named.append((position, problem))
+    if not self.first:
+      name = f" ({problem.name})" if problem.name else ""
+      place = "" if position is None else f"record {position}{name}: "
+      self.first = f"{place}{problem}"
 
   def add_duplicates(self, seen: dict[bytes, str]) -> None:
     """Counts images that occurred before, and forgets the shard's images.
@@ -77,76 +76,66 @@ class ShardReport:
         self.add(InvalidRecord(DUPLICATE, name, f"of {first}"), position)
     self.images.clear()
 
-  def first(self) -> str:
-    """Returns the first problem and its record, "" if there is none."""
-    if not self.named:
-      return ""
-    position, problem = self.named[0]
-    return f"{problem}" if position is None else f"record {position}: {problem}"
 
-
-class ShardChecker:
-  """Checks shards; may be called from several threads.
+def check_shard(
+  path: str,
+  expected: int | None = None,
+  sha256: str | None = None,
+  *,
+  validate: RecordValidator,
+  min_side: int,
+) -> ShardReport:
+  """Reads a shard and validates its records.
 
   Args:
-    validate: finds out why a record is invalid.
+    path: of the shard.
+    expected: number of its records, if known.
+    sha256: of the file, if known.
+    validate: determines why a record is invalid.
     min_side: in pixels; images with a shorter side are tiny.
+
+  Returns:
+    Its report, without duplicates: `ShardReport.add_duplicates` needs all
+    earlier shards.
   """
-
-  def __init__(self, validate: RecordValidator, *, min_side: int):
-    self._validate, self._min_side = validate, min_side
-
-  def __call__(
-    self, path: str, expected: int | None = None, sha256: str | None = None
-  ) -> ShardReport:
-    """Reads a shard.
-
-    Args:
-      path: of the shard.
-      expected: number of its records, if known.
-      sha256: of the file, if known.
-
-    Returns:
-      Its report, without duplicates: `ShardReport.add_duplicates` needs all
-      earlier shards.
-    """
-    report = ShardReport(path)
-    if not tf.io.gfile.exists(path):
-      report.add(InvalidRecord(TRUNCATED, detail="the file does not exist"))
-      return report
-    try:
-      for serialized in read_records(path).as_numpy_iterator():
-        self._check(serialized, report)
-        report.records += 1
-    except tf.errors.OpError as error:
-      detail = plain_message(error)
-      report.add(InvalidRecord(TRUNCATED, detail=detail), report.records)
-      return report
-    if expected is not None and report.records != expected:
-      detail = f"{report.records} records, {expected} expected"
-      report.add(InvalidRecord(TRUNCATED, detail=detail))
-    elif sha256 is not None and file_sha256(path) != sha256:
-      detail = "its SHA-256 differs from index.json"
-      report.add(InvalidRecord(CHANGED, detail=detail))
+  report = ShardReport(path)
+  if not tf.io.gfile.exists(path):
+    report.add(InvalidRecord(TRUNCATED, detail="the file does not exist"))
     return report
+  try:
+    for serialized in read_records(path).as_numpy_iterator():
+      _check_record(serialized, report, validate, min_side)
+      report.records += 1
+  except tf.errors.OpError as error:
+    detail = plain_message(error)
+    report.add(InvalidRecord(TRUNCATED, detail=detail), report.records)
+    return report
+  if expected is not None and report.records != expected:
+    detail = f"{report.records} records, {expected} expected"
+    report.add(InvalidRecord(TRUNCATED, detail=detail))
+  elif sha256 is not None and file_sha256(path) != sha256:
+    detail = "its SHA-256 differs from index.json"
+    report.add(InvalidRecord(CHANGED, detail=detail))
+  return report
 
-  def _check(self, serialized: bytes, report: ShardReport) -> None:
-    """Adds the next record, its image or the reason why it is invalid."""
-    position, fields = report.records, self._validate.fields
-    if (problem := self._validate(serialized)) is not None:
-      report.add(problem, position)
-      return
-    values = read_features(serialized, fields)
-    encoded, name = values.images[0], values.filename
-    key = hashlib.sha256(encoded).digest()[:16]
-    report.images.append((position, key, name))
-    if fields.raw:
-      height, width = values.heights[0], values.widths[0]
-    else:
-      height, width, _ = decode(tf.constant(encoded)).shape
-    if min(height, width) < self._min_side:
-      detail = f"{height} x {width} pixels"
-      report.add(InvalidRecord(TINY, name, detail), position)
+
+def _check_record(serialized, report, validate, min_side: int) -> None:
+  """Adds the next record's image or problem to the report."""
+  position = report.records
+  if (problem := validate(serialized)) is not None:
+    report.add(problem, position)
+    return
+  values = read_features(serialized, validate.fields)
+  encoded, name = values.images[0], values.filename
+  key = hashlib.sha256(encoded).digest()[:16]
+  report.images.append((position, key, name))
+  if validate.fields.raw:
+    height, width = values.heights[0], values.widths[0]
+  else:
+    height, width, _ = decode(tf.constant(encoded)).shape
+  if min(height, width) < min_side:
+    detail = f"{height} x {width} pixels"
+    report.add(InvalidRecord(TINY, name, detail), position)
 
 
 class CheckShardsJob:
@@ -212,23 +201,21 @@ class CheckShardsJob:
   def _check_split(self, info: SplitInfo, seen: dict) -> list[ShardReport]:
     # Without an index the largest label is all that is known of the classes.
     known = info.num_classes if info.class_names else None
-    validate = RecordValidator(info.fields, self.num_classes or known)
-    checker = ShardChecker(validate, min_side=self.min_side)
+    check = functools.partial(
+      check_shard,
+      validate=RecordValidator(info.fields, self.num_classes or known),
+      min_side=self.min_side,
+    )
+    checksums = info.checksums or [None] * len(info.files)
     reports = []
     with concurrent.futures.ThreadPoolExecutor(parallel_calls()) as pool:
-      checksums = info.checksums or [None] * len(info.files)
-      for report in pool.map(checker, info.files, info.counts, checksums):
+      for report in pool.map(check, info.files, info.counts, checksums):
         # In order, so that of two images always the same one is the duplicate.
         report.add_duplicates(seen)
         reports.append(report)
-        if report.named:
-          name = report.named[0][1].name
-          LOGGER.warning(
-            "%s%s: %s.",
-            os.path.basename(report.path),
-            f" ({name})" if name else "",
-            report.first(),
-          )
+        if report.first:
+          name = os.path.basename(report.path)
+          LOGGER.warning("%s: %s.", name, report.first)
     return reports
 
   def _summarize(self, reports: Sequence[ShardReport], path: str) -> str:
@@ -266,5 +253,5 @@ def _to_csv(reports: Sequence[ShardReport]) -> str:
   for report in reports:
     name = os.path.basename(report.path)
     counts = [report.counts[cause] for cause in causes]
-    writer.writerow([name, report.records, *counts, report.first()])
+    writer.writerow([name, report.records, *counts, report.first])
   return text.getvalue()

@@ -7,9 +7,7 @@ import threading
 import pytest
 
 from nfnets_tf.data.dataset_info import read_split_info
-from nfnets_tf.data.shard_tasks import Beam, InProcess, write_task
-from nfnets_tf.data.tfrecords import Fields
-from nfnets_tf.data.validation import RecordValidator
+from nfnets_tf.data.shard_tasks import Beam, InProcess
 from nfnets_tf.errors import UserError
 from tests.support.datasets import SmoothImages, make_builder, names_in
 
@@ -36,7 +34,7 @@ def fill(directory, shards):
   return make_builder(directory)
 
 
-def test_it_writes_shards_an_index_and_nothing_else(tmp_path):
+def test_writes_shards_and_an_index_only(tmp_path):
   builder = make_builder(tmp_path / "set [2024]")  # no pattern
   lines = dict(builder.describe())
   assert lines["train"] == "22 images in 5 shards"
@@ -70,7 +68,7 @@ def interrupted(shards):
   return run
 
 
-def test_an_interrupted_build_resumes_to_the_same_bytes(tmp_path, shards):
+def test_interrupted_build_resumes_to_the_same_bytes(tmp_path, shards):
   with pytest.raises(KeyboardInterrupt):
     make_builder(tmp_path, runner=interrupted(3)).build()
   with pytest.raises(UserError, match="are incomplete; rerun the job"):
@@ -85,7 +83,7 @@ def test_an_interrupted_build_resumes_to_the_same_bytes(tmp_path, shards):
   make_builder(tmp_path, runner=interrupted(0)).build()
 
 
-def test_lost_and_truncated_shards_are_written_again(tmp_path, shards, caplog):
+def test_rewrites_lost_and_truncated_shards(tmp_path, shards, caplog):
   builder = fill(tmp_path / "a", shards)
   lost = tmp_path / "a" / "train-00001-of-00005.tfrecord"
   lost.unlink()
@@ -93,13 +91,14 @@ def test_lost_and_truncated_shards_are_written_again(tmp_path, shards, caplog):
   with caplog.at_level("INFO"):
     builder.build()
   assert "Writing 2 lost or truncated shards again" in caplog.text
+  assert "Wrote train-00002-of-00005.tfrecord: 4 examples" in caplog.text
   assert contents(tmp_path / "a") == shards
   lost.unlink()
   with pytest.raises(UserError, match="differs from what index.json states"):
     make_builder(tmp_path / "a", SmoothImages(quality=50)).build()
 
 
-def test_several_processes_write_the_same_shards(tmp_path, shards):
+def test_concurrent_builders_write_the_same_shards(tmp_path, shards):
   """Two builders write the same shards at the same time."""
   barrier = threading.Barrier(2, timeout=60)
 
@@ -121,7 +120,7 @@ def test_several_processes_write_the_same_shards(tmp_path, shards):
   assert len(indexes) == 2 and contents(tmp_path) == shards
 
 
-def test_a_process_that_finishes_first_removes_temporary_files(
+def test_ignores_errors_once_another_process_has_finished(
   tmp_path, shards, caplog
 ):
   def run(function, tasks):
@@ -155,7 +154,7 @@ def test_index_of_another_process_is_kept(tmp_path, shards):
 
 
 @pytest.mark.parametrize("begun", [True, False])
-def test_a_directory_of_other_shards_is_refused(tmp_path, shards, begun):
+def test_rejects_directory_of_other_shards(tmp_path, shards, begun):
   if begun:
     make_builder(tmp_path / "a").claim()
     make_builder(tmp_path / "a").claim()  # its own
@@ -176,7 +175,7 @@ def test_a_directory_of_other_shards_is_refused(tmp_path, shards, begun):
     excluding(tmp_path / "b", max_hash_distance=4).build()
 
 
-def test_existing_files_are_not_touched(tmp_path):
+def test_rejects_directory_with_other_files(tmp_path):
   path = tmp_path / "train-00000-of-00005.tfrecord"
   path.write_bytes(b"mine")
   with pytest.raises(UserError, match="holds other files, such as 'train-0"):
@@ -188,7 +187,7 @@ def test_existing_files_are_not_touched(tmp_path):
     make_builder("/proc/x").build()
 
 
-def test_too_many_invalid_images_leave_no_index(tmp_path, shards):
+def test_writes_no_index_with_too_many_invalid_images(tmp_path, shards):
   with pytest.raises(UserError, match="2 of 23 images are invalid.*17.jpg"):
     make_builder(tmp_path, max_invalid_fraction=0.05).build()
   assert not (tmp_path / "index.json").exists()
@@ -197,7 +196,7 @@ def test_too_many_invalid_images_leave_no_index(tmp_path, shards):
   assert contents(tmp_path) == shards
 
 
-def test_a_split_without_any_valid_image(tmp_path):
+def test_rejects_split_without_valid_images(tmp_path):
   with pytest.raises(UserError, match="no image of the 'heldout' split is"):
     make_builder(tmp_path, SmoothImages(12), exclude=SmoothImages(12)).build()
   assert not (tmp_path / "index.json").exists()
@@ -221,7 +220,7 @@ def test_beam_writes_the_same_bytes(tmp_path):
     assert not skipped & set(names_in(str(path)))
 
 
-def test_a_run_prepares_its_data_once(tmp_path, shards):
+def test_call_writes_only_missing_shards(tmp_path, shards):
   assert make_builder(tmp_path / "a")() is True
   assert contents(tmp_path / "a") == shards
   assert make_builder(tmp_path / "a")() is False
@@ -237,7 +236,7 @@ def test_a_run_prepares_its_data_once(tmp_path, shards):
   assert make_builder(tmp_path / "a")() is False
 
 
-def test_run_with_refused_images_leaves_no_files(tmp_path):
+def test_call_removes_shards_with_too_many_invalid_images(tmp_path):
   with pytest.raises(UserError, match="2 of 23 images are invalid"):
     make_builder(tmp_path / "cache", max_invalid_fraction=0)()
   assert not (tmp_path / "cache").exists()
@@ -245,27 +244,6 @@ def test_run_with_refused_images_leaves_no_files(tmp_path):
   with pytest.raises(UserError, match="other images or settings"):
     make_builder(tmp_path / "cache", max_invalid_fraction=0)()
   assert (tmp_path / "cache" / "preparing.json").exists()
-
-
-def test_progress_is_reported(tmp_path, monkeypatch, caplog):
-  monkeypatch.setattr(
-    "nfnets_tf.data.shard_builder.SECONDS_BETWEEN_REPORTS", 0.01
-  )
-  reported = threading.Event()
-  validate = RecordValidator(Fields(), 3)
-
-  def run(function, tasks):
-    write_task(tasks[0], SmoothImages(), validate)
-    for _ in range(500):
-      if "1 of 6 shards written" in caplog.text:
-        break
-      reported.wait(0.01)
-    InProcess()(function, tasks)
-
-  run.check = lambda: None
-  with caplog.at_level("INFO"):
-    make_builder(tmp_path, runner=run).build()
-  assert "1 of 6 shards written" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -277,6 +255,6 @@ def test_progress_is_reported(tmp_path, monkeypatch, caplog):
     ({"max_hash_distance": 20}, "max_hash_distance = 20 is invalid"),
   ],
 )
-def test_invalid_settings(tmp_path, options, message):
+def test_rejects_invalid_settings(tmp_path, options, message):
   with pytest.raises(UserError, match=message):
     make_builder(tmp_path, **options)

@@ -1,4 +1,5 @@
 import dataclasses
+import json
 import os
 import sys
 import threading
@@ -6,7 +7,7 @@ import threading
 import pytest
 import tensorflow as tf
 
-from nfnets_tf.data.near_duplicates import NearDuplicates, difference_hash
+from nfnets_tf.data.near_duplicates import difference_hash
 from nfnets_tf.data.shard_tasks import (
   Beam,
   InProcess,
@@ -14,7 +15,6 @@ from nfnets_tf.data.shard_tasks import (
   plan_tasks,
   write_hashes,
   write_task,
-  write_task_excluding,
 )
 from nfnets_tf.data.tfrecords import Fields, Record
 from nfnets_tf.data.validation import RecordValidator
@@ -34,7 +34,7 @@ def plan(source, directory, examples_per_shard=5, seed=0):
   )
 
 
-def test_every_image_goes_to_one_shard_and_shards_are_equal(tmp_path):
+def test_deals_every_image_to_one_of_equal_shards(tmp_path):
   source = SmoothImages()
   tasks = plan(source, tmp_path)
   assert len(tasks["train"]) == 5 and len(tasks["heldout"]) == 1
@@ -90,7 +90,7 @@ def test_labels_out_of_range_are_counted(tmp_path):
   assert entry["named"] == ["0.jpg: label out of range (class -1 of 3)"]
 
 
-def test_a_truncated_or_lost_shard_is_not_written(tmp_path):
+def test_truncated_or_lost_shard_counts_as_not_written(tmp_path):
   (task,) = plan(SmoothImages(), tmp_path)["heldout"]
   write_task(task, SmoothImages(), VALIDATE)
   os.truncate(task.path, 10)
@@ -100,15 +100,17 @@ def test_a_truncated_or_lost_shard_is_not_written(tmp_path):
 
 
 def test_near_duplicates_are_skipped_and_named(tmp_path):
-  exclude = NearDuplicates([difference_hash(smooth_image(5, 32))], 3)
+  hashes = {"hashes": [difference_hash(smooth_image(5, 32))]}
+  (tmp_path / "hashes.json").write_text(json.dumps(hashes))
+  files = (str(tmp_path / "hashes.json"),)
   for task in plan(SmoothImages(), tmp_path)["train"]:
-    write_task(task, SmoothImages(), VALIDATE, exclude)
+    write_task(task, SmoothImages(), VALIDATE, files, distance=3)
     holds_it = (5, 2) in task.references
     assert task.read_entry()["duplicates"] == ["5.jpg"] * holds_it
     assert "5.jpg" not in names_in(task.path)
 
 
-def test_hashes_are_of_valid_images_regardless_of_labels(tmp_path):
+def test_hashes_valid_images_regardless_of_labels(tmp_path):
   task = ShardTask(str(tmp_path / "a.json"), [(12, 0), (13, 0), (17, 0)])
   write_hashes(task, SmoothImages(), RecordValidator(Fields(), None))
   expected = difference_hash(smooth_image(12, 32))
@@ -125,11 +127,11 @@ def test_hashes_are_of_valid_images_regardless_of_labels(tmp_path):
   assert len(read_json(unlabeled.path)["hashes"]) == 1
   files = (task.path, unlabeled.path)
   task = ShardTask(str(tmp_path / "shard"), [(1, 1), (2, 2), (12, 0)])
-  write_task_excluding(task, SmoothImages(), VALIDATE, files, 3)
+  write_task(task, SmoothImages(), VALIDATE, files, 3)
   assert names_in(task.path) == ["2.jpg"]
 
 
-def test_an_error_in_a_thread_ends_the_others():
+def test_error_in_a_thread_cancels_pending_tasks():
   started, release = [], threading.Event()
 
   def work(task):
@@ -144,7 +146,7 @@ def test_an_error_in_a_thread_ends_the_others():
   assert len(started) < 10_000
 
 
-def test_runners_that_beam_does_not_accept(monkeypatch):
+def test_rejects_runners_unknown_to_beam(monkeypatch):
   Beam(runner="DirectRunner", options=["--direct_num_workers=2"]).check()
   with pytest.raises(UserError, match="runner = 'Dataflow' with .* is invalid"):
     Beam(runner="Dataflow").check()

@@ -17,8 +17,8 @@ from nfnets_tf.jobs.check_shards import (
   TINY,
   TRUNCATED,
   CheckShardsJob,
-  ShardChecker,
   ShardReport,
+  check_shard,
 )
 from nfnets_tf.jobs.job import RunContext
 from tests.support.datasets import SMALL_IMAGE, serialized_example
@@ -40,19 +40,20 @@ def write(path, *images):
 
 
 def check(path, *expected):
-  return ShardChecker(RecordValidator(Fields(), 3), min_side=8)(path, *expected)
+  validate = RecordValidator(Fields(), 3)
+  return check_shard(path, *expected, validate=validate, min_side=8)
 
 
-def test_a_valid_shard(tmp_path):
+def test_valid_shard_has_no_problems(tmp_path):
   path = write(tmp_path / "a", (png(1), 0), (png(2), 2))
   report = check(path, 2, file_sha256(path))
   names = [(position, name) for position, _, name in report.images]
   assert names == [(0, "0.png"), (1, "1.png")]
   report.add_duplicates({})
-  assert report == ShardReport(path, records=2) and report.first() == ""
+  assert report == ShardReport(path, records=2)
 
 
-def test_every_record_is_validated(tmp_path):
+def test_counts_problems_by_cause(tmp_path):
   path = write(
     tmp_path / "a",
     (png(1), 0),
@@ -71,10 +72,7 @@ def test_every_record_is_validated(tmp_path):
     "label out of range": 1,
     TINY: 2,
   }
-  named = dict(report.named)
-  assert named[1].detail == "of a@0" and named[1].name == "1.png"
-  assert named[4].detail == "7 x 7 pixels"
-  assert report.first().startswith("record 2: image not decodable")
+  assert report.first.startswith("record 2 (2.png): image not decodable")
 
 
 def test_duplicates_are_found_across_shards(tmp_path):
@@ -84,7 +82,7 @@ def test_duplicates_are_found_across_shards(tmp_path):
   for report in reversed(reports):  # whichever was read first
     report.add_duplicates(seen)
   assert [report.counts for report in reports] == [{DUPLICATE: 1}, {}]
-  assert reports[0].named[0][0] == 1
+  assert reports[0].first == "record 1 (1.png): duplicate image (of a@0)"
 
 
 def test_records_before_a_truncation_are_validated(tmp_path):
@@ -92,14 +90,14 @@ def test_records_before_a_truncation_are_validated(tmp_path):
   os.truncate(path, os.path.getsize(path) * 3 // 4)
   report = check(path, 5)
   assert report.records == 3 and report.counts == {TRUNCATED: 1}
-  ((position, problem),) = report.named
-  assert position == 3 and "truncated record" in problem.detail
-  assert "{{" not in problem.detail and "Op:" not in problem.detail
+  assert report.first.startswith(f"record 3: {TRUNCATED}")
+  assert "truncated record" in report.first
+  assert "{{" not in report.first and "Op:" not in report.first
 
 
 def test_shards_that_differ_from_the_index(tmp_path):
   path = write(tmp_path / "a", (png(1), 0))
-  assert check(path, 2).named[0][1].detail == "1 records, 2 expected"
+  assert "1 records, 2 expected" in check(path, 2).first
   assert check(path, 0).counts == {TRUNCATED: 1}
   report = check(path, 1, "0" * 64)
   assert report.counts == {CHANGED: 1} and report.records == 1
@@ -107,13 +105,14 @@ def test_shards_that_differ_from_the_index(tmp_path):
   assert lost.records == 0 and lost.counts == {TRUNCATED: 1}
 
 
-def test_raw_images(tmp_path):
+def test_checks_raw_images(tmp_path):
   serialized = serialized_example(x=SMALL_IMAGE.tobytes(), y=0, h=4, w=4)
   path = str(tmp_path / "raw")
   write_shard(path, [(0, serialized)])
   fields = Fields("x", "y", raw=True, height="h", width="w")
-  checker = ShardChecker(RecordValidator(fields, 1), min_side=5)
-  assert checker(path).counts == {TINY: 1}
+  report = check_shard(path, validate=RecordValidator(fields, 1), min_side=5)
+  assert report.counts == {TINY: 1}
+  assert report.first == "record 0: tiny image (4 x 4 pixels)"
 
 
 def make(directory, **options):
@@ -176,7 +175,9 @@ def test_a_truncated_shard_makes_the_dataset_unusable(make_dataset, tmp_path):
   assert TRUNCATED in truncated[0]["first"]
 
 
-def test_the_bound_on_invalid_records(make_dataset, tmp_path, caplog):
+def test_rejects_more_invalid_records_than_allowed(
+  make_dataset, tmp_path, caplog
+):
   directory = make_dataset()
   info = read_split_info(directory, "train")
   write(info.files[0], *[(b"no image", 0)] * 10)
@@ -187,7 +188,7 @@ def test_the_bound_on_invalid_records(make_dataset, tmp_path, caplog):
     run(make(directory), tmp_path / "a")
   summary = run(make(directory, max_invalid_fraction=0.2), tmp_path / "b")
   assert "53 of 63 records" in summary
-  assert "0.png): record 0: image not decodable" in caplog.text
+  assert "record 0 (0.png): image not decodable" in caplog.text
 
 
 def test_labels_are_checked_against_the_index_or_a_number(
