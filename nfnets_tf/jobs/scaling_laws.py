@@ -158,11 +158,7 @@ class PaperFiguresJob:
     columns = dataclasses.replace(_PAPER_COLUMNS, size="macs")
     points, _ = study.read_runs(losses, columns)
     return allocation.bootstrap_exponents(
-      points,
-      size="size",
-      budgets=study.NUM_BUDGETS,
-      resamples=self.resamples,
-      seed=self.seed,
+      points, resamples=self.resamples, seed=self.seed
     ).to_json()
 
 

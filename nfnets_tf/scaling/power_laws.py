@@ -108,6 +108,12 @@ def central_interval(samples: Sequence[float]) -> tuple[float, float]:
   return tuple(np.percentile(samples, _PERCENTILES).tolist())
 
 
+def describe_estimate(value: float, samples: Sequence[float]) -> dict:
+  """Returns a value and the interval of its bootstrap samples, for JSON."""
+  interval = central_interval(samples) if len(samples) else None
+  return {"value": value, "interval": interval}
+
+
 def bootstrap(
   fit: Callable[[np.ndarray], _Sample | None],
   points: int,
@@ -251,14 +257,10 @@ def _fit_line(compute, loss) -> tuple[float, float]:
 
 
 def _make_law(a, b, c, has_offset, compute, loss) -> Law:
-  law = Law(a, b, c, has_offset, len(loss), np.nan, np.nan)
-  squares = np.mean(np.log(law.predict(compute) / loss) ** 2)
+  squares = np.mean(np.log((a * compute**-b + c) / loss) ** 2)
   variance = np.var(np.log(loss))
-  return dataclasses.replace(
-    law,
-    rms=float(np.sqrt(squares)),
-    r2=float(1.0 - squares / variance) if np.ptp(loss) > 0 else float("nan"),
-  )
+  r2 = float(1.0 - squares / variance) if np.ptp(loss) > 0 else float("nan")
+  return Law(a, b, c, has_offset, len(loss), float(np.sqrt(squares)), r2)
 
 
 @dataclasses.dataclass(frozen=True)

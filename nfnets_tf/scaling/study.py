@@ -9,13 +9,9 @@ import numpy as np
 import pandas as pd
 
 from nfnets_tf.errors import UserError
-from nfnets_tf.scaling import allocation, loss_surface, power_laws
-from nfnets_tf.scaling.allocation import Exponents
-from nfnets_tf.scaling.loss_surface import Surface
+from nfnets_tf.scaling import allocation, power_laws
+from nfnets_tf.scaling.allocation import Exponents, Surface
 from nfnets_tf.scaling.power_laws import Extrapolation, Law
-
-NUM_BUDGETS = 25  # computes at which the best size is sought
-_DONE = "done"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,7 +62,7 @@ def read_runs(
   )
   skipped = {}
   if "state" in table:
-    done = table["state"] == _DONE
+    done = table["state"] == "done"
     skipped["not done"] = int((~done).sum())
     runs = runs[done]
   for name in ("compute", "loss", "size", "epochs", "rate"):
@@ -215,7 +211,7 @@ def fit_study(
   frontier = allocation.pareto_frontier(points)
   curve = frontier["compute"], frontier["loss"]
   options = {"resamples": resamples, "seed": seed}
-  surface = loss_surface.fit_surface(points, size="size")
+  surface = allocation.fit_surface(points)
 
   def fit(kind: Callable):
     return power_laws.bootstrap_law(kind(*curve), *curve, **options)
@@ -230,13 +226,7 @@ def fit_study(
     extrapolation=power_laws.extrapolate(
       *curve, threshold=extrapolate_from, **options
     ),
-    allocation=allocation.optimal_allocation(
-      points, size="size", budgets=NUM_BUDGETS
-    ),
-    exponents=allocation.bootstrap_exponents(
-      points, size="size", budgets=NUM_BUDGETS, **options
-    ),
-    surface=loss_surface.bootstrap_surface(
-      surface, points, size="size", **options
-    ),
+    allocation=allocation.optimal_allocation(points),
+    exponents=allocation.bootstrap_exponents(points, **options),
+    surface=allocation.bootstrap_surface(surface, points, **options),
   )

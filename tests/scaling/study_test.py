@@ -8,9 +8,8 @@ import pandas as pd
 import pytest
 
 from nfnets_tf.errors import UserError
-from nfnets_tf.scaling import paper_data
+from nfnets_tf.scaling import allocation, paper_data
 from nfnets_tf.scaling.study import (
-  NUM_BUDGETS,
   RunColumns,
   best_rates,
   best_runs,
@@ -125,7 +124,7 @@ def test_recovers_known_law(fits):
   assert fits.exponents.q == pytest.approx(0.5, abs=0.05)
   assert fits.surface.u == pytest.approx(0.3, abs=1e-3)
   assert fits.surface.v == pytest.approx(0.3, abs=1e-3)
-  assert len(fits.allocation) == NUM_BUDGETS
+  assert len(fits.allocation) == allocation.NUM_BUDGETS
   assert set(fits.rates["rate"]) == {0.2} and set(fits.rates["edge"]) == {""}
 
 

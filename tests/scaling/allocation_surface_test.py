@@ -7,8 +7,8 @@ import pandas as pd
 import pytest
 from scipy import optimize
 
-from nfnets_tf.scaling import allocation, loss_surface
-from nfnets_tf.scaling.loss_surface import Surface
+from nfnets_tf.scaling import allocation
+from nfnets_tf.scaling.allocation import Surface
 from tests.support.tables import paper_table
 
 # Floor, A, u, B, v and s.
@@ -25,11 +25,11 @@ def points_of(truth, sizes=SIZES, epochs=EPOCHS, noise=0.0):
   c, a, u, b, v, s = truth
   middle = np.exp(np.mean(np.log(sizes)))
   table = pd.DataFrame(
-    [(n, e) for n in sizes for e in epochs], columns=["n", "epochs"]
+    [(n, e) for n in sizes for e in epochs], columns=["size", "epochs"]
   )
-  loss = c + a * (table["n"] / middle) ** -u + b * table["epochs"] ** -v
+  loss = c + a * (table["size"] / middle) ** -u + b * table["epochs"] ** -v
   factors = np.exp(np.random.default_rng(0).normal(0, noise, len(table)))
-  compute = 7 * table["n"] ** s * table["epochs"]
+  compute = 7 * table["size"] ** s * table["epochs"]
   return table.assign(loss=loss * factors, compute=compute)
 
 
@@ -41,7 +41,7 @@ def values(surface):
 @pytest.mark.parametrize("truth", TRUTHS, ids=str)
 def test_recovers_coefficients(truth):
   points = points_of(truth)
-  surface = loss_surface.fit_surface(points, size="n")
+  surface = allocation.fit_surface(points)
   assert values(surface) == pytest.approx(truth, rel=0.01)
   assert (
     surface.points == 30
@@ -50,7 +50,7 @@ def test_recovers_coefficients(truth):
   )
   middle = np.prod([n / 1e9 for n in SIZES]) ** (1 / 5) * 1e9
   assert surface.reference_size == pytest.approx(middle)
-  predicted = surface.predict(points["n"], points["epochs"])
+  predicted = surface.predict(points["size"], points["epochs"])
   np.testing.assert_allclose(predicted, points["loss"], rtol=1e-6)
 
 
@@ -63,8 +63,8 @@ def test_predicts_the_sum_of_three_terms():
 
 def test_fit_beats_nelder_mead():
   points = points_of(TRUTHS[0], noise=0.01)
-  surface = loss_surface.fit_surface(points, size="n")
-  scaled = np.log(points["n"] / surface.reference_size)
+  surface = allocation.fit_surface(points)
+  scaled = np.log(points["size"] / surface.reference_size)
   epochs, loss = np.log(points["epochs"]), np.log(points["loss"])
 
   def rms(p):
@@ -85,36 +85,21 @@ def test_needs_eight_points_three_sizes_and_three_epochs():
   points = points_of(TRUTHS[0])
 
   def fits(table):
-    return loss_surface.fit_surface(table, size="n") is not None
+    return allocation.fit_surface(table) is not None
 
-  three = points[points["n"].isin(SIZES[:3])]
+  three = points[points["size"].isin(SIZES[:3])]
   assert fits(three) and fits(three.iloc[::2].iloc[:8])
   assert not fits(three.iloc[::2].iloc[:7])
-  assert not fits(points[points["n"].isin(SIZES[:2])])
+  assert not fits(points[points["size"].isin(SIZES[:2])])
   assert not fits(points[points["epochs"].isin(EPOCHS[:2])])
   assert not fits(points.iloc[:0])
-  assert (
-    loss_surface.bootstrap_surface(None, points, size="n", resamples=3, seed=0)
-    is None
-  )
-
-
-def test_ignores_incomplete_rows():
-  points = points_of(TRUTHS[0])
-  incomplete = [
-    points.iloc[[0, 1]].assign(**{column: np.nan})
-    for column in ("n", "epochs", "loss", "compute")
-  ]
-  zero = points.iloc[[0]].assign(epochs=0)
-  table = pd.concat([points, *incomplete, zero])
-  expected = loss_surface.fit_surface(points, size="n")
-  assert loss_surface.fit_surface(table, size="n") == expected
+  assert allocation.bootstrap_surface(None, points, resamples=3, seed=0) is None
 
 
 @pytest.mark.parametrize("truth", TRUTHS, ids=str)
 def test_exponents_minimize_the_loss_at_a_compute(truth):
   *_, s = truth
-  surface = loss_surface.fit_surface(points_of(truth), size="n")
+  surface = allocation.fit_surface(points_of(truth))
   content = surface.to_json()
   p, q = (content[n]["value"] for n in ("size_exponent", "epochs_exponent"))
   assert surface.s * p + q == pytest.approx(1)
@@ -137,12 +122,10 @@ def test_exponents_minimize_the_loss_at_a_compute(truth):
 def test_samples_are_seeded_and_surround_the_fit():
   points = points_of(TRUTHS[0], noise=0.002)
   points["compute"] *= points_of(TRUTHS[1], noise=0.1)["loss"]
-  fit = loss_surface.fit_surface(points, size="n")
+  fit = allocation.fit_surface(points)
 
   def draw(seed):
-    return loss_surface.bootstrap_surface(
-      fit, points, size="n", resamples=8, seed=seed
-    )
+    return allocation.bootstrap_surface(fit, points, resamples=8, seed=seed)
 
   surface = draw(0)
   assert (
@@ -167,10 +150,8 @@ def test_samples_are_seeded_and_surround_the_fit():
 
 def test_noiseless_losses_give_narrow_samples():
   points = points_of(TRUTHS[0])
-  fit = loss_surface.fit_surface(points, size="n")
-  surface = loss_surface.bootstrap_surface(
-    fit, points, size="n", resamples=4, seed=0
-  )
+  fit = allocation.fit_surface(points)
+  surface = allocation.bootstrap_surface(fit, points, resamples=4, seed=0)
   for draw in surface.bootstrap_samples:
     assert draw == pytest.approx(TRUTHS[0], rel=0.05)
 
@@ -201,14 +182,14 @@ def test_json_has_every_coefficient():
 
 
 def test_papers_surface_agrees_with_its_optima():
-  points = paper_table()
-  surface = loss_surface.fit_surface(points, size="macs")
+  points = paper_table().rename(columns={"macs": "size"})
+  surface = allocation.fit_surface(points)
   assert surface.points == 36 and surface.rms < 0.01
   assert 0 < surface.floor < points["loss"].min()
   content = surface.to_json()
   p, q = (content[n]["value"] for n in ("size_exponent", "epochs_exponent"))
   assert 0.2 < p < q < 0.8 and surface.s * p + q == pytest.approx(1)
   optima = allocation.fit_exponents(
-    allocation.optimal_allocation(points, size="macs", budgets=12)
+    allocation.optimal_allocation(points, budgets=12)
   )
   assert (p, q) == pytest.approx((optima.p, optima.q), abs=0.05)
