@@ -15,6 +15,7 @@ import tensorflow as tf
 from nfnets_tf.errors import RunError, UserError, plain_message
 
 _BLOCK = 1 << 22
+_RUN_LAYOUT = 2  # of the files in a work directory, "format" in its data.json
 # A checkpoint exists when its index does: it is moved there last.
 _CHECKPOINT = re.compile(r"ckpt-(\d+)\.index")
 
@@ -29,7 +30,7 @@ def file_sha256(path: str) -> str:
 
 
 def read_json(path: str) -> dict:
-  """Reads a JSON object, such as the index.
+  """Reads a JSON object.
 
   Raises:
     UserError: if the file does not hold a JSON object.
@@ -112,6 +113,32 @@ def find_run_dir(path: str) -> str | None:
       return folder
     folder = os.path.dirname(folder) or "."
   return None
+
+
+def read_run_data(root: str) -> dict:
+  """Reads data.json of a work directory; {} before a run begins there.
+
+  Raises:
+    UserError: if another release of this package began the run.
+  """
+  path = os.path.join(root, "data.json")
+  if not tf.io.gfile.exists(path):
+    return {}
+  data = read_json(path)
+  if data.get("format") != _RUN_LAYOUT:
+    raise UserError(
+      f"the run in {root!r} has layout {data.get('format', 1)} of another"
+      f" release, expected layout {_RUN_LAYOUT}; start a new run in another"
+      " --workdir, or resume this one with that release."
+    )
+  return data
+
+
+def write_run_data(root: str, data: dict) -> None:
+  """Writes data.json of a work directory."""
+  data = {"format": _RUN_LAYOUT, **data}
+  path = os.path.join(root, "data.json")
+  write_atomically(path, json.dumps(data, indent=1) + "\n")
 
 
 def checkpoint_path(directory: str, step: int) -> str:

@@ -23,7 +23,7 @@ from nfnets_tf.config import error_messages
 from nfnets_tf.config.bindings import Bindings, Macro, Reference
 from nfnets_tf.config.grid import read_grid
 from nfnets_tf.errors import UserError
-from nfnets_tf.fileio import find_run_dir, read_bytes
+from nfnets_tf.fileio import find_run_dir, read_bytes, read_run_data
 
 if TYPE_CHECKING:
   from nfnets_tf.jobs.job import Job
@@ -259,7 +259,8 @@ def find_base_run(bindings: Bindings) -> str | None:
   None where no run is named, or where the gin files configure one themselves.
 
   Raises:
-    UserError: if it is not a path, or nothing configures a run.
+    UserError: if it is not a path, another release began the run, or nothing
+      configures a run.
   """
   value = bindings.get(_BASE_RUN)
   for _ in bindings:  # a macro may refer to another one
@@ -273,6 +274,7 @@ def find_base_run(bindings: Bindings) -> str | None:
       " 'runs/quickstart'."
     )
   if folder := find_run_dir(value):
+    read_run_data(folder)  # another layout's config.gin cannot be read
     return folder
   if not any(name.startswith("train.TrainJob.") for name in bindings):
     raise UserError(

@@ -13,6 +13,7 @@ from nfnets_tf.fileio import find_run_dir, latest_checkpoint
 from nfnets_tf.jobs.job import RunContext
 from nfnets_tf.jobs.train import TrainJob
 from nfnets_tf.keras_api import keras
+from nfnets_tf.models import cost
 from nfnets_tf.models.weights import InitWeights
 from nfnets_tf.train.dry_run import describe_network, format_table
 from nfnets_tf.train.finish import export_metadata, heldout_sample
@@ -49,10 +50,14 @@ class ExportJob:
     """Describes what would be exported."""
     split = self.training.data.heldout_split
     size = split.image_shape()[0]
-    lines, _ = describe_network(self.training.model.network, size)
+    network = cost.abstractly(self.training.model.network)
     compared = f"{self.images:,} images of {split.directory}, {split.split}"
     return format_table(
-      [*lines, ("weights", self.start.path), ("compared on", compared)]
+      [
+        *describe_network(network, size),
+        ("weights", self.start.path),
+        ("compared on", compared),
+      ]
     )
 
   def run(self, context: RunContext) -> str:

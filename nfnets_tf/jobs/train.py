@@ -70,11 +70,10 @@ class TrainJob:
 
   def plan(self) -> str:
     """Describes the run; creates no weights and reads no data."""
-    return dry_run.format_table(
-      dry_run.describe_run(
-        self.model, self.optimization, self.data, self.schedule, self.devices
-      )
+    lines = dry_run.describe_run(
+      self.model, self.optimization, self.data, self.schedule, self.devices
     )
+    return dry_run.format_table(lines)
 
   def figures(self, network: keras.Model | None = None) -> dict[str, float]:
     """Returns the cost of the run in numbers; see `dry_run.estimate_costs`."""
@@ -202,7 +201,7 @@ class TrainJob:
       )
       files.write_config(context.config_text)
       context.on_start()
-    self._announce(strategy, inputs.train_info)
+    self._log_start(strategy, inputs.train_info)
     trainer.fit(context.terminal)
     record = trainer.evaluate()
     if workers.chief:
@@ -220,16 +219,20 @@ class TrainJob:
       )
     workers.barrier()
 
-  def _announce(self, strategy: tf.distribute.Strategy, train: SplitInfo):
-    for line in dry_run.describe_start(
-      self.model,
-      self.optimization,
-      self.data,
-      self.schedule.total_steps,
-      strategy,
-      train,
-    ):
-      LOGGER.info(line)
+  def _log_start(self, strategy: tf.distribute.Strategy, train: SplitInfo):
+    LOGGER.info(
+      "Training NFNet %s on %s: %s steps of %s images, %s images per epoch from"
+      " %d shards in %s.",
+      self.model.variant,
+      describe(strategy),
+      f"{self.schedule.total_steps:,}",
+      f"{self.data.batch_size:,}",
+      f"{train.num_examples:,}",
+      len(train.files),
+      self.data.train_split.directory,
+    )
+    for _, line in dry_run.describe_gradient(self.optimization.sam):
+      LOGGER.info("Gradients by %s.", line)
 
   def _describe_memory(self, strategy: tf.distribute.Strategy) -> str:
     memory = dry_run.estimate_memory(
@@ -239,7 +242,7 @@ class TrainJob:
       policy=self.devices.policy,
     )
     replicas = strategy.num_replicas_in_sync
-    return dry_run.describe_memory(memory, self.data.batch_size // replicas)
+    return memory.describe(self.data.batch_size // replicas)
 
   def _prepare(self, workers: Workers) -> None:
     prepare = self.data.prepare

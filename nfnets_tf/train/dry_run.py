@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
-
-import tensorflow as tf
 
 from nfnets_tf.keras_api import keras
 from nfnets_tf.models import cost
-from nfnets_tf.train.distribution import describe
 
 if TYPE_CHECKING:
-  from nfnets_tf.data.dataset_info import SplitInfo
   from nfnets_tf.data.pipeline import Split
   from nfnets_tf.optim.sam import SAM
   from nfnets_tf.train.run_config import (
@@ -56,6 +51,29 @@ class Memory(NamedTuple):
   fixed: int
   per_image: int
 
+  def describe(self, replica_batch: int | None = None) -> str:
+    """Returns the estimate in words.
+
+    Args:
+      replica_batch: images per device; None if unknown.
+    """
+    text = (
+      f"about {_in_bytes(self.fixed)} per device plus"
+      f" {_in_bytes(self.per_image)} per image at a time, compiled (on a CPU up"
+      f" to {_CPU_FACTOR} times as much per image)"
+    )
+    if replica_batch is None:
+      return text
+    total = _in_bytes(self.fixed + replica_batch * self.per_image)
+    return f"{text}, {total} for {replica_batch} images per device"
+
+
+def _in_bytes(count: int) -> str:
+  for unit, scale in (("GB", 1e9), ("MB", 1e6)):
+    if count >= scale:
+      return f"{count / scale:,.1f} {unit}"
+  return f"{count / 1e3:,.1f} kB"
+
 
 def estimate_memory(
   network: keras.Model, *, image_size: int, sam: SAM | None, policy: str
@@ -80,35 +98,85 @@ def estimate_memory(
   )
 
 
-def describe_memory(memory: Memory, replica_batch: int | None = None) -> str:
-  """Returns an estimate in words.
+def estimate_costs(
+  model: ModelConfig,
+  optimization: OptimizationConfig,
+  data: DataConfig,
+  schedule: Schedule,
+  devices: DeviceConfig,
+  *,
+  network: keras.Model | None = None,
+) -> dict[str, float]:
+  """Estimates the cost of a run; creates no weights, reads no data.
 
-  Args:
-    memory: the estimate.
-    replica_batch: images per device; None if unknown.
+  `network` saves building the network, where that has been done.
+
+  Returns:
+    parameters; macs of an image's forward pass; images, steps and epochs;
+    flops of the run; tpu_v4_core_hours at utilization, in (0, 1]; and
+    memory_bytes of a device, plus memory_bytes_per_image computed at a time.
   """
-  fixed, per_image = memory
-  text = f"about {_in_bytes(fixed)} per device plus {_in_bytes(per_image)} per"
-  text += f" image at a time, compiled (on a CPU up to {_CPU_FACTOR} times as"
-  text += " much per image)"
-  if replica_batch is not None:
-    total = _in_bytes(fixed + replica_batch * per_image)
-    text += f", {total} for {replica_batch} images per device"
-  return text
+  network = network or cost.abstractly(model.network)
+  images = schedule.total_steps * data.batch_size
+  size = data.train_split.image_shape()[0]
+  macs = cost.count_macs(network, size)
+  sam, compute = optimization.sam, devices.compute
+  computed = images if sam is None else sam.passes * images
+  memory = estimate_memory(
+    network, image_size=size, sam=sam, policy=devices.policy
+  )
+  return {
+    "parameters": sum(cost.count_parameters(network)),
+    "macs": macs,
+    "images": images,
+    "steps": schedule.total_steps,
+    "epochs": images / data.num_examples,
+    "flops": compute.flops(macs, computed),
+    "tpu_v4_core_hours": compute.core_hours(macs, computed, model.variant),
+    "utilization": compute.utilization_of(model.variant),
+    "memory_bytes": memory.fixed,
+    "memory_bytes_per_image": memory.per_image,
+  }
 
 
-def _in_bytes(count: int) -> str:
-  for unit, scale in (("GB", 1e9), ("MB", 1e6)):
-    if count >= scale:
-      return f"{count / scale:,.1f} {unit}"
-  return f"{count / 1e3:,.1f} kB"
+def describe_run(
+  model: ModelConfig,
+  optimization: OptimizationConfig,
+  data: DataConfig,
+  schedule: Schedule,
+  devices: DeviceConfig,
+) -> Lines:
+  """Returns all lines about a run; creates no weights, reads no data."""
+  network = cost.abstractly(model.network)
+  costs = estimate_costs(
+    model, optimization, data, schedule, devices, network=network
+  )
+  split, steps = data.train_split, schedule.total_steps
+  per_epoch = data.num_examples
+  multiplicity = split.augmentation.multiplicity
+  copies = f", {multiplicity} times each" if multiplicity > 1 else ""
+  memory = Memory(costs["memory_bytes"], costs["memory_bytes_per_image"])
+  strategy = f"{devices.strategy.__name__}, {devices.policy}"
+  return [
+    *describe_network(network, split.image_shape()[0]),
+    ("start", model.init_weights.describe()),
+    (
+      "images",
+      f"{costs['images']:,} = {costs['epochs'] / multiplicity:.4g} epochs of"
+      f" {per_epoch:,}{copies}",
+    ),
+    ("steps", f"{steps:,} at batch {data.batch_size:,}"),
+    *describe_learning_rate(optimization.learning_rate, steps),
+    ("strategy", f"{strategy}, {schedule.steps_per_execution} steps per call"),
+    *describe_reading(split, per_epoch, data.batch_size),
+    ("memory", memory.describe()),
+    *describe_gradient(optimization.sam),
+    *describe_compute(devices.compute, model.variant, costs),
+  ]
 
 
-def describe_network(
-  build: Callable[[], keras.Model], image_size: int
-) -> tuple[Lines, int]:
-  """Returns (lines about an NFNet, its MACs at `image_size` pixels)."""
-  network = cost.abstractly(build)
+def describe_network(network: keras.Model, image_size: int) -> Lines:
+  """Returns lines about an NFNet; `network` may be of `cost.abstractly`."""
   body, head = cost.count_parameters(network)
   macs = cost.count_macs(network, image_size)
   config = network.get_config()
@@ -120,22 +188,6 @@ def describe_network(
       f" ({(body + head) / 1e6:,.1f} M)",
     ),
     ("MACs", f"{macs:,} per image of {image_size} px ({macs / 1e9:.1f} G)"),
-  ], macs
-
-
-def describe_length(
-  num_examples: int, batch_size: int, steps: int, multiplicity: int
-) -> Lines:
-  """Returns lines about images, epochs and steps."""
-  images = steps * batch_size
-  epochs = images / multiplicity / num_examples
-  copies = f", {multiplicity} times each" if multiplicity > 1 else ""
-  return [
-    (
-      "images",
-      f"{images:,} = {epochs:.4g} epochs of {num_examples:,}{copies}",
-    ),
-    ("steps", f"{steps:,} at batch {batch_size:,}"),
   ]
 
 
@@ -194,150 +246,24 @@ def describe_gradient(sam: SAM | None) -> Lines:
   ]
 
 
-def describe_compute(
-  compute, variant: str, macs: int, images: int, epochs, sam: SAM | None
-) -> Lines:
+def describe_compute(compute, variant: str, costs: dict) -> Lines:
   """Returns lines about TPU-v4 core-hours, by FLOPs and in the paper.
 
   Args:
     compute: a `scaling.compute.TpuV4`.
     variant: of the network.
-    macs: of one image's forward pass.
-    images: of the run.
-    epochs: of the run, as the paper counts them.
-    sam: of the training step, or None.
+    costs: of `estimate_costs`.
   """
-  passes = 1.0 if sam is None else sam.passes
-  hours = compute.core_hours(macs, passes * images, variant)
   lines = [
     (
       "compute",
-      f"{hours:,.0f} TPU-v4 core-hours by its FLOPs at"
-      f" {compute.utilization_of(variant):.0%} of the peak",
+      f"{costs['tpu_v4_core_hours']:,.0f} TPU-v4 core-hours by its FLOPs at"
+      f" {costs['utilization']:.0%} of the peak",
     )
   ]
+  epochs = round(costs["epochs"], 4)
   published = compute.published_core_hours(variant, epochs)
   if published is not None:
-    lines.append(
-      (
-        "",
-        f"{published:,} TPU-v4 core-hours in the paper's figure 2"
-        f" ({variant}, {epochs:g} epochs of JFT-4B)",
-      )
-    )
+    text = f"{published:,} TPU-v4 core-hours in the paper's figure 2"
+    lines.append(("", f"{text} ({variant}, {epochs:g} epochs of JFT-4B)"))
   return lines
-
-
-def describe_run(
-  model: ModelConfig,
-  optimization: OptimizationConfig,
-  data: DataConfig,
-  schedule: Schedule,
-  devices: DeviceConfig,
-) -> Lines:
-  """Returns all lines about a run; creates no weights, reads no data."""
-  images = schedule.total_steps * data.batch_size
-  epochs = images / data.num_examples
-  size = data.train_split.image_shape()[0]
-  network = cost.abstractly(model.network)
-  lines, macs = describe_network(lambda: network, size)
-  sam = optimization.sam
-  memory = estimate_memory(
-    network, image_size=size, sam=sam, policy=devices.policy
-  )
-  strategy = f"{devices.strategy.__name__}, {devices.policy}"
-  return [
-    *lines,
-    ("start", model.init_weights.describe()),
-    *describe_length(
-      data.num_examples,
-      data.batch_size,
-      schedule.total_steps,
-      data.train_split.augmentation.multiplicity,
-    ),
-    *describe_learning_rate(optimization.learning_rate, schedule.total_steps),
-    ("strategy", f"{strategy}, {schedule.steps_per_execution} steps per call"),
-    *describe_reading(data.train_split, data.num_examples, data.batch_size),
-    ("memory", describe_memory(memory)),
-    *describe_gradient(sam),
-    *describe_compute(
-      devices.compute, model.variant, macs, images, round(epochs, 4), sam
-    ),
-  ]
-
-
-def describe_start(
-  model: ModelConfig,
-  optimization: OptimizationConfig,
-  data: DataConfig,
-  total_steps: int,
-  strategy: tf.distribute.Strategy,
-  train: SplitInfo,
-) -> list[str]:
-  """Returns the lines that are logged when training begins.
-
-  Args:
-    model: the variant.
-    optimization: SAM.
-    data: batch size and directory.
-    total_steps: of the run.
-    strategy: the devices.
-    train: the training split.
-  """
-  first = (
-    f"Training NFNet {model.variant} on {describe(strategy)}:"
-    f" {total_steps:,} steps of {data.batch_size:,} images,"
-    f" {train.num_examples:,} images per epoch from {len(train.files)} shards"
-    f" in {data.train_split.directory}."
-  )
-  lines = describe_gradient(optimization.sam)
-  return [first, *(f"Gradients by {line}." for _, line in lines)]
-
-
-def estimate_costs(
-  model: ModelConfig,
-  optimization: OptimizationConfig,
-  data: DataConfig,
-  schedule: Schedule,
-  devices: DeviceConfig,
-  *,
-  network: keras.Model | None = None,
-) -> dict[str, float]:
-  """Estimates the cost of a run.
-
-  Args:
-    model: the variant and the network.
-    optimization: SAM's passes.
-    data: batch size, examples and image size.
-    schedule: steps.
-    devices: the model of compute and the precision.
-    network: the network, if it has been built.
-
-  Returns:
-    parameters; macs of an image's forward pass; images, steps and epochs;
-    flops of the run; tpu_v4_core_hours at utilization, in (0, 1]; and
-    memory_bytes of a device, plus memory_bytes_per_image computed at a time.
-  """
-  network = network or cost.abstractly(model.network)
-  images = schedule.total_steps * data.batch_size
-  size = data.train_split.image_shape()[0]
-  macs = cost.count_macs(network, size)
-  sam, compute = optimization.sam, devices.compute
-  passes = 1.0 if sam is None else sam.passes
-  memory = estimate_memory(
-    network, image_size=size, sam=sam, policy=devices.policy
-  )
-  return {
-    "parameters": sum(cost.count_parameters(network)),
-    "macs": macs,
-    "images": images,
-    "steps": schedule.total_steps,
-    "epochs": images / data.num_examples,
-    "flops": compute.flops(macs, passes * images),
-    "tpu_v4_core_hours": compute.core_hours(
-      macs, passes * images, model.variant
-    ),
-    "utilization": compute.utilization_of(model.variant),
-    "memory_bytes": memory.fixed,
-    "memory_bytes_per_image": memory.per_image,
-  }

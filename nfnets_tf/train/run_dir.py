@@ -34,8 +34,10 @@ from nfnets_tf.errors import RunError, UserError
 from nfnets_tf.fileio import (
   read_bytes,
   read_json,
+  read_run_data,
   report_write_errors,
   write_atomically,
+  write_run_data,
 )
 
 if TYPE_CHECKING:
@@ -44,7 +46,6 @@ if TYPE_CHECKING:
 LOGGER = logging.getLogger("nfnets_tf")
 
 LEASE_SECONDS = 60.0
-_LAYOUT_FORMAT = 2  # of the files of a work directory; see RunDir.check_layout
 _HEARTBEATS_PER_LEASE = 4
 _MAX_BACKOFF_SECONDS = 0.5
 _PREFIX, _SUFFIX = "lease-", ".json"
@@ -63,7 +64,6 @@ class RunDir:
   def __init__(self, root: str):
     self.root = root
     self.config = os.path.join(root, "config.gin")
-    self.data = os.path.join(root, "data.json")
     self.metrics = os.path.join(root, "metrics.jsonl")
     self.curves = os.path.join(root, "curves.png")
     self.checkpoints = os.path.join(root, "checkpoints")
@@ -99,7 +99,7 @@ class RunDir:
     Raises:
       UserError: if an earlier release of this package began it.
     """
-    self._read_data()
+    read_run_data(self.root)
 
   def write_config(self, text: str) -> None:
     """Writes config.gin, and keeps a different earlier one as config.N.gin."""
@@ -117,14 +117,13 @@ class RunDir:
 
   def read_num_data_streams(self) -> int | None:
     """Returns the number of data streams of the run, None before its start."""
-    return self._read_data().get("num_data_streams")
+    return read_run_data(self.root).get("num_data_streams")
 
   def record_data(self, *, num_data_streams: int, **splits: SplitInfo) -> None:
     """Writes data.json at the start of a run, and checks it when it resumes.
 
     Args:
-      num_data_streams: of the order of examples; only recorded
-        at the start.
+      num_data_streams: of the order of examples; recorded at the start only.
       **splits: {split: its files and counts}.
 
     Raises:
@@ -137,11 +136,10 @@ class RunDir:
       }
       for split, index in splits.items()
     }
-    recorded = self._read_data()
+    recorded = read_run_data(self.root)
     if not recorded:
-      data = {"format": _LAYOUT_FORMAT, **data}
       data["num_data_streams"] = num_data_streams
-      write_atomically(self.data, json.dumps(data, indent=1) + "\n")
+      write_run_data(self.root, data)
       return
     for split in data:
       if recorded.get(split) != data[split]:
@@ -150,18 +148,6 @@ class RunDir:
           f" started (then {recorded.get(split)}, now {data[split]}); restore"
           " them, or start a new run in another --workdir."
         )
-
-  def _read_data(self) -> dict:
-    if not tf.io.gfile.exists(self.data):
-      return {}
-    data = read_json(self.data)
-    if data.get("format") != _LAYOUT_FORMAT:
-      raise UserError(
-        f"the run in {self.root!r} has layout {data.get('format', 1)} of"
-        f" another release, expected layout {_LAYOUT_FORMAT}; start a new run"
-        " in another --workdir, or resume this one with that release."
-      )
-    return data
 
   def read_result(self) -> dict | None:
     """Returns the result of a finished run, None for an unfinished one."""

@@ -59,6 +59,14 @@ def test_path_without_a_run_is_refused(tmp_path):
       Configuration([EXPORT], ["DTYPES = [1]", f"CHECKPOINT = {value}"])
 
 
+def test_a_run_of_another_release_is_refused(tmp_path):
+  # Its config.gin names modules that do not exist any more.
+  (tmp_path / "config.gin").write_text("from nfnets_tf.train import jobs\n")
+  (tmp_path / "data.json").write_text('{"parts": 1}')
+  with pytest.raises(UserError, match="has layout 1 .* expected layout 2"):
+    Configuration([EXPORT], [f"CHECKPOINT = '{tmp_path}'"])
+
+
 def test_a_sweeps_directory_is_not_a_runs(tmp_path):
   text = Configuration(["gin/sweeps/jft.gin"]).text
   (tmp_path / "config.gin").write_text(text)

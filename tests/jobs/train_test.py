@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import logging
 import os
 
 import pytest
@@ -89,13 +90,21 @@ def test_a_work_directory_of_another_layout_is_refused(make_dataset, tmp_path):
     run(job(make_dataset(), files=TINY), tmp_path)
 
 
-def test_run_on_two_replicas_writes_all_files(make_dataset, tmp_path):
+def test_run_on_two_replicas_writes_all_files(
+  make_dataset, tmp_path, caplog, monkeypatch
+):
+  monkeypatch.setattr(logging.getLogger("nfnets_tf"), "propagate", True)
+  caplog.set_level(logging.INFO, "nfnets_tf")
   options = ("BATCH_SIZE = 8", "EPOCHS = 1.5")
   built = job(make_dataset(), *options, files=TINY)
   assert built.schedule.total_steps == 9  # two intervals of 4 and a rest of 1
   built.devices = dataclasses.replace(built.devices, strategy=two_replicas)
   summary = run(built, tmp_path)
   assert "9 steps, finished" in summary
+  assert (
+    "Training NFNet femto on MirroredStrategy, 2 replicas: 9 steps of 8 images,"
+    " 50 images per epoch from 5 shards in"
+  ) in caplog.text
   names = {path.name for path in tmp_path.iterdir()}
   assert names >= {
     "checkpoints",

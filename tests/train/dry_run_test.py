@@ -1,11 +1,9 @@
-import types
+import dataclasses
 
 import pytest
-import tensorflow as tf
 
 from nfnets_tf.config import Configuration
 from nfnets_tf.data import pipeline, preprocessing
-from nfnets_tf.data.dataset_info import SplitInfo
 from nfnets_tf.keras_api import keras
 from nfnets_tf.models import cost
 from nfnets_tf.models.nfnet import NFNet
@@ -13,7 +11,7 @@ from nfnets_tf.optim.sam import SAM
 from nfnets_tf.optim.schedules import warmup_cosine
 from nfnets_tf.scaling.compute import TpuV4
 from nfnets_tf.train import dry_run
-from nfnets_tf.train.dry_run import Memory, describe_memory, estimate_memory
+from nfnets_tf.train.dry_run import Memory, estimate_memory
 
 
 def text(lines):
@@ -21,23 +19,14 @@ def text(lines):
 
 
 def test_network():
-  lines, macs = dry_run.describe_network(lambda: NFNet("F0", 30_000), 224)
-  assert "NFNet F0, 30,000 classes" in text(lines)
+  network = cost.abstractly(lambda: NFNet("F0", 30_000))
+  lines = text(dry_run.describe_network(network, 224))
+  assert "NFNet F0, 30,000 classes" in lines
   # 71,489,284 with 1,000 classes; 3,073 parameters a class.
   total = 71_489_284 + 29_000 * 3_073
-  assert f"{total:,} = 68,416,284 body + 92,190,000 head" in text(lines)
-  assert macs == pytest.approx(9_487_486_976 + 29_000 * 3_072, rel=1e-3)
-
-
-def test_length():
-  lines = text(dry_run.describe_length(4_000_000_000, 4_096, 244_141, 1))
-  assert "1,000,001,536 = 0.25 epochs of 4,000,000,000" in lines
-  assert "244,141 at batch 4,096" in lines
-
-
-def test_length_with_repeated_augmentation():
-  lines = text(dry_run.describe_length(1_000, 100, 500, 4))
-  assert "50,000 = 12.5 epochs of 1,000, 4 times each" in lines
+  assert f"{total:,} = 68,416,284 body + 92,190,000 head" in lines
+  # 9,487,486,976 MACs with 1,000 classes; 3,072 a class.
+  assert "per image of 224 px (9.6 G)" in lines
 
 
 def test_gradient():
@@ -70,50 +59,27 @@ def test_reading():
 
 
 def test_compute():
-  images = 32_000_000_000
-  lines = text(
-    dry_run.describe_compute(
-      TpuV4(utilization=0.33), "F7+", 100_857_131_008, images, 8.0, None
-    )
-  )
+  costs = {"tpu_v4_core_hours": 1234.5, "utilization": 0.33, "epochs": 8.0}
+  compute = TpuV4(utilization=0.33)
+  lines = text(dry_run.describe_compute(compute, "F7+", costs))
+  assert "1,234 TPU-v4 core-hours by its FLOPs at 33% of the peak" in lines
   assert "106,600 TPU-v4 core-hours in the paper's figure 2" in lines
-  lines = text(
-    dry_run.describe_compute(TpuV4(utilization=0.5), "F2", 1, 1, 3.0, None)
-  )
-  assert "figure 2" not in lines
+  assert "figure 2" not in text(dry_run.describe_compute(compute, "F2", costs))
 
 
 @pytest.mark.parametrize(
   "sam, passes", [(SAM(), 2), (SAM(ascent_fraction=0.2, every=2), 1.1)]
 )
 def test_sam_costs_its_passes(sam, passes):
-  def hours(sam):
-    lines = dry_run.describe_compute(
-      TpuV4(utilization=0.33), "F2", 10**11, 10**9, 3.0, sam
-    )
-    return float(lines[0][1].split()[0].replace(",", ""))
-
-  assert hours(sam) / hours(None) == pytest.approx(passes, rel=1e-3)
-
-
-@pytest.mark.parametrize("sam, lines", [(None, 1), (SAM(0.05), 2)])
-def test_start_of_training(sam, lines):
-  split = types.SimpleNamespace(directory="gs://bucket/jft")
-  model = types.SimpleNamespace(variant="F0")
-  optimization = types.SimpleNamespace(sam=sam)
-  data = types.SimpleNamespace(batch_size=4_096, train_split=split)
-  train = SplitInfo(("a", "b", "c"), (1_000, 1_000, 500), 3, ())
-  strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
-  first, *more_lines = dry_run.describe_start(
-    model, optimization, data, 12_345, strategy, train
-  )
-  assert first == (
-    "Training NFNet F0 on MirroredStrategy, 2 replicas: 12,345 steps of 4,096"
-    " images, 2,500 images per epoch from 3 shards in gs://bucket/jft."
-  )
-  assert len(more_lines) == lines - 1
-  for line in more_lines:
-    assert line.startswith("Gradients by SAM, rho 0.05") and line[-1] == "."
+  job = Configuration(
+    ["gin/quickstart.gin", "gin/overlays/smoke.gin"], ["DATA_DIR = '/nowhere'"]
+  ).build_job()
+  plain = job.figures()
+  job.optimization = dataclasses.replace(job.optimization, sam=sam)
+  sharp = job.figures()
+  for name in ("flops", "tpu_v4_core_hours"):
+    assert sharp[name] == pytest.approx(passes * plain[name])
+  assert sharp["images"] == plain["images"]
 
 
 def test_run_is_described_from_network_to_compute():
@@ -141,8 +107,12 @@ def test_run_is_described_from_network_to_compute():
   of = dict(lines)
   assert "per device plus" in of["memory"]
   assert of["strategy"] == "one_device, float32, 2 steps per call"
-  assert of["steps"] == f"{job.schedule.total_steps:,} at batch 32"
-  assert of["images"].endswith("2 times each")
+  steps, per_epoch = job.schedule.total_steps, job.data.num_examples
+  assert of["steps"] == f"{steps:,} at batch 32"
+  epochs = 32 * steps / 2 / per_epoch
+  assert of["images"] == (
+    f"{32 * steps:,} = {epochs:.4g} epochs of {per_epoch:,}, 2 times each"
+  )
   assert of["start"] == job.model.init_weights.describe()
 
 
@@ -212,15 +182,13 @@ def test_memory_of_f0_on_a_tpu_is_as_measured():
 def test_memory_in_words():
   memory = estimate(one_convolution(16), size=16)
   assert memory == (4_304, 5_888)
-  text = describe_memory(memory)
+  text = memory.describe()
   assert text == (
     "about 4.3 kB per device plus 5.9 kB per image at a time, compiled (on a"
     " CPU up to 3 times as much per image)"
   )
   # 4,304 + 8 * 5,888
-  assert describe_memory(memory, 8) == (
-    f"{text}, 51.4 kB for 8 images per device"
-  )
-  large = describe_memory(estimate(lambda: NFNet("F0", 1000), size=224))
+  assert memory.describe(8) == f"{text}, 51.4 kB for 8 images per device"
+  large = estimate(lambda: NFNet("F0", 1000), size=224).describe()
   assert large.startswith("about 1.1 GB per device plus 121.")
   assert " MB per image" in large
