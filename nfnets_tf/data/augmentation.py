@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 
 import tensorflow as tf
 
-from nfnets_tf.data.preprocessing import Transform, fold_seed
+from nfnets_tf.data.preprocessing import Transform, fold_seed, paste
 from nfnets_tf.errors import require, require_fraction, require_int
 
 Mixer = Callable[
@@ -103,7 +103,7 @@ class CutMix:
     begin = tf.maximum(center - half, 0)
     end = tf.minimum(center + half, size)
     box = first[begin[0] : end[0], begin[1] : end[1]]
-    mixed = _paste(second, box, begin[0], begin[1])
+    mixed = paste(second, box, begin[0], begin[1])
     pixels = tf.cast(tf.reduce_prod(end - begin), tf.float32)
     weight = pixels / tf.reduce_prod(extent)
     return tf.ensure_shape(mixed, first.shape), weight
@@ -161,7 +161,7 @@ class RandomErasing:
     noise = tf.random.stateless_uniform(
       [height, width, 3], noise_seed, 0, 256, tf.int32, alg="philox"
     )
-    erased = _paste(image, tf.cast(noise, tf.uint8), top, left)
+    erased = paste(image, tf.cast(noise, tf.uint8), top, left)
     return tf.ensure_shape(erased, image.shape)
 
   def _sample_box(self, image_shape, seed):
@@ -185,14 +185,3 @@ class RandomErasing:
 
 def _interpolate(ends, number):
   return ends[0] + (ends[1] - ends[0]) * number
-
-
-def _paste(image, box, top, left):
-  """Replaces image[top:, left:] by a box [height, width, 3] within it.
-
-  Slices and two `concat`s: a scatter or a `where` over a mask is slower.
-  """
-  bottom, right = top + tf.shape(box)[0], left + tf.shape(box)[1]
-  rows = image[top:bottom]
-  rows = tf.concat([rows[:, :left], box, rows[:, right:]], axis=1)
-  return tf.concat([image[:top], rows, image[bottom:]], axis=0)

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import socket
-import time
 import uuid
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
 
 import tensorflow as tf
 
 from nfnets_tf.errors import UserError, require
 
 _CONNECT_SECONDS = 10.0
-_POLL_SECONDS = 0.2
 
 
 class DataService:
@@ -109,24 +106,19 @@ def _check_port_free(host: str, port: int) -> None:
     ) from error
 
 
-class DataServer(NamedTuple):
-  """A dispatcher of the tf.data service and its worker."""
-
-  dispatcher: tf.data.experimental.service.DispatchServer
-  worker: tf.data.experimental.service.WorkerServer
-
-  def join(self) -> None:
-    """Serves until the process is interrupted."""
-    # The dispatcher's own `join` blocks in C++ and ignores Ctrl-C.
-    while True:
-      time.sleep(_POLL_SECONDS)
-
-
-def start_server(address: str) -> DataServer:
+def start_server(
+  address: str,
+) -> tuple[
+  tf.data.experimental.service.DispatchServer,
+  tf.data.experimental.service.WorkerServer,
+]:
   """Starts a data server on this machine.
 
   Args:
     address: "HOST:PORT" under which training runs reach it.
+
+  Returns:
+    A dispatcher and its worker, which serve until they are deleted.
 
   Raises:
     UserError: if the address is malformed, not this machine's, or in use.
@@ -143,4 +135,4 @@ def start_server(address: str) -> DataServer:
       port=0,
     )
   )
-  return DataServer(dispatcher, worker)
+  return dispatcher, worker

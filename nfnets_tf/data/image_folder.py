@@ -44,15 +44,28 @@ _FORMATS = {
 class ImageFiles:
   """Base of sources of image files; a reference is (path, label).
 
-  Attributes:
-    directory: that the paths are relative to.
-    class_names: name of every label.
-    splits: {split: (path, label) of every image}.
+  Args:
+    directory: that the paths are relative to; "~" is the home folder.
+    heldout_fraction: fraction that is held out if there is no split, in (0, 1).
+
+  Raises:
+    UserError: if the directory does not exist or the fraction is out of range.
   """
 
-  directory: str
   class_names: tuple[str, ...]
   splits: Mapping[str, Sequence[tuple[str, int]]]
+
+  def __init__(self, directory: str | None, heldout_fraction: float):
+    valid = 0 < heldout_fraction < 1
+    name, expected = "HELDOUT_FRACTION", "a number between 0 and 1"
+    require(valid, name, heldout_fraction, expected)
+    self.directory = os.path.expanduser(directory or "")
+    if not tf.io.gfile.isdir(self.directory):
+      raise UserError(
+        f"the image folder {directory!r} does not exist; bind DATA_DIR of a"
+        " run, or IMAGES of a job that prepares shards, to a folder with one"
+        " folder of images for every class."
+      )
 
   def read(self, reference: tuple[str, int]) -> Record:
     """Reads an image file as it is; see `ExampleSource.read`."""
@@ -82,32 +95,44 @@ class ImageFolder(ImageFiles):
   """
 
   def __init__(self, *, directory: str | None, heldout_fraction: float):
-    self.directory = find_directory(directory)
-    check_heldout_fraction(heldout_fraction)
+    super().__init__(directory, heldout_fraction)
     self.class_names, self.splits, self.split_rule, self.key = _list_folder(
       self.directory, heldout_fraction
     )
 
 
-def find_directory(directory: str | None) -> str:
-  """Returns the directory of a source's images, with "~" expanded.
-
-  Raises:
-    UserError: if it does not exist.
-  """
-  path = os.path.expanduser(directory or "")
-  if not tf.io.gfile.isdir(path):
-    raise UserError(
-      f"the image folder {directory!r} does not exist; bind DATA_DIR of a run,"
-      " or IMAGES of a job that prepares shards, to a folder with one folder of"
-      " images for every class."
-    )
-  return path
-
-
 @functools.lru_cache(maxsize=8)
 def _list_folder(directory: str, fraction: float):
   """Returns (class names, splits, how they were made, key)."""
+  training, holding_out = _find_splits(directory)
+  train = _images_by_class(directory, training)
+  if holding_out:
+    heldout = _images_by_class(directory, holding_out, at_least=1)
+    if unknown := [name for name in heldout if name not in train]:
+      raise UserError(
+        f"{os.path.join(directory, holding_out)!r} has the class"
+        f" {unknown[0]!r}, but {training!r} does not; both need the same class"
+        " folders."
+      )
+    rule = f"{training}/ and {holding_out}/"
+  else:
+    train, heldout = _hold_out(train, fraction)
+    rule = f"{fraction:g} of every class held out by the SHA-256 of the paths"
+  labels = {name: label for label, name in enumerate(train)}
+  splits = {
+    split: [(path, labels[name]) for name in part for path in part[name]]
+    for split, part in (("train", train), ("heldout", heldout))
+  }
+  lines = [
+    f"{split} {label} {describe_file(directory, path)}"
+    for split, images in splits.items()
+    for path, label in images
+  ]
+  return tuple(train), splits, rule, digest("\n".join(lines))
+
+
+def _find_splits(directory: str) -> tuple[str, str]:
+  """Returns the subfolders of training and held-out images, or ""."""
   subfolders = _subfolders(directory)
   # A class may be called "train": then it holds images, not folders.
   trains = [
@@ -115,59 +140,32 @@ def _list_folder(directory: str, fraction: float):
     for name in subfolders
     if name.lower() in TRAIN_NAMES and _subfolders(f"{directory}/{name}")
   ]
+  if not trains:
+    return "", ""
   heldouts = [name for name in subfolders if name.lower() in HELDOUT_NAMES]
-  if trains and (len(trains) > 1 or len(heldouts) > 1):
-    several = trains if len(trains) > 1 else heldouts
-    raise UserError(
-      f"{directory!r} has {' and '.join(map(repr, several))}; expected one such"
-      " folder: move the other one elsewhere."
-    )
-  if trains and (ignored := set(subfolders) - {*trains, *heldouts}):
+  for names in (trains, heldouts):
+    if len(names) > 1:
+      raise UserError(
+        f"{directory!r} has {' and '.join(map(repr, names))}; expected one such"
+        " folder: move the other one elsewhere."
+      )
+  if ignored := set(subfolders) - {*trains, *heldouts}:
     LOGGER.warning(
       "Ignored %s: neither training nor held-out images.",
       ", ".join(os.path.join(directory, name) for name in sorted(ignored)),
     )
-  if trains and heldouts:
-    names, splits = _read_splits(directory, trains[0], heldouts[0])
-    rule = f"{trains[0]}/ and {heldouts[0]}/"
-  else:
-    names, splits = _make_splits(directory, "".join(trains), fraction)
-    rule = f"{fraction:g} of every class held out by the SHA-256 of the paths"
-  lines = [
-    f"{split} {label} {describe_file(directory, path)}"
-    for split, images in splits.items()
-    for path, label in images
-  ]
-  return names, splits, rule, digest("\n".join(lines))
+  return trains[0], "".join(heldouts)
 
 
-def _make_splits(directory: str, root: str, fraction: float):
-  classes = _images_by_class(directory, root)
-  splits = {"train": [], "heldout": []}
-  for label, paths in enumerate(classes.values()):
+def _hold_out(classes: Mapping[str, Sequence[str]], fraction: float):
+  """Returns the remaining and the held-out paths of every class."""
+  train, heldout = {}, {}
+  for name, paths in classes.items():
     count = max(1, round(fraction * len(paths))) if len(paths) > 1 else 0
-    heldout = set(sorted(paths, key=digest)[:count])
-    for path in paths:
-      splits["heldout" if path in heldout else "train"].append((path, label))
-  return tuple(classes), splits
-
-
-def _read_splits(directory: str, training: str, heldout: str):
-  classes = _images_by_class(directory, training)
-  labels = {name: label for label, name in enumerate(classes)}
-  heldout_classes = _images_by_class(directory, heldout, at_least=1)
-  if unknown := [name for name in heldout_classes if name not in labels]:
-    raise UserError(
-      f"{os.path.join(directory, heldout)!r} has the class {unknown[0]!r}, but"
-      f" {training!r} does not; both need the same class folders."
-    )
-  splits = {
-    split: [
-      (path, labels[name]) for name, paths in some.items() for path in paths
-    ]
-    for split, some in (("train", classes), ("heldout", heldout_classes))
-  }
-  return tuple(classes), splits
+    chosen = set(sorted(paths, key=digest)[:count])
+    train[name] = [path for path in paths if path not in chosen]
+    heldout[name] = [path for path in paths if path in chosen]
+  return train, heldout
 
 
 def _images_by_class(directory: str, root: str, at_least: int = 2):
@@ -219,17 +217,6 @@ def describe_file(directory: str, path: str) -> str:
   except tf.errors.NotFoundError:  # a broken link: reported when it is read
     return f"{path} is missing"
   return f"{path} {stat.length} {stat.mtime_nsec}"
-
-
-def check_heldout_fraction(fraction: float) -> None:
-  """Raises a UserError unless a fraction is in (0, 1)."""
-  valid = 0 < fraction < 1
-  require(valid, "HELDOUT_FRACTION", fraction, "a number between 0 and 1")
-
-
-def is_held_out(name: str, fraction: float) -> bool:
-  """Returns whether a name is in a fixed fraction of all names, in [0, 1]."""
-  return int(digest(name)[:13], 16) < fraction * 16**13
 
 
 def digest(text: str) -> str:

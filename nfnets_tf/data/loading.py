@@ -101,10 +101,8 @@ class ExampleLoader:
       uint8 [multiplicity, height, width, 3], and labels, int32 [multiplicity]
       or `MixedLabels`; without that axis for a multiplicity of 1.
     """
-    mixes = bool(self._augmentation.batch_mixers)
-    make = self._load_mixed if mixes else self._load_single
     copies = [
-      make(serialized, tf.stack([seed, image_number + copy]), turn)
+      self._load_copy(serialized, tf.stack([seed, image_number + copy]), turn)
       for copy in range(self._augmentation.multiplicity)
     ]
     if len(copies) == 1:
@@ -124,25 +122,22 @@ class ExampleLoader:
     """
     return self._load(serialized, tf.zeros([2], tf.int64))
 
-  def _load_single(self, serialized, seed, turn):
-    del turn
-    image, label = self._load(serialized, seed)
+  def _load_copy(self, serialized, seed, turn):
+    if mixers := self._augmentation.batch_mixers:
+      (first, first_label), (second, second_label) = (
+        self._load(serialized[i], fold_seed(seed, i)) for i in (0, 1)
+      )
+      image, weight = tf.switch_case(
+        tf.cast(turn % len(mixers), tf.int32),
+        [
+          lambda mixer=mixer: mixer(first, second, fold_seed(seed, 2))
+          for mixer in mixers
+        ],
+      )
+      label = MixedLabels(first_label, second_label, weight)
+    else:
+      image, label = self._load(serialized, seed)
     return self._post_mix_transform(image, fold_seed(seed, 3)), label
-
-  def _load_mixed(self, serialized, seed, turn):
-    (first, first_label), (second, second_label) = (
-      self._load(serialized[i], fold_seed(seed, i)) for i in (0, 1)
-    )
-    mixers = self._augmentation.batch_mixers
-    image, weight = tf.switch_case(
-      tf.cast(turn % len(mixers), tf.int32),
-      [
-        lambda mixer=mixer: mixer(first, second, fold_seed(seed, 2))
-        for mixer in mixers
-      ],
-    )
-    image = self._post_mix_transform(image, fold_seed(seed, 3))
-    return image, MixedLabels(first_label, second_label, weight)
 
   def _load(self, serialized, seed):
     image, label = parse_image_and_label(serialized, self._fields)
@@ -222,14 +217,16 @@ def _fill_gaps(valid, rows, examples, spec, report):
   """Puts rows at their indices `valid`; returns (*structure, weights)."""
   window = examples[0].shape[0]
 
+  def scatter(values):
+    shape = [window, *values.shape[1:]]
+    return tf.scatter_nd(valid[:, tf.newaxis], values, shape)
+
   def with_gaps():
-    weights = tf.scatter_nd(
-      valid[:, tf.newaxis], tf.ones_like(valid, tf.float32), [window]
-    )
+    weights = scatter(tf.ones_like(valid, tf.float32))
     invalid = [tf.boolean_mask(part, weights < 1.0) for part in examples]
     reports = [] if report is None else [report(*invalid)]
     with tf.control_dependencies(reports):
-      return tf.nest.map_structure(_scatter_to(valid, window), rows), weights
+      return tf.nest.map_structure(scatter, rows), weights
 
   complete = tf.equal(tf.size(valid), window)
   filled, weights = tf.cond(
@@ -241,18 +238,6 @@ def _fill_gaps(valid, rows, examples, spec, report):
     spec,
   )
   return *filled, weights
-
-
-def _scatter_to(indices, window: int):
-  """Returns a function that scatters rows to [window, ...], zeros elsewhere."""
-
-  def scatter(rows):
-    shape = tf.concat([[window], tf.shape(rows)[1:]], axis=0)
-    return tf.scatter_nd(
-      indices[:, tf.newaxis], rows, tf.cast(shape, indices.dtype)
-    )
-
-  return scatter
 
 
 def flatten_copies(*tensors):

@@ -20,6 +20,7 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
+from nfnets_tf.data.preprocessing import paste
 from nfnets_tf.errors import require, require_int
 
 FILL = 128  # gray outside of the image
@@ -329,10 +330,8 @@ def cut_out(image: tf.Tensor, center: tf.Tensor, half: int) -> tf.Tensor:
   place = tf.cast(center * tf.cast(shape, tf.float32), tf.int32)
   top, left = tf.unstack(tf.maximum(place - half, 0))
   bottom, right = tf.unstack(tf.minimum(place + half, shape))
-  rows = image[top:bottom]
   fill = tf.fill([bottom - top, right - left, 3], tf.constant(FILL, tf.uint8))
-  rows = tf.concat([rows[:, :left], fill, rows[:, right:]], axis=1)
-  return tf.concat([image[:top], rows, image[bottom:]], axis=0)
+  return paste(image, fill, top, left)
 
 
 def _as_rows(image: tf.Tensor) -> tf.Tensor:

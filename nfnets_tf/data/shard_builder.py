@@ -54,10 +54,6 @@ _HASHES_PER_FILE = 4096
 _NAMED = 3
 
 
-class _TooManyInvalid(UserError):
-  """A source has more invalid images than allowed."""
-
-
 class ShardBuilder:
   """Writes the shards of a source into a directory that belongs to them.
 
@@ -150,11 +146,13 @@ class ShardBuilder:
       index.get("key") != self.key or not self._missing(index)
     ):
       return False
+    self.claim()
     try:
       self.build()
-    except _TooManyInvalid:
-      # These are never resumed: repaired images have another key.
-      tf.io.gfile.rmtree(self.directory)
+    except UserError:
+      if index is None:
+        # Never resumed: repaired images have another key.
+        tf.io.gfile.rmtree(self.directory)
       raise
     return True
 
@@ -334,7 +332,7 @@ class ShardBuilder:
     count = sum(invalid.values())
     if count > self.max_invalid_fraction * images:
       causes = ", ".join(f"{n:,} {cause}" for cause, n in invalid.items())
-      raise _TooManyInvalid(
+      raise UserError(
         f"{count:,} of {images:,} images are invalid, more than"
         f" max_invalid_fraction = {self.max_invalid_fraction:.2%}: {causes},"
         f" such as {'; '.join(named[:_NAMED])}; repair or remove them and write"

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import logging
+import time
 
 from nfnets_tf.data.data_service import parse_address, start_server
 from nfnets_tf.jobs.job import RunContext
 from nfnets_tf.train.dry_run import format_table
 
 LOGGER = logging.getLogger("nfnets_tf")
+
+_POLL_SECONDS = 0.2
 
 
 class DataServerJob:
@@ -31,7 +34,9 @@ class DataServerJob:
 
   def run(self, context: RunContext) -> str:
     """Serves and writes nothing; see `job.Job`."""
-    server = start_server(self.address)
+    servers = start_server(self.address)
     LOGGER.info("Serving data at %s; interrupt to stop.", self.address)
-    server.join()
+    # The dispatcher's own `join` blocks in C++ and ignores Ctrl-C.
+    while servers:
+      time.sleep(_POLL_SECONDS)
     return self.plan()

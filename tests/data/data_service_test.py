@@ -5,7 +5,6 @@ import pytest
 import tensorflow as tf
 
 from nfnets_tf.data.data_service import (
-  DataServer,
   DataService,
   parse_address,
   start_server,
@@ -34,12 +33,11 @@ def addresses():
   """Two data servers."""
   addresses = free_addresses(2)
   servers = [start_server(address) for address in addresses]
-  assert all(isinstance(server, DataServer) for server in servers)
   yield addresses
-  for server in servers:
+  for dispatcher, worker in servers:
     # TensorFlow has no public method to stop one.
-    server.worker._stop()
-    server.dispatcher._stop()
+    worker._stop()
+    dispatcher._stop()
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +46,7 @@ def dataset(tmp_path_factory):
 
 
 @pytest.mark.parametrize("options", [{}, {"replicas": 2, "start_step": 3}])
-def test_batches_are_those_without_servers(dataset, addresses, options):
+def test_batches_equal_those_without_servers(dataset, addresses, options):
   transforms = [Shift(pixels=3), Resize(image_size=8)]
   served, local = (
     training_batches(
@@ -64,7 +62,7 @@ def test_batches_are_those_without_servers(dataset, addresses, options):
       np.testing.assert_array_equal(part, other_part)
 
 
-def test_an_invalid_record_has_weight_0(dataset, addresses):
+def test_gives_invalid_records_weight_0(dataset, addresses):
   def reject_7(image, seed):
     del seed
     value = image[0, 0, 0]
@@ -80,7 +78,7 @@ def test_an_invalid_record_has_weight_0(dataset, addresses):
   assert weights.size - weights.sum() == 4  # one of 50, in 4 epochs
 
 
-def test_a_missing_server_is_an_error(dataset):
+def test_reports_a_missing_server(dataset):
   service = DataService(addresses=free_addresses(1))
   split = make_split(dataset, data_service=service)
   with pytest.raises(UserError, match="no data server listens at localhost"):
@@ -104,7 +102,7 @@ def test_rejects_malformed_addresses(addresses, message):
     DataService(addresses=addresses)
 
 
-def test_a_server_needs_a_free_port_of_this_machine(addresses):
+def test_rejects_ports_in_use_and_foreign_hosts(addresses):
   for address in (addresses[0], "no-such-host.invalid:5000"):
     with pytest.raises(UserError, match=f"cannot listen at {address} .*ADDRE"):
       start_server(address)

@@ -29,14 +29,14 @@ def read_table(tmp_path):
   return read
 
 
-def test_a_table_of_class_numbers_and_splits(read_table):
+def test_reads_class_numbers_and_splits_of_a_table(read_table):
   table = read_table("label,split,path", "0,Train,a", "03,val,b")
   assert table.class_names == ("0", "1", "2", "3")
   assert table.splits == {"train": [("a", 0)], "heldout": [("b", 3)]}
   assert table.split_rule == "the column split"
 
 
-def test_a_table_of_class_names_is_split_by_the_paths(read_table):
+def test_splits_a_table_by_the_paths(read_table):
   images = [(f"{i}.png", "cba"[i % 3]) for i in range(300)]
   lines = list(map(",".join, images))
   table = read_table("path,label", *lines, fraction=0.2)
@@ -50,12 +50,12 @@ def test_a_table_of_class_names_is_split_by_the_paths(read_table):
 
 
 @pytest.mark.parametrize("fraction", [0.001, 0.999])
-def test_two_images_are_split_between_train_and_heldout(read_table, fraction):
+def test_both_splits_of_two_images_hold_one(read_table, fraction):
   splits = read_table("path,label", "x,a", "y,b", fraction=fraction).splits
   assert [len(splits[name]) for name in ("train", "heldout")] == [1, 1]
 
 
-def test_a_table_as_a_spreadsheet_saves_it(tmp_path):
+def test_reads_tables_of_spreadsheets(tmp_path):
   text = 'path,label\r\n"x","grün, ² hell"\r\n\r\ny,"a\nb"\r\n'
   path = tmp_path / "b.csv"
   options = {"directory": str(tmp_path), "heldout_fraction": 0.5}
@@ -66,7 +66,7 @@ def test_a_table_as_a_spreadsheet_saves_it(tmp_path):
   assert CsvTable(path=str(path), **options).class_names == ("gr\ufffdn",)
 
 
-def test_names_that_look_like_digits_are_names(read_table):
+def test_accepts_class_names_that_look_like_digits(read_table):
   assert read_table("path,label", "x,²").class_names == ("²",)
   table = read_table("path,label", "x,1.5", "y,dog")
   assert table.class_names == ("1.5", "dog")
@@ -96,12 +96,12 @@ def test_names_that_look_like_digits_are_names(read_table):
     (["path,label,split", "a,0,my/split"], "holds 'my/split'; expected train"),
   ],
 )
-def test_invalid_tables(read_table, lines, message):
+def test_rejects_invalid_tables(read_table, lines, message):
   with pytest.raises(UserError, match=message):
     read_table(*lines)
 
 
-def test_missing_tables_and_folders_and_invalid_fractions(tmp_path, read_table):
+def test_rejects_missing_files_and_invalid_fractions(tmp_path, read_table):
   for path in (tmp_path / "none.csv", tmp_path):
     with pytest.raises(UserError, match="does not exist; bind CSV to a file"):
       CsvTable(path=str(path), directory=str(tmp_path), heldout_fraction=0.1)
@@ -111,7 +111,7 @@ def test_missing_tables_and_folders_and_invalid_fractions(tmp_path, read_table):
     read_table("path,label", "x,a", fraction=7)
 
 
-def test_the_key_of_a_table_changes_with_lines_and_images(read_table, tmp_path):
+def test_key_of_a_table_changes_with_lines_and_images(read_table, tmp_path):
   lines = ["path,label", *(f"{i}.png,a" for i in range(20))]
   for i in range(20):
     (tmp_path / f"{i}.png").write_bytes(b"image")
@@ -127,7 +127,7 @@ def test_the_key_of_a_table_changes_with_lines_and_images(read_table, tmp_path):
   assert read_table(*lines).splits == table.splits
 
 
-def test_numbers_of_a_source_for_a_configuration(read_table, tmp_path):
+def test_counts_and_cache_directory_of_a_source(read_table, tmp_path):
   table = read_table("path,label,split", "a,x,train", "b,y,train", "c,x,val")
   assert count_classes(source=table) == 2
   assert count_examples(source=table, split="train") == 2
@@ -136,7 +136,7 @@ def test_numbers_of_a_source_for_a_configuration(read_table, tmp_path):
   assert directory == str(tmp_path / "cache" / name)
 
 
-def test_a_tfds_dataset(tmp_path):
+def test_reads_records_of_a_tfds_dataset(tmp_path):
   source = TfdsDataset(directory=store_with_tfds(tmp_path))
   assert source.class_names == ("cat", "dog")
   assert source.split_rule == "TFDS tiny/1.0.0"
@@ -153,12 +153,12 @@ def test_a_tfds_dataset(tmp_path):
   assert names == {f"{i}.png" for i in range(6)}
 
 
-def test_a_tfds_dataset_that_does_not_exist(tmp_path):
+def test_rejects_missing_tfds_dataset(tmp_path):
   with pytest.raises(UserError, match="not prepared a dataset .* bind TFDS to"):
     TfdsDataset(directory=str(tmp_path))
 
 
-def test_digits_are_enlarged_and_split_in_a_fixed_order():
+def test_enlarges_and_splits_digits_in_a_fixed_order():
   source = Digits(image_size=16)
   train, heldout = source.splits["train"], source.splits["heldout"]
   assert len(train) == 1437 and len(heldout) == 360

@@ -8,15 +8,15 @@ from nfnets_tf.jobs.job import RunContext
 def test_serves_until_interrupted(monkeypatch):
   started = []
 
-  class Server:
-    def join(self):
-      raise KeyboardInterrupt
-
   def start(address):
     started.append(address)
-    return Server()
+    return "dispatcher", "worker"
+
+  def interrupt(seconds):
+    raise KeyboardInterrupt
 
   monkeypatch.setattr(data_server, "start_server", start)
+  monkeypatch.setattr(data_server.time, "sleep", interrupt)
   job = data_server.DataServerJob(address="data-1:5000")
   assert "data-1:5000" in job.plan()
   with pytest.raises(KeyboardInterrupt):
