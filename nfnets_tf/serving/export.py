@@ -14,9 +14,8 @@ from nfnets_tf.data import preprocessing
 from nfnets_tf.errors import UserError, require
 from nfnets_tf.fileio import write_atomically
 from nfnets_tf.serving import converters, model_card
-from nfnets_tf.serving.folded_network import DTYPES, TARGETS, inference_network
+from nfnets_tf.serving.folding import DTYPES, TARGETS, inference_network
 from nfnets_tf.serving.signatures import ServingModule
-from nfnets_tf.serving.verification import ExportVerifier
 from nfnets_tf.serving.versioning import (
   PendingDirectory,
   create_directory,
@@ -26,7 +25,6 @@ from nfnets_tf.train.classifier import Classifier
 
 LOGGER = logging.getLogger("nfnets_tf")
 
-_NOT_COMPARED = "Not compared: no images were given."
 # Preprocessed images, uint8 [images, height, width, 3], and labels or None.
 Sample = tuple[np.ndarray, "np.ndarray | None"]
 
@@ -115,22 +113,22 @@ class Exporter:
       UserError: if the names do not fit the network, or a format lacks a
         sample.
     """
-    _check_model(model, class_names)
-    self._check_sample(sample)
+    _check_inputs(model, class_names, self.formats, sample)
     averaged = bool(self.averaged and model.averages)
     weights = model.averaged() if averaged else contextlib.nullcontext()
+    about = dict(about or {})
     with place as pending:
       # Export on the host: the accelerator's memory may be full.
       with tf.device("CPU"), weights:
-        exported, signatures, comparisons = self._write_models(
+        form, signatures, comparisons = self._write_models(
           pending.folder, model, class_names, transforms, sample
         )
-      exported["weights"] = "averaged" if averaged else "raw"
-      about = dict(about or {})
       card = model_card.render(
         model.network,
-        exported=exported,
-        comparisons=comparisons or [_NOT_COMPARED],
+        transforms=transforms,
+        form=form,
+        weights="averaged" if averaged else "raw",
+        comparisons=comparisons or ["Not compared: no images were given."],
         class_names=class_names,
         signatures=signatures,
         license_name=self.license,
@@ -138,25 +136,19 @@ class Exporter:
       )
       texts = {"MODEL_CARD.md": card, "config.gin": about.get("configuration")}
       texts["classes.txt"] = "\n".join([*class_names, ""])
-      _write_texts(pending.folder, texts)
-    lines = [f"Exported {pending.path}", *(f"  {x}" for x in comparisons)]
-    for line in lines:
+      for name, text in texts.items():
+        if text:
+          write_atomically(os.path.join(pending.folder, name), text)
+    for line in [f"Exported {pending.path}", *(f"  {x}" for x in comparisons)]:
       LOGGER.info("%s.", line)
     return pending.path
-
-  def _check_sample(self, sample: Sample | None) -> None:
-    if self.formats and sample is None:
-      raise UserError(
-        f"no sample was given for the formats {', '.join(self.formats)};"
-        " expected images to verify them on."
-      )
 
   def _write_models(self, folder, model, class_names, transforms, sample):
     """Writes the SavedModel and the files for other runtimes.
 
     Returns:
-      {name: value} of facts about the export, the names of the signatures, and
-      a line for each form about its outputs.
+      The form of the network, the names of the signatures, and a line for each
+      form about its outputs.
     """
     network, tracked = inference_network(
       model, fold=self.fold, dtype=self.dtype, target=self.target
@@ -164,12 +156,11 @@ class Exporter:
     module = ServingModule(network, class_names, transforms, **tracked)
     signatures = module.signatures()
     tf.saved_model.save(module, folder, signatures)
-    exported = model_card.describe_network(model.network, transforms)
     folded = "folded" in tracked
-    exported["form"] = f"folded, {self.dtype}" if folded else "as in training"
+    form = f"folded, {self.dtype}" if folded else "as in training"
     if sample is None:
-      return exported, signatures, []
-    verifier = ExportVerifier(model, *sample)
+      return form, signatures, []
+    verifier = converters.ExportVerifier(model, *sample)
     lines = [verifier.verify_saved_model(folder)]
     for file_format in self.formats:
       # Other runtimes fuse a GELU on their own.
@@ -181,7 +172,7 @@ class Exporter:
       lines.append(
         verifier.convert_and_verify(file_format, folder, network, owner)
       )
-    return exported, signatures, lines
+    return form, signatures, lines
 
 
 def export_saved_model(
@@ -228,13 +219,7 @@ def export_saved_model(
   )
 
 
-def _write_texts(folder: str, texts: Mapping[str, str | None]) -> None:
-  for name, text in texts.items():
-    if text:
-      write_atomically(os.path.join(folder, name), text)
-
-
-def _check_model(model: Classifier, class_names: Sequence[str]) -> None:
+def _check_inputs(model, class_names, formats, sample) -> None:
   if not isinstance(model, Classifier):
     raise UserError(
       f"a {type(model).__name__} was given to export; expected a Classifier,"
@@ -245,4 +230,9 @@ def _check_model(model: Classifier, class_names: Sequence[str]) -> None:
     raise UserError(
       f"class_names has {len(class_names)} names for {classes} classes; give"
       " one name per class."
+    )
+  if formats and sample is None:
+    raise UserError(
+      f"no sample was given for the formats {', '.join(formats)}; expected"
+      " images to verify them on."
     )

@@ -71,7 +71,9 @@ served(images)["classes"]
 def render(
   network: keras.Model,
   *,
-  exported: Mapping[str, str],
+  transforms: Sequence[preprocessing.Transform],
+  form: str,
+  weights: str,
   comparisons: Iterable[str],
   class_names: Sequence[str],
   signatures: Iterable[str],
@@ -83,8 +85,10 @@ def render(
   """Returns the card as Markdown.
 
   Args:
-    network: that was exported.
-    exported: {name: value}: facts about the export.
+    network: in training.
+    transforms: of the evaluation.
+    form: of the exported network, such as "folded, float32".
+    weights: "averaged" or "raw".
     comparisons: a line for each form, compared with the network in training.
     class_names: in the order of the logits.
     signatures: names of the SavedModel's signatures.
@@ -93,51 +97,42 @@ def render(
     metrics: of the evaluation, None if unknown.
     configuration: of the run, None without one; it is next to the card.
   """
-  now = datetime.datetime.now(datetime.timezone.utc)
-  more = ", ..." if len(class_names) > 20 else ""
+  title = f"{type(network).__name__} {network.name}"
+  if isinstance(network, NFNet):
+    title = f"NFNet {network.get_config()['variant']}"
+  steps = ", ".join(map(_describe_transform, transforms))
   return _CARD.format(
-    title=_title(network),
+    title=title,
     num_classes=len(class_names),
-    exported=_table(exported),
+    exported=_table(
+      {
+        "architecture": title,
+        "parameters": f"{network.count_params():,} in training",
+        "preprocessing": steps or "none; images keep their size",
+        "form": form,
+        "weights": weights,
+      }
+    ),
     signatures=_table({f"`{x}`": _SIGNATURES[x] for x in signatures}),
-    class_names=", ".join(class_names[:20]) + more,
+    class_names=", ".join(class_names[:20])
+    + (", ..." if len(class_names) > 20 else ""),
     comparisons="\n".join(f"- {line}" for line in comparisons),
     data=_table(data),
     metrics=_table(metrics),
     configuration="See config.gin." if configuration else "Not stated.",
-    origin=_table(
-      {
-        "written": now.isoformat(" ", "seconds"),
-        "by": f"nfnets_tf {__version__}, {git_revision()}",
-        "TensorFlow": tf.__version__,
-        "license of the weights": license_name or "not stated",
-        "license of the code": "Apache 2.0",
-      }
-    ),
+    origin=_table(_describe_origin(license_name)),
   )
 
 
-def describe_network(
-  network: keras.Model, transforms: Sequence[preprocessing.Transform]
-) -> dict[str, str]:
-  """Returns {name: value} about a network and its preprocessing.
-
-  Args:
-    network: in training.
-    transforms: of the evaluation.
-  """
-  names = ", ".join(map(_describe_transform, transforms))
+def _describe_origin(license_name: str | None) -> dict[str, str]:
+  now = datetime.datetime.now(datetime.timezone.utc)
   return {
-    "architecture": _title(network),
-    "parameters": f"{network.count_params():,} in training",
-    "preprocessing": names or "none; images keep their size",
+    "written": now.isoformat(" ", "seconds"),
+    "by": f"nfnets_tf {__version__}, {git_revision()}",
+    "TensorFlow": tf.__version__,
+    "license of the weights": license_name or "not stated",
+    "license of the code": "Apache 2.0",
   }
-
-
-def _title(network: keras.Model) -> str:
-  if isinstance(network, NFNet):
-    return f"NFNet {network.get_config()['variant']}"
-  return f"{type(network).__name__} {network.name}"
 
 
 def _describe_transform(transform: preprocessing.Transform) -> str:
@@ -156,20 +151,16 @@ def git_revision() -> str:
   """Returns the revision of this package's own checkout, if there is one."""
 
   def git(*arguments):
-    done = subprocess.run(
-      ["git", "-C", str(_ROOT), *arguments],
-      capture_output=True,
-      text=True,
-      check=True,
-    )
+    command = ["git", "-C", str(_ROOT), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
     return done.stdout.strip()
 
   try:
     # An installed package may be within another project's checkout.
-    if pathlib.Path(git("rev-parse", "--show-toplevel")) != _ROOT.resolve():
-      return "not in a git checkout"
-    changed = git("status", "--porcelain", "--untracked-files=no")
-    revision = git("rev-parse", "HEAD")
+    if pathlib.Path(git("rev-parse", "--show-toplevel")) == _ROOT.resolve():
+      options = "--always", "--exclude=*", "--abbrev=40"
+      revision = git("describe", *options, "--dirty=, with changes")
+      return f"git revision {revision}"
   except (OSError, subprocess.CalledProcessError):
-    return "not in a git checkout"
-  return f"git revision {revision}{', with changes' if changed else ''}"
+    pass
+  return "not in a git checkout"

@@ -27,9 +27,9 @@ from nfnets_tf.models.weights import (
   split_name,
 )
 from nfnets_tf.optim.sgd import SGD
+from nfnets_tf.serving.converters import num_bytes
 from nfnets_tf.serving.export import export_saved_model
-from nfnets_tf.serving.folded_network import FoldedInference
-from nfnets_tf.serving.folding import fold
+from nfnets_tf.serving.folding import FoldedNFNet
 from nfnets_tf.train.checkpointing import Checkpointer
 from nfnets_tf.train.classifier import Classifier
 
@@ -263,12 +263,13 @@ def test_f0_in_deepminds_layout_has_the_logits_of_deepminds_code(
     np.testing.assert_allclose(logits, golden["logits"], atol=1e-5)
     np.testing.assert_allclose(features, golden["pool"], atol=1e-5)
     if size == 64:
-      folded = fold(network)
-      for a, name in zip(FoldedInference(folded)(x), ("pool", "logits")):
+      folded = FoldedNFNet(network)
+      for a, name in zip(folded(x), ("pool", "logits")):
         error = np.abs(a - golden[name]).max() / np.abs(golden[name]).max()
         assert error < 1e-5, name
       # Of each block's gate one matrix has half its size; gains are gone.
-      assert folded.num_bytes < 0.93 * 4 * network.count_params()
+      size = num_bytes(folded.parameters)
+      assert size < 0.93 * 4 * network.count_params()
   values = get_parameters(network)
   assert values.keys() == parameters.keys()
   for module, arrays in parameters.items():

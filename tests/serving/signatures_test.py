@@ -4,7 +4,7 @@ import tensorflow as tf
 
 from nfnets_tf.keras_api import keras
 from nfnets_tf.serving import signatures
-from nfnets_tf.serving.folded_network import training_network
+from nfnets_tf.serving.folding import training_network
 from nfnets_tf.serving.signatures import ServingModule
 
 
