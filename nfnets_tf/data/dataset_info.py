@@ -18,9 +18,10 @@ import tensorflow as tf
 
 from nfnets_tf.data.tfrecords import (
   Fields,
-  parse_filenames,
-  parse_labels,
+  read_features,
+  read_filename,
   read_records,
+  read_segment,
 )
 from nfnets_tf.errors import RunError, UserError, plain_message
 from nfnets_tf.fileio import read_json, write_atomically
@@ -32,7 +33,6 @@ INDEX = "index.json"
 UNFINISHED = "preparing.json"
 _TFDS_INDEX = "dataset_info.json"
 _SCANS = "~/.cache/nfnets_tf/scans"
-_BATCH = 1024
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,10 +137,10 @@ def _require_directory(directory: str | None) -> str:
 
 def read_filenames(info: SplitInfo) -> list[str]:
   """Returns the file name of every example in order, "" where it has none."""
-  batches = read_records(list(info.files)).batch(_BATCH)
-  batches = batches.map(lambda batch: parse_filenames(batch, info.fields))
   return [
-    name.decode(errors="replace") for batch in batches for name in batch.numpy()
+    read_filename(serialized, info.fields)
+    for path, count in zip(info.files, info.counts)
+    for serialized in read_segment(path, 0, count).as_numpy_iterator()
   ]
 
 
@@ -182,9 +182,7 @@ def _read_index(directory, split, fields, check_sizes: bool) -> SplitInfo:
     )
   if split not in content["splits"]:
     raise _missing_split(directory, split, content["splits"])
-  shards = content["splits"][split]
-  if not isinstance(shards, list):  # a list in format 1
-    shards = shards["shards"]
+  shards = content["splits"][split]["shards"]
   files = tuple(os.path.join(directory, shard["file"]) for shard in shards)
   if check_sizes:
     for file, shard in zip(files, shards):
@@ -293,23 +291,28 @@ def _key(files, fields: Fields) -> str:
 
 
 def _read_labels(path: str, fields: Fields) -> list[int]:
-  """Returns the labels of a shard, each of which must exist and be >= 0."""
-  batches = read_records(path).batch(_BATCH)
+  """Returns the labels of a shard; each record must have one, >= 0."""
   labels = []
   try:
-    for batch in batches.map(lambda x: parse_labels(x, fields)):
-      labels.extend(batch.numpy().tolist())
+    for serialized in read_records(path).as_numpy_iterator():
+      labels.append(_read_label(serialized, fields))
   except tf.errors.DataLossError as error:
     raise UserError(
       f"the shard {path!r} is not a whole TFRecord file after {len(labels)}"
       f" records ({plain_message(error)}); restore it, or write the shards"
       " again."
     ) from error
-  if labels and min(labels) < 0:
-    position = labels.index(min(labels))
+  except ValueError as error:
     raise UserError(
-      f"record {position} of the shard {path!r} has no label >="
+      f"record {len(labels)} of the shard {path!r} has no label >="
       f" {fields.first_label} in {fields.label!r}; write the shards again with"
       " one label per image, or bind pipeline.Split.fields to their names."
-    )
+    ) from error
   return labels
+
+
+def _read_label(serialized: bytes, fields: Fields) -> int:
+  (label,) = read_features(serialized, fields).labels
+  if label < 0:
+    raise ValueError(label)
+  return label

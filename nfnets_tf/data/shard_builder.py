@@ -174,19 +174,14 @@ class ShardBuilder:
           f" ({name}); bind DATA_DIR to another folder, or remove this one."
         )
       return
-    exists = tf.io.gfile.exists(self.directory)
-    if exists and not tf.io.gfile.isdir(self.directory):
-      raise UserError(
-        f"{self.directory!r} is a file; bind DATA_DIR to a new or empty folder."
-      )
-    if exists and (names := sorted(tf.io.gfile.listdir(self.directory))):
-      raise UserError(
-        f"{self.directory!r} holds other files, such as {names[0]!r}, and"
-        " nothing is overwritten; bind DATA_DIR to a new or empty folder."
-      )
     path = os.path.join(self.directory, UNFINISHED)
     try:
       tf.io.gfile.makedirs(self.directory)
+      if names := sorted(tf.io.gfile.listdir(self.directory)):
+        raise UserError(
+          f"{self.directory!r} holds other files, such as {names[0]!r}, and"
+          " nothing is overwritten; bind DATA_DIR to a new or empty folder."
+        )
       write_atomically(path, json.dumps({"key": self.key}))
     except (RunError, tf.errors.OpError) as error:
       raise UserError(

@@ -134,6 +134,14 @@ def read_features(serialized: bytes, fields: Fields) -> FeatureValues:
   )
 
 
+def read_filename(serialized: bytes, fields: Fields) -> str:
+  """Returns an example's file name, "" if missing or the record is invalid."""
+  try:
+    return read_features(serialized, fields).filename
+  except ValueError:
+    return ""
+
+
 def parse_image_and_label(
   serialized: tf.Tensor, fields: Fields
 ) -> tuple[tf.Tensor, tf.Tensor]:
@@ -162,29 +170,6 @@ def parse_image_and_label(
     shape = [parsed[fields.height], parsed[fields.width], 3]
     image = tf.reshape(tf.io.decode_raw(image, tf.uint8), shape)
   return image, parsed[fields.label] - fields.first_label
-
-
-def parse_filenames(serialized: tf.Tensor, fields: Fields) -> tf.Tensor:
-  """Returns the file names of examples, strings [batch]; "" where missing.
-
-  Args:
-    serialized: strings [batch].
-    fields: names of the features.
-  """
-  feature = tf.io.FixedLenFeature([], tf.string, default_value="")
-  return tf.io.parse_example(serialized, {fields.name: feature})[fields.name]
-
-
-def parse_labels(serialized: tf.Tensor, fields: Fields) -> tf.Tensor:
-  """Returns the class numbers of examples, int64 [batch]; -1 where missing.
-
-  Args:
-    serialized: strings [batch].
-    fields: names of the features.
-  """
-  name, first = fields.label, fields.first_label
-  feature = tf.io.FixedLenFeature([], tf.int64, default_value=first - 1)
-  return tf.io.parse_example(serialized, {name: feature})[name] - first
 
 
 def read_records(files: str | list[str]) -> tf.data.Dataset:

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import collections
 import concurrent.futures
-import csv
 import dataclasses
 import functools
 import hashlib
-import io
 import logging
 import os
 from collections.abc import Sequence
 
+import pandas as pd
 import tensorflow as tf
 
 from nfnets_tf.data.dataset_info import SplitInfo, read_split_info
@@ -247,11 +246,13 @@ class CheckShardsJob:
 
 def _to_csv(reports: Sequence[ShardReport]) -> str:
   causes = sorted({cause for report in reports for cause in report.counts})
-  text = io.StringIO()
-  writer = csv.writer(text, lineterminator="\n")
-  writer.writerow(["shard", "records", *causes, "first"])
-  for report in reports:
-    name = os.path.basename(report.path)
-    counts = [report.counts[cause] for cause in causes]
-    writer.writerow([name, report.records, *counts, report.first])
-  return text.getvalue()
+  rows = [
+    {
+      "shard": os.path.basename(report.path),
+      "records": report.records,
+      **{cause: report.counts[cause] for cause in causes},
+      "first": report.first,
+    }
+    for report in reports
+  ]
+  return pd.DataFrame(rows).to_csv(index=False)

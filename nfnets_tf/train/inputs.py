@@ -14,7 +14,7 @@ from nfnets_tf.data.dataset_info import evaluation_steps
 from nfnets_tf.data.loading import flatten_leading_axes
 from nfnets_tf.data.pipeline import DataStream
 from nfnets_tf.data.profiling import WaitTimer, profile_stages
-from nfnets_tf.data.tfrecords import parse_filenames
+from nfnets_tf.data.tfrecords import read_filename
 from nfnets_tf.errors import UserError
 
 if TYPE_CHECKING:
@@ -117,9 +117,8 @@ class Inputs:
           self.train_info, stream=stream, start_step=number
         )
         count = split.examples_per_step(stream.batch_size)
-        for batch in examples.take(count).map(lambda _, x: x).batch(count):
-          for name in parse_filenames(batch, fields).numpy():
-            numbered_names.append((number, name.decode(errors="replace")))
+        for _, record in examples.take(count).as_numpy_iterator():
+          numbered_names.append((number, read_filename(record, fields)))
     return numbered_names
 
   def _check_batch(self, parts: int) -> None:

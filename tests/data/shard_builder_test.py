@@ -180,11 +180,10 @@ def test_rejects_directory_with_other_files(tmp_path):
   path.write_bytes(b"mine")
   with pytest.raises(UserError, match="holds other files, such as 'train-0"):
     make_builder(tmp_path).build()
-  with pytest.raises(UserError, match="is a file; bind DATA_DIR to a new"):
-    make_builder(path).build()
+  for directory in (path, "/proc/x"):
+    with pytest.raises(UserError, match=f"'{directory}' cannot be written"):
+      make_builder(directory).build()
   assert contents(tmp_path) == {path.name: b"mine"}
-  with pytest.raises(UserError, match="'/proc/x' cannot be written"):
-    make_builder("/proc/x").build()
 
 
 def test_writes_no_index_with_too_many_invalid_images(tmp_path, shards):
