@@ -3,10 +3,10 @@
   python -m benchmarks.scaling_study --cifar10=FOLDER --workdir=WORKDIR
 
 FOLDER holds train/CLASS/*.jpg and test/CLASS/*.jpg. Six classes are trained on
-by gin/sweeps/cifar10.gin, the law is fitted, and the network of every cell's
-best rate is fine-tuned on the other four, with few images, from three seeds.
-An interrupted study resumes. WORKDIR gets pretrain/ and finetune/ (the sweeps),
-law/ (laws.json and its figures), finetuned.csv and finetuned.png.
+by gin/sweeps/cifar10.gin, the law is fitted, and the network of every grid
+point's best rate is fine-tuned on the other four, with few images, from three
+seeds. An interrupted study resumes. WORKDIR gets pretrain/ and finetune/ (the
+sweeps), law/ (laws.json and its figures), finetuned.csv and finetuned.png.
 """
 
 import json
@@ -94,7 +94,7 @@ def _sweep(name: str, workdir, data, *params: str) -> None:
 def _best(results: pd.DataFrame) -> pd.DataFrame:
   """Returns the best trial of each grid point, cheapest first."""
   done = results[results["state"] == "done"]
-  best = done.loc[done.groupby("cell")["heldout_loss"].idxmin()].copy()
+  best = done.loc[done.groupby("grid_point")["heldout_loss"].idxmin()].copy()
   best = best.sort_values("flops")
   lowest = best["heldout_loss"].cummin()
   best["frontier"] = best["heldout_loss"] == lowest

@@ -133,7 +133,7 @@ class PaperFiguresJob:
       images_per_epoch=paper_data.JFT_4B_IMAGES,
     )
     _start(context)
-    for name, figure in _paper_figures(fits, list(sizes["model"])).items():
+    for name, figure in _paper_figures(fits).items():
       plots.save_png(figure, os.path.join(context.workdir, name))
     path = os.path.join(context.workdir, "predicted_core_hours.csv")
     write_atomically(path, hours.to_csv(index=False, float_format="%.5g"))
@@ -162,7 +162,7 @@ class PaperFiguresJob:
     ).to_json()
 
 
-def _paper_figures(fits: Fits, models: list[str]) -> dict:
+def _paper_figures(fits: Fits) -> dict:
   """Returns {file name: figure}."""
   hours = "TPU-v4 core-hours"
   rates = paper_data.optimal_learning_rates()
@@ -172,20 +172,18 @@ def _paper_figures(fits: Fits, models: list[str]) -> dict:
       "imagenet_top1_error_percent": "loss",
     }
   )
-  ours = errors["model"].isin(models)
+  ours = errors["model"].isin(fits.points["model"])
   return {
     "fig1.png": plots.plot_losses(
       errors[ours],
       references=errors[~ours],
-      models=[model for model in models if model in set(errors["model"])],
       labels={
         "compute": f"{hours} of pre-training",
         "loss": "ImageNet top-1 error after fine-tuning (%)",
       },
     ),
     "fig2.png": plots.plot_losses(
-      fits.points,
-      models=models,
+      fits.points.sort_values("size", kind="stable"),
       labels={"compute": hours, "loss": "JFT-4B held-out loss (nats)"},
       power=fits.power,
       offset=fits.offset,
@@ -193,12 +191,9 @@ def _paper_figures(fits: Fits, models: list[str]) -> dict:
     ),
     "fig3.png": plots.plot_rates(
       rates.rename(columns={"learning_rate": "rate"}),
-      models=list(rates["model"].unique()),
       labels={"epochs": "epochs of JFT-4B", "rate": "best learning rate"},
     ),
-    "allocation.png": plots.plot_allocation(
-      fits, _PAPER_COLUMNS, models=models
-    ),
+    "allocation.png": plots.plot_allocation(fits, labels=vars(_PAPER_COLUMNS)),
   }
 
 

@@ -27,7 +27,7 @@ from nfnets_tf.errors import (
 from nfnets_tf.fileio import write_atomically
 from nfnets_tf.jobs.job import RunContext
 from nfnets_tf.models import cost
-from nfnets_tf.scaling import sweep_plan
+from nfnets_tf.scaling import sweep_tables
 from nfnets_tf.scaling.sweep import GridPoint, select_points
 from nfnets_tf.scaling.sweep_store import (
   DONE,
@@ -36,7 +36,7 @@ from nfnets_tf.scaling.sweep_store import (
   Trial,
   Trials,
 )
-from nfnets_tf.scaling.sweep_summary import SweepStatus
+from nfnets_tf.scaling.sweep_tables import SweepStatus
 from nfnets_tf.train.distribution import read_cluster
 from nfnets_tf.train.run_dir import RunDir, RunLocked
 
@@ -101,10 +101,10 @@ class SweepJob:
     sweep, store = self._sweep, self._store
     if selection == "list":
       _, results = self._tables(store.trials())
-      return sweep_plan.describe_results(results, sweep.loss)
+      return sweep_tables.describe_results(results, sweep.loss)
     if selection == "plan":
       plan = self._plan()
-      sweep_plan.write_table(plan, store.plan, store.root)
+      sweep_tables.write_table(plan, store.plan, store.root)
       return f"{self._describe(plan)}\n\nAs CSV: {store.plan}"
     _check_host()
     points = sweep.points
@@ -131,10 +131,10 @@ class SweepJob:
         " --points=NAME on all workers."
       )
     self._configuration.check_workdir(self._store.config)
-    plan = sweep_plan.read_table(self._store.plan)
+    plan = sweep_tables.read_table(self._store.plan)
     if plan is None or {*plan["point"]} != {p.name for p in self._sweep.points}:
       plan = self._plan()  # before anything is written: it builds all jobs
-      sweep_plan.write_table(plan, self._store.plan, self._store.root)
+      sweep_tables.write_table(plan, self._store.plan, self._store.root)
     write_atomically(self._store.config, self._configuration.text)
     on_start(self._store.root)
     self._sweep.run(self._store, points, self._command, self._refresh)
@@ -187,14 +187,14 @@ class SweepJob:
     return single.build_job().run(context)
 
   def _plan(self) -> pd.DataFrame:
-    return sweep_plan.plan_table(
+    return sweep_tables.plan_table(
       self._sweep.points, self._figures, self._sweep.price
     )
 
   def _describe(self, plan: pd.DataFrame) -> str:
     tuning = self._sweep.tuning
     trials = 1 if tuning is None else 2 + bool(tuning.both_sides)
-    return sweep_plan.describe_plan(plan, trials=trials)
+    return sweep_tables.describe_plan(plan, trials=trials)
 
   def _figures(self, point: GridPoint) -> Mapping[str, float]:
     trial = self._sweep.next_trials(point, {})[0]
@@ -210,14 +210,14 @@ class SweepJob:
 
   def _tables(self, trials: Trials) -> tuple[pd.DataFrame | None, pd.DataFrame]:
     """Returns the plan, if there is one, and the results."""
-    plan = sweep_plan.read_table(self._store.plan)
-    return plan, sweep_plan.results_table(self._sweep, trials, plan)
+    plan = sweep_tables.read_table(self._store.plan)
+    return plan, sweep_tables.results_table(self._sweep, trials, plan)
 
   def _refresh(self, trials: Trials) -> None:
     """Writes results.csv and the report."""
     sweep, store = self._sweep, self._store
     plan, results = self._tables(trials)
-    sweep_plan.write_table(results, store.results, store.root)
+    sweep_tables.write_table(results, store.results, store.root)
     if sweep.report is not None:
       status = SweepStatus(
         name=os.path.basename(store.root.rstrip("/")) or store.root,
@@ -225,7 +225,6 @@ class SweepJob:
         tuned=sweep.tuning.macro if sweep.tuning else None,
         grid={point.name: point.bindings for point in sweep.points},
         results=results,
-        diverged={t.name for t in trials.values() if t.diverged},
         plan=plan,
         metrics_files={n: RunDir(store.folder(n)).metrics for n in trials},
         config_text=self._configuration.text,
@@ -233,11 +232,10 @@ class SweepJob:
       sweep.report(status, store.report)
 
   def _summary(self, points: Sequence[GridPoint]) -> str:
-    trials = self._store.trials()
-    _, results = self._tables(trials)
-    results = results[results["cell"].isin([point.name for point in points])]
-    failed = results[results["state"] == FAILED]
-    failed = failed[[not trials[name].diverged for name in failed["point"]]]
+    _, results = self._tables(self._store.trials())
+    names = [point.name for point in points]
+    results = results[results["grid_point"].isin(names)]
+    failed = results[(results["state"] == FAILED) & ~results["diverged"]]
     if len(failed):
       first = failed.iloc[0]
       raise RunError(
@@ -245,7 +243,7 @@ class SweepJob:
         f" {first['point']} ({first['reason'].rstrip('.')}); fix the cause and"
         " rerun with --points=failed."
       )
-    states = sweep_plan.describe_results(results, self._sweep.loss)
+    states = sweep_tables.describe_results(results, self._sweep.loss)
     return f"{states}\n\nresults  {self._store.results}"
 
 

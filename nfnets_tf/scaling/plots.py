@@ -143,7 +143,6 @@ def set_log_axis(axes, which: str, values: Sequence[float]) -> None:
 def plot_losses(
   points: pd.DataFrame,
   *,
-  models: Sequence[str],
   labels: Mapping[str, str],
   power: Law | None = None,
   offset: Law | None = None,
@@ -153,18 +152,17 @@ def plot_losses(
   """Plots loss or error against compute, a curve per model: figures 1 and 2.
 
   Args:
-    points: columns model, compute and loss. A compute that is text makes the
-      axis one of categories. Where a column `open` is true the marker is
-      hollow.
-    models: in the order of the legend.
-    labels: {"compute": label of the x axis, "loss": label of the y axis}.
+    points: columns model, compute and loss; the models are in the legend in
+      the order of their first rows. A compute that is text makes the axis one
+      of categories. Where a column `open` is true the marker is hollow.
+    labels: {"compute": column or label of the x axis, "loss": of the y axis}.
     power: L = a C^-b, a dashed line with its 95 % band.
     offset: L = a C^-b + c, a dotted line.
     extrapolation: of the law below a threshold, hollow circles.
     references: columns model, compute and loss of other systems, a star each.
   """
   figure, (axes,) = new_figure(*_SIZE)
-  for model, style in model_styles(models).items():
+  for model, style in model_styles(points["model"].unique()).items():
     _plot_model(axes, points[points["model"] == model], _plain(model), style)
   shown = points[["compute", "loss"]]
   if power or offset:
@@ -175,7 +173,7 @@ def plot_losses(
   losses = [*shown["loss"]]
   if extrapolation and extrapolation.power and extrapolation.compute:
     losses += _plot_extrapolation(axes, extrapolation)
-  axes.set(xlabel=labels["compute"], ylabel=labels["loss"])
+  _set_labels(axes, labels, "compute", "loss")
   if pd.api.types.is_numeric_dtype(shown["compute"]):
     set_log_axis(axes, "x", shown["compute"])
   set_log_axis(axes, "y", losses)
@@ -184,21 +182,19 @@ def plot_losses(
 
 
 @matplotlib.rc_context(_STYLE)
-def plot_rates(
-  rates: pd.DataFrame, *, models: Sequence[str], labels: Mapping[str, str]
-) -> Figure:
+def plot_rates(rates: pd.DataFrame, *, labels: Mapping[str, str]) -> Figure:
   """Plots the best learning rate against epochs, a line per model: figure 3.
 
   Args:
     rates: columns model, epochs and rate; where a column `edge` says that a
       better rate may exist beyond the tried ones, a white arrow points there.
-    models: in the order of the legend.
-    labels: {"epochs": label of the x axis, "rate": label of the y axis}.
+    labels: {"epochs": column or label of the x axis, "rate": of the y axis}.
   """
   figure, (axes,) = new_figure(*_SIZE)
+  styles = model_styles(rates["model"].unique())
   # Lines that coincide stay visible: the first is the widest.
-  widths = np.linspace(5.0, 1.5, max(1, len(models)))
-  for (model, style), width in zip(model_styles(models).items(), widths):
+  widths = np.linspace(5.0, 1.5, len(styles))
+  for (model, style), width in zip(styles.items(), widths):
     rows = rates[rates["model"] == model].sort_values("epochs")
     size = {"linewidth": width, "markersize": 3.0 + 2.0 * width}
     axes.plot(
@@ -209,7 +205,7 @@ def plot_rates(
         at = rows[rows["edge"] == edge]
         look = {"marker": marker, "color": "white", "edgecolor": "black"}
         axes.scatter(at["epochs"], at["rate"], s=30, zorder=5, **look)
-  axes.set(xlabel=labels["epochs"], ylabel=labels["rate"])
+  _set_labels(axes, labels, "epochs", "rate")
   set_log_axis(axes, "x", rates["epochs"])
   set_log_axis(axes, "y", rates["rate"])
   axes.legend()
@@ -217,9 +213,7 @@ def plot_rates(
 
 
 @matplotlib.rc_context(_STYLE)
-def plot_allocation(
-  fits: Fits, columns: RunColumns, *, models: Sequence[str]
-) -> Figure:
+def plot_allocation(fits: Fits, *, labels: Mapping[str, str]) -> Figure:
   """Plots the best size and the best epochs against compute.
 
   Points of the frontier are hollow, interior optima are dots with the line
@@ -227,17 +221,17 @@ def plot_allocation(
 
   Args:
     fits: of the study.
-    columns: names of the table's columns, which label the axes.
-    models: in the order of their sizes.
+    labels: {"compute": column or label of the x axes, "size" and "epochs": of
+      the y axes}.
   """
+  models = fits.points.sort_values("size", kind="stable")["model"].unique()
   interior = fits.allocation[fits.allocation["state"] == "interior"]
   powers = {}
   if e := fits.exponents:
     powers = {"size": (e.k, e.p), "epochs": (e.m, e.q)}
   grid = np.geomspace(*fits.points["compute"].agg(["min", "max"]), 100)
   figure, both = new_figure(10.0, 4.2, columns=2)
-  names = {"size": columns.size, "epochs": columns.epochs}
-  for axes, (what, column) in zip(both, names.items()):
+  for axes, what in zip(both, ("size", "epochs")):
     for model, style in model_styles(models).items():
       rows = fits.frontier[fits.frontier["model"] == model]
       look = {"linestyle": "none", "markerfacecolor": "none", **style}
@@ -247,8 +241,8 @@ def plot_allocation(
       factor, power = powers[what]
       text = rf"best {what} $\sim C^{{{power:.2f}}}$"
       axes.plot(grid, factor * grid**power, "--", color="black", label=text)
-    axes.set(xlabel=axis_label(columns.compute))
-    axes.set(ylabel=f"best {axis_label(column)}")
+    _set_labels(axes, labels, "compute", what)
+    axes.set_ylabel(f"best {axes.get_ylabel()}")
     set_log_axis(axes, "x", fits.points["compute"])
     set_log_axis(axes, "y", fits.points[what])
     axes.legend(fontsize="x-small")
@@ -256,31 +250,28 @@ def plot_allocation(
 
 
 @matplotlib.rc_context(_STYLE)
-def plot_tuning(
-  trials: pd.DataFrame, *, curves: Sequence[str], labels: Mapping[str, str]
-) -> Figure:
+def plot_tuning(trials: pd.DataFrame, *, labels: Mapping[str, str]) -> Figure:
   """Plots loss against a tuned value, a line per grid point.
 
   Args:
-    trials: columns curve, value and loss; a loss that is NaN is a trial that
+    trials: columns curve, rate and loss; a loss that is NaN is a trial that
       diverged, a cross at the top.
-    curves: in the order of the legend.
-    labels: {"value": label of the x axis, "loss": label of the y axis}.
+    labels: {"rate": column or label of the x axis, "loss": of the y axis}.
   """
   figure, (axes,) = new_figure(*_SIZE)
   finite = trials.dropna(subset=["loss"])
-  for curve, style in model_styles(curves).items():
-    rows = finite[finite["curve"] == curve].sort_values("value")
+  for curve, style in model_styles(trials["curve"].unique()).items():
+    rows = finite[finite["curve"] == curve].sort_values("rate")
     look = {"markerfacecolor": "none", **style}
-    axes.plot(rows["value"], rows["loss"], label=_plain(curve), **look)
+    axes.plot(rows["rate"], rows["loss"], label=_plain(curve), **look)
     best = rows[rows["loss"] == rows["loss"].min()]
-    axes.plot(best["value"], best["loss"], linestyle="none", **style)
-  diverged = trials.loc[trials["loss"].isna(), "value"]
+    axes.plot(best["rate"], best["loss"], linestyle="none", **style)
+  diverged = trials.loc[trials["loss"].isna(), "rate"]
   if len(diverged) and len(finite):
     top = np.full(len(diverged), finite["loss"].max())
     axes.plot(diverged, top, "x", color="C3", label="diverged")
-  axes.set(xlabel=labels["value"], ylabel=labels["loss"])
-  set_log_axis(axes, "x", trials["value"])
+  _set_labels(axes, labels, "rate", "loss")
+  set_log_axis(axes, "x", trials["rate"])
   set_log_axis(axes, "y", finite["loss"])
   axes.legend()
   return figure
@@ -288,17 +279,16 @@ def plot_tuning(
 
 @matplotlib.rc_context(_STYLE)
 def plot_learning_curves(
-  curves: pd.DataFrame, *, models: Sequence[str], labels: Mapping[str, str]
+  curves: pd.DataFrame, *, labels: Mapping[str, str]
 ) -> Figure:
   """Plots loss against the training step, a line per run, a color per model.
 
   Args:
     curves: columns run, model, step and loss.
-    models: in the order of the legend.
-    labels: {"step": label of the x axis, "loss": label of the y axis}.
+    labels: {"step": column or label of the x axis, "loss": of the y axis}.
   """
   figure, (axes,) = new_figure(*_SIZE)
-  for model, style in model_styles(models).items():
+  for model, style in model_styles(curves["model"].unique()).items():
     color, label = style["color"], _plain(model)
     for _, rows in curves[curves["model"] == model].groupby("run", sort=False):
       axes.plot(
@@ -306,7 +296,7 @@ def plot_learning_curves(
       )
       axes.plot(*rows[["step", "loss"]].iloc[-1], ".", color=color)
       label = None
-  axes.set(xlabel=labels["step"], ylabel=labels["loss"])
+  _set_labels(axes, labels, "step", "loss")
   for which, column in (("x", "step"), ("y", "loss")):
     set_log_axis(axes, which, curves[column].agg(["min", "max"]))
   axes.legend()
@@ -326,13 +316,11 @@ def write_study_figures(
   """
   if fits.points.empty:
     return []
+  labels = vars(columns)
   by_size = fits.points.sort_values("size", kind="stable")
-  models = list(by_size["model"].unique())
-  labels = {name: axis_label(c or "") for name, c in vars(columns).items()}
   figures = {
     "loss.png": plot_losses(
-      fits.points,
-      models=models,
+      by_size,
       labels=labels,
       power=fits.power,
       offset=fits.offset,
@@ -340,12 +328,16 @@ def write_study_figures(
     )
   }
   if len(fits.rates):
-    figures["rates.png"] = plot_rates(fits.rates, models=models, labels=labels)
-  figures["allocation.png"] = plot_allocation(fits, columns, models=models)
+    figures["rates.png"] = plot_rates(fits.rates, labels=labels)
+  figures["allocation.png"] = plot_allocation(fits, labels=labels)
   paths = [os.path.join(directory, name) for name in figures]
   for figure, path in zip(figures.values(), paths):
     save_png(figure, path)
   return paths
+
+
+def _set_labels(axes, labels, x: str, y: str) -> None:
+  axes.set(xlabel=axis_label(labels[x]), ylabel=axis_label(labels[y]))
 
 
 def _plain(text) -> str:

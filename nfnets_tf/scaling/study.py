@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pandas as pd
@@ -82,15 +82,21 @@ def best_runs(runs: pd.DataFrame) -> pd.DataFrame:
   return best.sort_values("compute", kind="stable").reset_index(drop=True)
 
 
-def best_rates(runs: pd.DataFrame) -> pd.DataFrame:
+def best_rates(
+  runs: pd.DataFrame, by: Sequence[str] = ("model", "epochs")
+) -> pd.DataFrame:
   """Returns the best learning rate of each model and number of epochs.
 
+  Args:
+    runs: columns rate and loss, and those that group them.
+    by: columns that group the runs.
+
   Returns:
-    Columns model, epochs, rate, and edge: "lower" or "upper" if the rate is the
+    The columns `by`, rate, and edge: "lower" or "upper" if the rate is the
     lowest or highest tried, "only" if no other was tried, else "".
   """
   rows = []
-  for (model, epochs), trials in runs.groupby(["model", "epochs"], sort=False):
+  for group, trials in runs.groupby(list(by), sort=False):
     rates = trials["rate"].dropna()
     if rates.empty:
       continue
@@ -100,8 +106,8 @@ def best_rates(runs: pd.DataFrame) -> pd.DataFrame:
       edge = "only"
     elif best in (rates.min(), rates.max()):
       edge = "lower" if best == rates.min() else "upper"
-    rows.append((model, epochs, best, edge))
-  return pd.DataFrame(rows, columns=["model", "epochs", "rate", "edge"])
+    rows.append((*group, best, edge))
+  return pd.DataFrame(rows, columns=[*by, "rate", "edge"])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,7 +119,7 @@ class Fits:
       compute, loss, epochs, size and rate, cheapest first.
     skipped_rows: {reason: number of the table's rows that are not used}.
     frontier: the Pareto frontier of the points.
-    rates: see `best_rates`.
+    rates: see `best_rates`; smallest models first.
     power: L = a C^-b of the frontier.
     offset: L = a C^-b + c of the frontier.
     extrapolation: of the expensive part of the frontier from the cheap part.
@@ -220,7 +226,7 @@ def fit_study(
     points=points,
     skipped_rows=skipped_rows,
     frontier=frontier,
-    rates=best_rates(runs),
+    rates=best_rates(runs.sort_values("size", kind="stable")),
     power=fit(power_laws.fit_power_law),
     offset=fit(power_laws.fit_offset_law),
     extrapolation=power_laws.extrapolate(

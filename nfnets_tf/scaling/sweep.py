@@ -8,6 +8,7 @@ import logging
 import math
 import signal
 from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from nfnets_tf.errors import Preempted, UserError, require, require_int
 from nfnets_tf.scaling.engines import Engine, raising_on_sigterm
@@ -21,7 +22,9 @@ from nfnets_tf.scaling.sweep_store import (
   Trials,
   point_name,
 )
-from nfnets_tf.scaling.sweep_summary import SweepStatus
+
+if TYPE_CHECKING:
+  from nfnets_tf.scaling.sweep_tables import SweepStatus
 
 LOGGER = logging.getLogger("nfnets_tf")
 

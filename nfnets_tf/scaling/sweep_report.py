@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
+import functools
 import logging
 import math
 import pathlib
@@ -19,7 +19,7 @@ from nfnets_tf.errors import require_int
 from nfnets_tf.fileio import write_atomically
 from nfnets_tf.scaling import plots
 from nfnets_tf.scaling.study import Fits, RunColumns, fit_study
-from nfnets_tf.scaling.sweep_summary import (
+from nfnets_tf.scaling.sweep_tables import (
   Summary,
   SweepStatus,
   is_number,
@@ -29,17 +29,11 @@ from nfnets_tf.train.run_log import read_records
 
 LOGGER = logging.getLogger("nfnets_tf")
 
-_COLUMNS = RunColumns(
-  compute="compute",
-  loss="loss",
-  model="series",
-  size="size",
-  epochs="epochs",
-  rate="tuned_value",
-)
-_MAX_PANELS = 12  # figures of a search, one per series
+_COLUMNS = RunColumns("compute", "loss", "model", "size", "epochs", "rate")
+_MAX_PANELS = 12  # figures of a search, one per model
 _TITLES = {
   "macs": "MACs",
+  "seconds": "run time",
   "flops": "FLOPs",
   "tpu_v4_core_hours": "TPU-v4 core-hours",
   "memory_bytes": "memory (bytes)",
@@ -86,10 +80,10 @@ class SweepReport:
   def render(self, status: SweepStatus) -> str:
     """Returns the page as HTML."""
     summary = summarize(status)
-    counts = summary.counts()
+    counts, trials = summary.counts(), summary.trials
     open_trials = counts["running"] + counts["pending"]
     fits = self._fit(summary)
-    failed = summary.trials[summary.trials["state"] == "failed"]
+    failed = trials[trials["state"] == "failed"]
     return (
       _environment()
       .get_template("sweep_report.html.j2")
@@ -99,7 +93,7 @@ class SweepReport:
         counts=counts,
         written=time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime()),
         refresh_seconds=self.refresh_seconds if open_trials else None,
-        tiles=_tiles(status, summary),
+        tiles=_tiles(status, summary, counts),
         failures=failed[~failed["diverged"]].to_dict("records"),
         diverged=failed[failed["diverged"]].to_dict("records"),
         matrix=_matrix(summary),
@@ -125,15 +119,30 @@ class SweepReport:
 
   def _figures(self, status, summary, fits) -> list[dict]:
     """Returns title, svg and width of every figure that can be drawn."""
+    labels = {
+      "compute": "flops",
+      "size": "macs",
+      "epochs": "EPOCHS",
+      "rate": status.tuned,
+      "loss": status.loss,
+      "step": "step",
+    }
     plotters: dict[str, Callable[[], Figure | None]] = {
       "Best loss of each grid point": lambda: _plot_losses(
-        status, summary, fits
+        summary, fits, labels
       ),
-      "Learning curves": lambda: self._plot_learning_curves(status, summary),
-      f"Best {status.tuned}": lambda: _plot_rates(status, summary),
-      "Best size and epochs": lambda: _plot_allocation(summary, fits),
-      **_tuning_plotters(status, summary),
+      "Learning curves": lambda: self._plot_learning_curves(
+        status, summary, labels
+      ),
     }
+    if status.tuned:
+      plotters[f"Best {status.tuned}"] = lambda: _plot_rates(summary, labels)
+    if (fits.allocation["state"] == "interior").any():
+      plotters["Best size and epochs"] = lambda: plots.plot_allocation(
+        fits, labels=labels
+      )
+    if status.tuned:
+      plotters.update(_search_plotters(summary, labels))
     figures = []
     for title, plot in plotters.items():
       try:
@@ -149,35 +158,29 @@ class SweepReport:
         )
     return figures
 
-  def _plot_learning_curves(self, status, summary) -> Figure | None:
+  def _plot_learning_curves(self, status, summary, labels) -> Figure | None:
     """Plots the best trial of every grid point, and those that are running."""
-    trials = summary.trials.set_index("point")
-    shown = list(summary.best["point"])
-    shown += list(trials.index[trials["state"] == "running"])
-    runs = {}
-    for point in dict.fromkeys(shown):
-      if records := self._read_metrics(
-        status, point, trials.at[point, "state"]
-      ):
-        runs[point] = records
-    heldout = any(
-      sum(status.loss in record for record in records) > 1
-      for records in runs.values()
-    )
-    loss = status.loss if heldout else "loss"
+    trials = summary.trials
+    is_best = trials["point"].isin(summary.best["point"])
+    shown = trials[is_best | (trials["state"] == "running")]
+    runs = [
+      (trial, self._read_metrics(status, trial.point, trial.state))
+      for trial in shown.itertuples()
+    ]
+    loss = status.loss
+    if all(sum(loss in r for r in records) < 2 for _, records in runs):
+      loss = "loss"  # of training; held-out losses are too few for a curve
+      labels = {**labels, "loss": "training loss (nats)"}
     rows = [
-      (point, trials.at[point, "series"], record["step"], record[loss])
-      for point, records in runs.items()
+      (trial.point, trial.model, record["step"], record[loss])
+      for trial, records in runs
       for record in records
       if record.get(loss) is not None and record["step"] > 0
     ]
     if not rows:
       return None
     curves = pd.DataFrame(rows, columns=["run", "model", "step", "loss"])
-    label = plots.axis_label(loss) if heldout else "training loss (nats)"
-    labels = {"step": "step", "loss": label}
-    models = [s for s in summary.series if s in set(curves["model"])]
-    return plots.plot_learning_curves(curves, models=models, labels=labels)
+    return plots.plot_learning_curves(curves, labels=labels)
 
   def _read_metrics(self, status, point: str, state: str) -> list[dict]:
     path = status.metrics_files.get(point)
@@ -191,174 +194,112 @@ class SweepReport:
     return records
 
 
-def _x_values(summary: Summary, cells: pd.DataFrame) -> tuple[pd.Series, bool]:
-  """Returns the horizontal places of grid points; whether they are FLOPs."""
-  by_series = summary.cells.groupby("series")["compute"].nunique()
-  if (by_series > 1).any():
-    return cells["compute"], True
-  if summary.cells["x"].map(is_number).all():
-    return cells["x"].astype(float), False
-  return cells["x"].map(str), False
-
-
-def _plot_losses(status, summary, fits) -> Figure | None:
-  places, by_compute = _x_values(summary, summary.best)
-  points = summary.best.assign(model=summary.best["series"], compute=places)
+def _plot_losses(summary, fits, labels) -> Figure | None:
+  points, x = summary.best, summary.best["x"]
+  by_model = summary.points.groupby("model")["compute"].nunique()
+  by_compute = (by_model > 1).any()
+  if not by_compute:
+    is_numeric = summary.points["x"].map(is_number).all()
+    points = points.assign(
+      compute=x.astype(float) if is_numeric else x.map(str)
+    )
+    labels = {**labels, "compute": summary.x_macro or ""}
   points = points.dropna(subset=["compute"])
   if points.empty:
     return None
-  axis = "flops" if by_compute else summary.x_macro or ""
   return plots.plot_losses(
     points,
-    models=[s for s in summary.series if s in set(points["series"])],
-    labels={
-      "compute": plots.axis_label(axis),
-      "loss": plots.axis_label(status.loss),
-    },
+    labels=labels,
     power=fits.power if by_compute else None,
     offset=fits.offset if by_compute else None,
   )
 
 
-def _plot_rates(status, summary) -> Figure | None:
-  rates = summary.best.assign(
-    model=summary.best["series"], rate=summary.best["tuned_value"]
-  ).dropna(subset=["epochs"])
-  if status.tuned is None or rates["epochs"].nunique() < 2:
+def _plot_rates(summary, labels) -> Figure | None:
+  rates = summary.best.dropna(subset=["epochs"])
+  if rates["epochs"].nunique() < 2:
     return None
-  labels = {
-    "epochs": plots.axis_label("EPOCHS"),
-    "rate": plots.axis_label(status.tuned),
-  }
-  models = [s for s in summary.series if s in set(rates["series"])]
-  return plots.plot_rates(rates, models=models, labels=labels)
+  return plots.plot_rates(rates, labels=labels)
 
 
-def _plot_allocation(summary, fits) -> Figure | None:
-  if not (fits.allocation["state"] == "interior").any():
-    return None
-  columns = dataclasses.replace(
-    _COLUMNS, compute="flops", size="macs", epochs="EPOCHS"
-  )
-  models = [s for s in summary.series if s in set(fits.points["model"])]
-  return plots.plot_allocation(fits, columns, models=models)
-
-
-def _tuning_plotters(status, summary) -> dict[str, Callable[[], Figure]]:
-  """Returns {title: plotter} of the search at each series' grid points."""
-  if status.tuned is None:
-    return {}
+def _search_plotters(summary, labels) -> dict[str, Callable[[], Figure]]:
+  """Returns {title: plotter} of the search at each model's grid points."""
   trials = summary.trials
-  tried = trials[trials["loss"].notna() | trials["diverged"]]
-  x = dict(zip(summary.cells["cell"], summary.cells["x"]))
-  curves = tried["cell"].map(
-    lambda cell: f"{summary.x_macro} = {x[cell]}" if summary.x_macro else cell
+  x = summary.points.set_index("grid_point")["x"]
+  curves = trials["grid_point"].map(
+    lambda name: f"{summary.x_macro} = {x[name]}" if summary.x_macro else name
   )
-  tried = tried.assign(value=tried["tuned_value"], curve=curves)
-  labels = {
-    "value": plots.axis_label(status.tuned),
-    "loss": plots.axis_label(status.loss),
-  }
-  plotters = {}
-  for name in summary.series[:_MAX_PANELS]:
-    rows = tried[tried["series"] == name]
-    if rows["loss"].notna().any():
-      title = f"Search for {status.tuned}"
-      if len(summary.series) > 1:
-        title += f": {name}"
-      plotters[title] = lambda rows=rows: plots.plot_tuning(
-        rows, curves=list(rows["curve"].unique()), labels=labels
-      )
-  return plotters
-
-
-def _tiles(status, summary) -> list[tuple[str, str]]:
-  """Returns (number, caption) of the numbers at the top of the page."""
-  counts, trials = summary.counts(), summary.trials
-  known = "known trials done" if status.tuned else "points done"
-  tiles = [(f"{counts['done']} of {sum(counts.values())}", known)]
-  if status.tuned:
-    decided = int(
-      (~summary.cells["open"] & (summary.cells["trials"] > 0)).sum()
+  tried = trials.assign(curve=curves)
+  tried = tried[tried["loss"].notna() | tried["diverged"]]
+  models = list(tried.dropna(subset=["loss"])["model"].unique())
+  return {
+    f"Search for {labels['rate']}: {model}": functools.partial(
+      plots.plot_tuning, tried[tried["model"] == model], labels=labels
     )
-    tiles.append((f"{decided} of {len(summary.cells)}", "grid points decided"))
+    for model in models[:_MAX_PANELS]
+  }
+
+
+def _tiles(status, summary, counts) -> list[tuple[str, str]]:
+  """Returns (number, caption) of the numbers at the top of the page."""
+  best, trials = summary.best, summary.trials
+  known = "known trials done" if status.tuned else "points done"
+  tiles = [(f"{counts['done']} of {len(trials)}", known)]
+  if status.tuned:
+    decided = (~best["open"]).sum()
+    tiles.append((f"{decided} of {len(status.grid)}", "grid points decided"))
   tiles.append((_duration(trials["seconds"].sum()), "total run time"))
   if spent := trials.loc[trials["state"] == "done", "compute"].sum():
     tiles.append((f"{spent:.3g}", "training FLOPs done"))
-  if len(summary.best):
-    best = summary.best.loc[summary.best["loss"].idxmin()]
-    tiles.append(
-      (f"{best['loss']:.4f}", f"lowest {status.loss}, {best['cell']}")
-    )
+  if len(best):
+    lowest = best.loc[best["loss"].idxmin()]
+    caption = f"lowest {status.loss}, {lowest['grid_point']}"
+    tiles.append((f"{lowest['loss']:.4f}", caption))
   return tiles
 
 
 def _matrix(summary: Summary) -> dict:
-  """Returns the best loss by series and x value, shaded by rank."""
-  titles = [
-    f"{x:g}" if isinstance(x, float) else str(x) for x in summary.cells["x"]
-  ]
+  """Returns the best loss by model and x value, shaded by rank."""
+  points = summary.points
+  titles = [f"{x:g}" if isinstance(x, float) else str(x) for x in points["x"]]
   columns = list(dict.fromkeys(titles))
-  ranks = summary.cells["loss"].rank(ascending=False, pct=True)
+  ranks = points["loss"].rank(ascending=False, pct=True)
   shades = matplotlib.colormaps["YlGn"]
-  rows = {name: dict.fromkeys(columns) for name in summary.series}
-  cells = summary.cells.to_dict("records")
-  for cell, title, rank in zip(cells, titles, ranks):
+  rows = {model: dict.fromkeys(columns) for model in points["model"]}
+  for point, title, rank in zip(points.to_dict("records"), titles, ranks):
     if not math.isnan(rank):
-      cell["shade"] = matplotlib.colors.to_hex(shades(0.05 + 0.45 * rank))
-    rows[cell["series"]][title] = cell
+      point["shade"] = matplotlib.colors.to_hex(shades(0.05 + 0.45 * rank))
+    rows[point["model"]][title] = point
   return {"columns": columns, "rows": rows}
 
 
-def _trials_table(status, summary) -> dict:
-  """Returns columns and rows of the table of trials.
-
-  Without the plan's columns and those that are the same for all trials.
-  """
+def _trials_table(status, summary) -> pd.DataFrame:
+  """Returns the results without the plan's columns and constant ones."""
   results = status.results
-  macros = {macro for bindings in status.grid.values() for macro in bindings}
-  hidden = {"point", "cell", "state", "reason", "seconds", status.loss}
-  if status.plan is not None:
-    hidden |= set(status.plan)
-  hidden |= {n for n in results if n not in hidden and _is_constant(results[n])}
-  names = [name for name in results if name in macros or name not in hidden]
-  best = set(summary.best["point"]) if status.tuned else set()
-  rows = [
-    {
-      "point": row["point"],
-      "state": row["state"],
-      "best": row["point"] in best,
-      "loss": row.get(status.loss),
-      "values": [row[name] for name in names],
-      "seconds": row.get("seconds"),
-    }
-    for row in results.to_dict("records")
-  ]
-  return {"columns": _columns(results[names]), "rows": rows}
+  shown = {"point", "state", status.loss, "seconds"}
+  shown.update(*status.grid.values())  # the macros
+  hidden = {"grid_point", "reason", "diverged"}
+  hidden.update(() if status.plan is None else status.plan)
+  hidden.update(n for n in results if _is_constant(results[n]))
+  table = results[[n for n in results if n in shown or n not in hidden]]
+  if status.tuned:
+    best = table["point"].isin(summary.best["point"])
+    table = table.assign(best=best.map({True: "best", False: ""}))
+  table = table.assign(seconds=table["seconds"].map(_duration))
+  return table.rename(columns=_TITLES)
 
 
 def _is_constant(column: pd.Series) -> bool:
   return len(column) > 1 and column.map(repr)[column.notna()].nunique() < 2
 
 
-def _plan_table(plan: pd.DataFrame | None) -> dict | None:
-  """Returns columns, rows and column sums of the plan."""
+def _plan_table(plan: pd.DataFrame | None) -> pd.DataFrame | None:
+  """Returns the plan with a row of sums."""
   if plan is None:
     return None
-  totals = [plan[n].sum() if n in _SUMMED else None for n in plan]
-  return {
-    "columns": _columns(plan),
-    "rows": plan.to_dict("split")["data"],
-    "totals": ["total", *totals[1:]],
-  }
-
-
-def _columns(table: pd.DataFrame) -> list[tuple[str, bool]]:
-  """Returns (title, whether it holds numbers) of each column."""
-  return [
-    (_TITLES.get(name, name), pd.api.types.is_numeric_dtype(table[name]))
-    for name in table
-  ]
+  totals = plan[[name for name in _SUMMED if name in plan]].sum()
+  totals = totals.to_frame().T.assign(point="total")
+  return pd.concat([plan, totals]).rename(columns=_TITLES)
 
 
 def _environment() -> jinja2.Environment:

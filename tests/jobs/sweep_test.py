@@ -269,7 +269,8 @@ def test_report_gets_a_snapshot(run, folder):
   last, _ = small_job.Report.statuses[-1]
   assert last.loss == "heldout_loss" and last.tuned == "PEAK_LR"
   assert last.grid == {f"SIZE={n}": {"SIZE": n} for n in (1, 2, 4)}
-  assert last.diverged == {"SIZE=1,PEAK_LR=1.6"}
+  diverged = last.results.loc[last.results["diverged"], "point"]
+  assert diverged.tolist() == ["SIZE=1,PEAK_LR=1.6"]
   assert last.plan["point"].tolist() == list(last.grid)
   assert set(last.metrics_files) == set(last.results["point"])
   assert "small_job.Job" in last.config_text

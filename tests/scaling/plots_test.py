@@ -27,10 +27,8 @@ def legend(axes):
   return [text.get_text() for text in axes.get_legend().get_texts()]
 
 
-def losses(points, models=SIX, **options):
-  (axes,) = plots.plot_losses(
-    points, models=models, labels=LABELS, **options
-  ).axes
+def losses(points, **options):
+  (axes,) = plots.plot_losses(points, labels=LABELS, **options).axes
   return axes
 
 
@@ -139,7 +137,8 @@ def test_axis_label_has_the_unit_or_the_name():
 
 def test_losses_have_a_curve_per_model():
   points = paper_table()
-  axes = losses(points.sample(frac=1, random_state=0))
+  shuffled = points.sample(frac=1, random_state=0)
+  axes = losses(shuffled.sort_values("parameters", kind="stable"))
   assert legend(axes) == [line.get_label() for line in axes.lines] == SIX
   for model, line in zip(SIX, axes.lines):
     rows = points[points["model"] == model]  # from the cheapest on
@@ -183,7 +182,7 @@ def test_extrapolated_losses_stay_inside_the_axes():
   compute, loss = [1.0, 2, 4, 100], [8.0, 4, 2, 1.9]
   result = extrapolate(compute, loss, threshold=50, resamples=0, seed=0)
   points = pd.DataFrame({"model": "F0", "compute": compute, "loss": loss})
-  low, high = losses(points, ["F0"], extrapolation=result).get_ylim()
+  low, high = losses(points, extrapolation=result).get_ylim()
   assert low < result.power.predict([100])[0] < 0.1 and high > 8
 
 
@@ -191,7 +190,7 @@ def test_undecided_points_are_hollow_and_text_makes_categories():
   points = pd.DataFrame(
     {"model": "a", "compute": ["x", "y"], "loss": [1.0, 2.0], "open": [0, 1]}
   )
-  axes = losses(points, ["a"])
+  axes = losses(points)
   curve, hollow = axes.lines
   assert len(curve.get_xdata()) == 2 and list(hollow.get_ydata()) == [2.0]
   assert hollow.get_markerfacecolor() == "white"
@@ -201,9 +200,8 @@ def test_undecided_points_are_hollow_and_text_makes_categories():
 def test_rates_that_coincide_stay_visible():
   names = {"learning_rate": "rate"}
   table = paper_data.optimal_learning_rates().rename(columns=names)
-  models = ["F0", "F3", "F7+"]
-  (axes,) = plots.plot_rates(table, models=models, labels=LABELS).axes
-  assert legend(axes) == models
+  (axes,) = plots.plot_rates(table, labels=LABELS).axes
+  assert legend(axes) == ["F0", "F3", "F7+"]
   widths = [line.get_linewidth() for line in axes.lines]
   assert widths[0] > widths[1] > widths[2]  # the first lies below
   assert axes.lines[2].get_ydata().tolist() == [1.6, 1.6, 1.6, 0.8, 0.4, 0.4]
@@ -211,7 +209,7 @@ def test_rates_that_coincide_stay_visible():
   # Where a better rate may lie beyond those tried, an arrow points there.
   table = table[table["model"] == "F0"]
   table["edge"] = ["lower", "upper", "only", "", "upper", ""]
-  (axes,) = plots.plot_rates(table, models=["F0"], labels=LABELS).axes
+  (axes,) = plots.plot_rates(table, labels=LABELS).axes
   lower, upper, only = (c.get_offsets().tolist() for c in axes.collections)
   assert lower == [[0.25, 1.6]] and only == [[1, 1.6]]
   assert upper == [[0.5, 1.6], [4, 1.6]]
@@ -224,7 +222,7 @@ def test_references_are_stars():
   }
   table = paper_data.imagenet_errors().rename(columns=names)
   ours = table["model"].isin(SIX)
-  axes = losses(table[ours], SIX[1:], references=table[~ours])
+  axes = losses(table[ours], references=table[~ours])
   assert legend(axes) == [*SIX[1:], *table[~ours]["model"]]
   stars = axes.lines[5:]
   assert {star.get_marker() for star in stars} == {"*"}
@@ -235,10 +233,9 @@ def test_references_are_stars():
 
 def test_tuning_marks_the_best_and_what_diverged():
   trials = pd.DataFrame(
-    {"curve": "a", "value": [0.2, 0.1, 0.4], "loss": [1.0, 2.0, np.nan]}
+    {"curve": "a", "rate": [0.2, 0.1, 0.4], "loss": [1.0, 2.0, np.nan]}
   )
-  labels = {"value": "rate", "loss": "loss"}
-  (axes,) = plots.plot_tuning(trials, curves=["a"], labels=labels).axes
+  (axes,) = plots.plot_tuning(trials, labels=LABELS).axes
   curve, best, diverged = axes.lines
   assert curve.get_xdata().tolist() == [0.1, 0.2]
   assert best.get_xydata().tolist() == [[0.2, 1.0]]
@@ -255,9 +252,7 @@ def test_learning_curves_have_a_line_per_run():
     }
   )
   labels = {"step": "step", "loss": "loss"}
-  (axes,) = plots.plot_learning_curves(
-    curves, models=["a", "b"], labels=labels
-  ).axes
+  (axes,) = plots.plot_learning_curves(curves, labels=labels).axes
   assert legend(axes) == ["a", "b"]
   assert axes.lines[0].get_ydata().tolist() == [3.0, 2.0]
 
@@ -267,7 +262,7 @@ def test_writes_the_figures_of_a_study(tmp_path):
   paths = plots.write_study_figures(fits, COLUMNS, str(tmp_path))
   names = ["loss.png", "rates.png", "allocation.png"]
   assert [path.rpartition("/")[2] for path in paths] == names
-  figure = plots.plot_allocation(fits, COLUMNS, models=["n0", "n1"])
+  figure = plots.plot_allocation(fits, labels=vars(COLUMNS))
   left, right = figure.axes
   assert legend(left)[:2] == ["n0", "n1"]
   assert "best size" in legend(left)[-1]

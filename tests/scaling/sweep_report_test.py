@@ -16,8 +16,8 @@ import pytest
 from nfnets_tf.errors import UserError
 from nfnets_tf.scaling.sweep_report import SweepReport
 from nfnets_tf.scaling.sweep_store import DONE, FAILED, SweepStore
-from nfnets_tf.scaling.sweep_summary import summarize
-from tests.scaling import sweeps
+from nfnets_tf.scaling.sweep_tables import summarize
+from tests.support import sweeps
 
 VOID = {"meta", "link", "img", "br", "hr", "input"}
 
@@ -127,13 +127,14 @@ def test_page_is_self_contained(finished_page):
 def test_summary_has_the_best_trial_of_each_grid_point(finished):
   summary = summarize(finished)
   assert len(summary.trials) == 60
-  assert len(summary.best) == len(summary.cells) == 20
-  for cell in summary.cells.itertuples():
-    trials = summary.trials[summary.trials["cell"] == cell.cell]
-    assert cell.loss == trials["loss"].min() and cell.tuned_value == 0.1
-    assert not cell.edge and not cell.open and cell.trials == 3
+  assert len(summary.best) == len(summary.points) == 20
+  for point in summary.points.itertuples():
+    trials = summary.trials[summary.trials["grid_point"] == point.grid_point]
+    assert len(trials) == 3 and point.rate == 0.1
+    assert point.loss == trials["loss"].min()
+    assert not point.edge and not point.open
   assert summary.counts()["done"] == 60
-  assert summary.series == ("W8", "W16", "W32", "W64")
+  assert summary.points["model"].unique().tolist() == [*sweeps.SIZES]
   assert summary.x_macro == "EPOCHS"
 
 
@@ -144,7 +145,7 @@ def test_refreshes_while_trials_are_left(store, warnings):
   page = Page(render(status))
   assert page.refreshes() and "refreshes every 30 s" in page.text
   assert "15 of 30" in page.text and "15 pending" in page.text
-  assert summarize(status).cells["open"].sum() == 15 and not warnings.records
+  assert summarize(status).points["open"].sum() == 15 and not warnings.records
   assert len(summarize(status).decided_runs()) == 15
 
 
@@ -189,25 +190,25 @@ def test_axes_may_be_any(store, warnings, grid):
 
 
 def test_best_without_a_neighbor_is_an_edge(finished):
-  first = finished.results["cell"].iloc[0]
-  results = finished.results[finished.results["cell"] == first]
+  first = finished.results["grid_point"].iloc[0]
+  results = finished.results[finished.results["grid_point"] == first]
   status = dataclasses.replace(finished, results=results.iloc[:1])
-  assert summarize(status).cells.set_index("cell").at[first, "edge"] == "only"
+  points = summarize(status).points.set_index("grid_point")
+  assert points.at[first, "edge"] == "only"
 
 
 def test_diverged_trials_have_no_loss_but_count_as_tried(finished):
-  first = finished.results["cell"].iloc[0]
-  results = finished.results[finished.results["cell"] == first].copy()
+  first = finished.results["grid_point"].iloc[0]
+  results = finished.results[finished.results["grid_point"] == first].copy()
   results = results.sort_values("PEAK_LR").reset_index(drop=True)
   # The highest rate diverged, the lowest failed for another reason.
   results["state"] = [FAILED, DONE, FAILED]
   results["reason"] = ["disk", None, "nan"]
-  status = dataclasses.replace(
-    finished, results=results, diverged={results["point"][2]}
-  )
+  results["diverged"] = [False, False, True]
+  status = dataclasses.replace(finished, results=results)
   summary = summarize(status)
   assert summary.trials["loss"].notna().tolist() == [False, True, False]
-  edges = summary.cells.set_index("cell")["edge"]
+  edges = summary.points.set_index("grid_point")["edge"]
   assert edges[first] == "lower"  # between the failed and the diverged trial
 
 
@@ -215,11 +216,9 @@ def test_failures_are_shown_in_full_and_escaped(finished):
   results = finished.results.iloc[:3].copy().reset_index(drop=True)
   reason = "the <disk> is full & " + 100 * "far " + "away"
   results["state"], results["reason"] = [FAILED, FAILED, DONE], reason
+  results["diverged"] = [False, True, False]
   status = dataclasses.replace(
-    finished,
-    results=results,
-    diverged={results["point"][1]},
-    config_text="A = '</pre><b>'\n",
+    finished, results=results, config_text="A = '</pre><b>'\n"
   )
   text = Page(render(status)).text
   assert text.count(reason) == 2 and "A = '</pre><b>'" in text
@@ -266,9 +265,9 @@ def test_missing_columns_are_not_a_number(store):
   sweep = sweeps.make_sweep(sweeps.study_grid(), tuned=False)
   sweeps.finish(store, sweep, plan=False)
   summary = summarize(sweeps.status_of(store, sweep))
-  assert np.isnan(summary.cells["compute"]).all()
-  assert pd.isna(summary.trials["tuned_value"]).all()
-  assert summary.cells["loss"].notna().all()
+  assert np.isnan(summary.points["compute"]).all()
+  assert pd.isna(summary.trials["rate"]).all()
+  assert summary.points["loss"].notna().all()
 
 
 @pytest.mark.soak

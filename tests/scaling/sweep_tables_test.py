@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 from nfnets_tf.errors import RunError
-from nfnets_tf.scaling import sweep_plan
+from nfnets_tf.scaling import sweep_tables
 from nfnets_tf.scaling.sweep import GridSearch, Sweep
 from nfnets_tf.scaling.sweep_store import DONE, FAILED, RUNNING, Trial
 
@@ -51,7 +51,7 @@ POINTS = make_sweep().points
 
 @pytest.mark.parametrize("price", [None, 0, 1.5])
 def test_plan_has_a_row_for_each_point(price):
-  plan = sweep_plan.plan_table(POINTS, figures, price)
+  plan = sweep_tables.plan_table(POINTS, figures, price)
   for row, point in zip(plan.to_dict("records"), POINTS):
     expected = {"point": point.name, **point.bindings, **figures(point)}
     if price is not None:
@@ -61,8 +61,8 @@ def test_plan_has_a_row_for_each_point(price):
 
 
 def test_printed_plan_has_units_and_a_total():
-  plan = sweep_plan.plan_table(POINTS, figures, 2.0)
-  table, total = sweep_plan.describe_plan(plan, trials=3).split("\n\n")
+  plan = sweep_tables.plan_table(POINTS, figures, 2.0)
+  table, total = sweep_tables.describe_plan(plan, trials=3).split("\n\n")
   title, *rows = table.splitlines()
   assert len({len(line) for line in [title, *rows]}) == 1  # aligned
   head = "parameters GMACs images steps FLOPs core-hours of peak GB MB/image"
@@ -80,8 +80,8 @@ def test_printed_plan_has_units_and_a_total():
     "4 points, at least 3 trials each: 9.33e+22 FLOPs,"
     f" {3 * hours:,.0f} TPU-v4 core-hours, cost {6 * hours:,.2f}"
   )
-  plan = sweep_plan.plan_table(POINTS, figures, None)
-  text = sweep_plan.describe_plan(plan, trials=1)
+  plan = sweep_tables.plan_table(POINTS, figures, None)
+  text = sweep_tables.describe_plan(plan, trials=1)
   assert "cost" not in text and "trials" not in text
   assert "4 points: 3.11e+22 FLOPs" in text
 
@@ -98,10 +98,10 @@ def test_tables_survive_csv(tmp_path):
   )
   root = tmp_path / "new" / "sweep"
   path = str(root / "plan.csv")
-  assert sweep_plan.read_table(path) is None
-  sweep_plan.write_table(table, path, str(root))
+  assert sweep_tables.read_table(path) is None
+  sweep_tables.write_table(table, path, str(root))
   pd.testing.assert_frame_equal(
-    sweep_plan.read_table(path), table, check_exact=True, check_dtype=False
+    sweep_tables.read_table(path), table, check_exact=True, check_dtype=False
   )
   with open(path) as file:  # any other program reads it as well
     rows = list(csv.DictReader(file))
@@ -113,7 +113,7 @@ def test_unwritable_directory_is_reported(tmp_path):
   (tmp_path / "file").touch()
   root = str(tmp_path / "file")
   with pytest.raises(RunError, match="cannot be written"):
-    sweep_plan.write_table(pd.DataFrame({"a": [1]}), f"{root}/a.csv", root)
+    sweep_tables.write_table(pd.DataFrame({"a": [1]}), f"{root}/a.csv", root)
 
 
 def trial_at(point, rate, state, **outcome):
@@ -124,7 +124,7 @@ def trial_at(point, rate, state, **outcome):
 
 def test_results_contain_costs_and_outcomes():
   sweep = make_sweep(tuned=True)
-  plan = sweep_plan.plan_table(sweep.points, figures, 2.0)
+  plan = sweep_tables.plan_table(sweep.points, figures, 2.0)
   result = {"loss": 2.5, "sha": "ab", "none": None, "right": True}
   first, second, third, _ = sweep.points
   removed = Trial("EPOCHS=99,LR=0.1", "EPOCHS=99", {"EPOCHS": 99, "LR": 0.1})
@@ -136,7 +136,7 @@ def test_results_contain_costs_and_outcomes():
     removed,  # of an axis that was cut
   ]
   trials = {trial.name: trial for trial in trials}
-  table = sweep_plan.results_table(sweep, trials, plan)
+  table = sweep_tables.results_table(sweep, trials, plan)
   rows = table.set_index("point").to_dict("index")
   assert [(row["state"], row["LR"]) for row in rows.values()] == [
     ("done", 0.1),
@@ -148,7 +148,7 @@ def test_results_contain_costs_and_outcomes():
   ]
   points = {point.name: point for point in sweep.points}
   for name, row in rows.items():
-    point = points[row["cell"]]
+    point = points[row["grid_point"]]
     assert name == f"{point.name},LR={row['LR']}"
     cost = figures(point)
     assert {k: row[k] for k in cost} == pytest.approx(cost, rel=0, abs=0)
@@ -159,11 +159,11 @@ def test_results_contain_costs_and_outcomes():
   assert "sha" not in table and "none" not in table
   assert failed["reason"] == "no more memory; buy some"
   assert math.isnan(failed["loss"]) and math.isnan(running["loss"])
-  assert third.name in set(table["cell"])
+  assert third.name in set(table["grid_point"])
 
 
 def test_results_need_no_plan():
-  table = sweep_plan.results_table(make_sweep(), {}, None)
+  table = sweep_tables.results_table(make_sweep(), {}, None)
   assert table["state"].tolist() == ["pending"] * 4
   assert table["EPOCHS"].tolist() == [0.5, 0.5, 8, 8]
 
@@ -179,8 +179,8 @@ def test_printed_results_are_aligned_and_counted():
     point.name: Trial(point.name, point.name, point.bindings, state, **outcome)
     for point, (state, outcome) in zip(sweep.points, outcomes)
   }
-  table = sweep_plan.results_table(sweep, trials, None)
-  text, counts = sweep_plan.describe_results(table, "loss").split("\n\n")
+  table = sweep_tables.results_table(sweep, trials, None)
+  text, counts = sweep_tables.describe_results(table, "loss").split("\n\n")
   title, *rows = text.splitlines()
   assert title.split() == ["point", "state", "loss", "reason"]
   assert [row.split() for row in rows] == [
@@ -197,5 +197,5 @@ def test_prints_no_loss_without_a_record():
   sweep, point = make_sweep(), POINTS[0]
   result = {"another": 1.0}
   trial = Trial(point.name, point.name, point.bindings, DONE, result)
-  table = sweep_plan.results_table(sweep, {point.name: trial}, None)
-  assert "0.0000" not in sweep_plan.describe_results(table, "loss")
+  table = sweep_tables.results_table(sweep, {point.name: trial}, None)
+  assert "0.0000" not in sweep_tables.describe_results(table, "loss")

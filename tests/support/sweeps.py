@@ -3,11 +3,11 @@
 import itertools
 import math
 
-from nfnets_tf.scaling import sweep_plan
+from nfnets_tf.scaling import sweep_tables
 from nfnets_tf.scaling.engines import LocalProcesses
 from nfnets_tf.scaling.sweep import GridSearch, Sweep
 from nfnets_tf.scaling.sweep_store import DONE, SweepStore
-from nfnets_tf.scaling.sweep_summary import SweepStatus
+from nfnets_tf.scaling.sweep_tables import SweepStatus
 
 SIZES = {"W8": 1.0, "W16": 2.0, "W32": 4.0, "W64": 8.0}
 
@@ -59,8 +59,8 @@ def figures(point) -> dict:
 def finish(store: SweepStore, sweep: Sweep, points=None, *, plan=True) -> None:
   """Writes the plan, and the records of all trials of some points."""
   if plan:
-    table = sweep_plan.plan_table(sweep.points, figures, None)
-    sweep_plan.write_table(table, store.plan, store.root)
+    table = sweep_tables.plan_table(sweep.points, figures, None)
+    sweep_tables.write_table(table, store.plan, store.root)
   for point in sweep.points if points is None else points:
     while trials := sweep.next_trials(point, store.trials()):
       for trial in trials:
@@ -70,14 +70,13 @@ def finish(store: SweepStore, sweep: Sweep, points=None, *, plan=True) -> None:
 
 def status_of(store: SweepStore, sweep: Sweep, config_text="") -> SweepStatus:
   """Returns the snapshot from which the report is rendered."""
-  trials, plan = store.trials(), sweep_plan.read_table(store.plan)
+  trials, plan = store.trials(), sweep_tables.read_table(store.plan)
   return SweepStatus(
     name="w",
     loss=sweep.loss,
     tuned=sweep.tuning and sweep.tuning.macro,
     grid={point.name: point.bindings for point in sweep.points},
-    results=sweep_plan.results_table(sweep, trials, plan),
-    diverged={t.name for t in trials.values() if t.diverged},
+    results=sweep_tables.results_table(sweep, trials, plan),
     plan=plan,
     metrics_files={},
     config_text=config_text,
