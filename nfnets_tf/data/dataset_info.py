@@ -145,12 +145,7 @@ def read_filenames(info: SplitInfo) -> list[str]:
 
 
 def describe_split(shards: Sequence[Mapping], num_classes: int) -> dict:
-  """Returns a split's part of the index.
-
-  Args:
-    shards: entries that `tfrecords.write_shard` returned.
-    num_classes: number of classes.
-  """
+  """Returns a split's part of the index, of entries by `write_shard`."""
   histogram = [0] * num_classes
   for shard in shards:
     for label, count in shard["labels"].items():
@@ -291,7 +286,6 @@ def _key(files, fields: Fields) -> str:
 
 
 def _read_labels(path: str, fields: Fields) -> list[int]:
-  """Returns the labels of a shard; each record must have one, >= 0."""
   labels = []
   try:
     for serialized in read_records(path).as_numpy_iterator():

@@ -115,7 +115,6 @@ class CsvTable(ImageFiles):
 
 
 def _read_rows(path: str) -> tuple[Sequence[str], list[dict]]:
-  """Returns the names of the columns and the checked lines."""
   if not tf.io.gfile.exists(path) or tf.io.gfile.isdir(path):
     raise UserError(
       f"the CSV file {path!r} does not exist; bind CSV to a file with the"
@@ -125,24 +124,23 @@ def _read_rows(path: str) -> tuple[Sequence[str], list[dict]]:
     # Spreadsheets put a byte order mark before the first name.
     text = file.read().decode("utf-8-sig", errors="replace")
   reader = csv.DictReader(io.StringIO(text, newline=""))
-  rows, first_rows = [], {}
-  for row in reader:
-    rows.append(row)
-    if not row.get("path") or not row.get("label") or None in row:
-      if {"path", "label"} <= set(reader.fieldnames):
+  columns, rows, first_rows = reader.fieldnames or (), [], {}
+  if {"path", "label"} <= set(columns):
+    for row in reader:
+      if not row["path"] or not row["label"] or None in row:
         raise UserError(
           f"line {reader.line_num} of {path!r} is {list(row.values())};"
           " expected a path and a label."
         )
-    elif first_rows.setdefault(row["path"], row) != row:
-      raise UserError(
-        f"line {reader.line_num} of {path!r} gives {row['path']!r} another"
-        " label or split than a line before; remove one of them."
-      )
-  columns = reader.fieldnames or ()
-  if not rows or not {"path", "label"} <= set(columns):
+      if first_rows.setdefault(row["path"], row) != row:
+        raise UserError(
+          f"line {reader.line_num} of {path!r} gives {row['path']!r} another"
+          " label or split than a line before; remove one of them."
+        )
+      rows.append(row)
+  if not rows:
     raise UserError(
-      f"the CSV file {path!r} has {len(rows)} lines below the column names"
+      f"the CSV file {path!r} has no images below the column names"
       f" {list(columns)}; expected path and label among the names, separated by"
       " commas, and a line for every image."
     )
@@ -168,7 +166,7 @@ def _held_out_paths(columns, rows, fraction: float) -> set[str]:
 
 
 def _canonical(label: str) -> str:
-  """Returns a class number without leading zeros, any other label as it is."""
+  # Class numbers may have leading zeros.
   return str(int(label)) if label.strip().isdecimal() else label
 
 
@@ -231,7 +229,7 @@ class TfdsDataset:
     return {**vars(self), "splits": {}}
 
   def read(self, reference: tuple[str, str, int, int]) -> Record:
-    """Reads the record of (split, file, offset, length)."""
+    """Reads the record (split, file, offset, length)."""
     split, file, offset, length = reference
     with tf.io.gfile.GFile(file, "rb") as stream:
       stream.seek(offset)

@@ -112,14 +112,7 @@ class ExampleLoader:
   def load_evaluation(
     self, serialized: tf.Tensor
   ) -> tuple[tf.Tensor, tf.Tensor]:
-    """Loads an evaluation image.
-
-    Args:
-      serialized: a record, string [].
-
-    Returns:
-      uint8 [height, width, 3], and its label, int32 [].
-    """
+    """Loads a record, string []: uint8 [height, width, 3], label int32 []."""
     return self._load(serialized, tf.zeros([2], tf.int64))
 
   def _load_copy(self, serialized, seed, turn):
@@ -194,7 +187,6 @@ def map_skipping_errors(
 
 
 def _load_window(examples, load, spec, report, window: int) -> tf.data.Dataset:
-  """Returns a dataset of one element: the window, zeros where `load` raised."""
   indices = tf.range(window, dtype=tf.int64)
   loaded = tf.data.Dataset.from_tensor_slices((indices, *examples)).map(
     lambda index, *record: (index, load(*record))
@@ -241,13 +233,9 @@ def _fill_gaps(valid, rows, examples, spec, report):
 
 
 def flatten_copies(*tensors):
-  """Flattens images with copies, [n, copies, ...], to [n * copies, ...].
+  """Flattens images and labels, [n, copies, ...], to [n * copies, ...].
 
-  Args:
-    *tensors: images and labels with copies, then weights [n].
-
-  Returns:
-    Images, labels and weights [n * copies].
+  The last tensor, the weights [n], is repeated for the copies.
   """
   *examples, weights = tensors
   flat = flatten_leading_axes(*examples)

@@ -195,7 +195,7 @@ class Split:
     )
 
   def examples_per_step(self, batch_size: int) -> int:
-    """Returns how many examples are read for so many training images."""
+    """Returns the number of examples read for a batch of training images."""
     images = batch_size // self.augmentation.multiplicity
     return images * self.augmentation.records_per_image
 
@@ -247,7 +247,6 @@ class Split:
   def _make_training_batches(
     self, examples: tf.data.Dataset, load: Callable, batch: int
   ) -> tf.data.Dataset:
-    """Creates batches here or on the data servers."""
     if self.data_service is None:
       return self._make_batches(
         examples, load, batch, self.invalid_records.recorder()
@@ -265,7 +264,6 @@ class Split:
   def _make_batches(
     self, examples: tf.data.Dataset, load: Callable, batch: int, report
   ) -> tf.data.Dataset:
-    """Returns (images, labels, weights), if images have a static size."""
     spec = examples.map(load).element_spec
     image = spec[0]
     # Without any transform, an image is still an encoded string.

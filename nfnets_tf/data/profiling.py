@@ -100,7 +100,6 @@ def profile_stages(
 
 
 def _map_images(images: list[bytes], transform: Transform) -> tf.data.Dataset:
-  """Returns an endless dataset of transformed images."""
   numbers = tf.data.Dataset.range(len(images)).repeat()
   encoded = tf.constant(images)
   mapped = numbers.map(

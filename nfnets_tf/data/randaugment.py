@@ -80,7 +80,6 @@ def _register(arguments: Callable = lambda strength, draws: ()):
 
 
 def _signed(value, draws):
-  """Negates a number with probability 1/2."""
   return tf.where(draws[0] < 0.5, -value, value)
 
 

@@ -160,10 +160,8 @@ class ShardBuilder:
     """Marks the directory as that of these shards, before anything is written.
 
     Raises:
-      UserError: if it holds anything else or cannot be written, or the runner
-        is not available.
+      UserError: if it holds anything else or cannot be written.
     """
-    self.runner.check()
     for name in (INDEX, UNFINISHED):
       path = os.path.join(self.directory, name)
       if not tf.io.gfile.exists(path):
@@ -273,8 +271,8 @@ class ShardBuilder:
   def _check_rewritten(self, index, tasks: Sequence[ShardTask]) -> None:
     entries = _entries_by_file(index)
     for task in tasks:
-      expected = entries[os.path.basename(task.path)]["sha256"]
-      if file_sha256(task.path) != expected:
+      name = os.path.basename(task.path)
+      if file_sha256(task.path) != entries[name]["sha256"]:
         raise UserError(
           f"the shard {task.path!r} was written again and differs from what"
           f" {INDEX} states: the images have changed; write all of them to"

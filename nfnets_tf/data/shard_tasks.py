@@ -39,9 +39,6 @@ _HASHES_LOCK = threading.Lock()
 class InProcess:
   """Runs tasks in threads of this process, as many as it has cores."""
 
-  def check(self) -> None:
-    """Does nothing: this runner needs nothing."""
-
   def __call__(self, function: Callable, tasks: Sequence) -> None:
     """Applies a function to every task, in any order."""
     pool = concurrent.futures.ThreadPoolExecutor()
@@ -60,17 +57,13 @@ class Beam:
   Args:
     runner: name of one of Beam's runners.
     options: of that runner, such as "--project=...".
+
+  Raises:
+    UserError: if Beam is not installed or does not accept them.
   """
 
   def __init__(self, *, runner: str, options: Sequence[str] = ()):
     self._runner, self._options = runner, tuple(options)
-
-  def check(self) -> None:
-    """Checks that Beam is installed and accepts runner and options.
-
-    Raises:
-      UserError: if not.
-    """
     try:
       self._pipeline()
     except ModuleNotFoundError as error:
@@ -87,7 +80,7 @@ class Beam:
       ) from error
 
   def __call__(self, function: Callable, tasks: Sequence) -> None:
-    """Applies a function to every task, in any order, on any worker."""
+    """Applies a function to every task, on any worker."""
     import apache_beam as beam
 
     with self._pipeline() as pipeline:
@@ -142,11 +135,7 @@ def plan_tasks(
 ) -> dict[str, list[ShardTask]]:
   """Deals the images of every split to shards of equal size to within one.
 
-  Args:
-    source: of the images.
-    directory: of the shards.
-    examples_per_shard: at most.
-    seed: of the permutation of each split; None keeps the source's order.
+  See `shard_builder.ShardBuilder` for the arguments.
   """
   tasks = {}
   for number, (split, references) in enumerate(sorted(source.splits.items())):
@@ -173,9 +162,8 @@ def write_task(
 ) -> None:
   """Writes one shard, then its entry.
 
-  In addition to the index's, the entry has under "faults" {cause: number of
-  images} skipped as invalid, under "named" some of them, and under "duplicates"
-  the names of near-duplicates.
+  Beyond the index's, the entry has "faults", {cause: number of invalid images},
+  "named", some of them, and "duplicates", the names of near-duplicates.
 
   Args:
     task: the shard.
@@ -218,12 +206,9 @@ def write_task(
 def write_hashes(
   task: ShardTask, source: ExampleSource, validate: Callable
 ) -> None:
-  """Writes the hashes of a task's valid images, regardless of their labels.
+  """Writes the hashes of valid images to `task.path`, whatever their labels.
 
-  Args:
-    task: its path is that of the file of hashes.
-    source: of the images.
-    validate: returns why a serialized record is invalid, or None.
+  See `write_task` for the arguments.
   """
   hashes = []
   for reference in task.references:

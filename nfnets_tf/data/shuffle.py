@@ -1,10 +1,9 @@
 """The order of examples: a deterministic function of (seed, epoch, step).
 
 Every epoch the shards are permuted, and the concatenation of their examples is
-cut into equal streams, usually one for each host: over all streams each example
-comes once. A stream is read in groups of shards; while one group is consumed,
-the next one is read. Resuming needs only the number of examples read so far,
-and reads one group before the first example comes.
+cut into equal streams. A stream is read in groups of shards; while one group is
+consumed, the next one is read. Resuming needs only the number of examples read
+so far, and reads one group before the first example comes.
 """
 
 from __future__ import annotations
@@ -122,7 +121,6 @@ class ShardedShuffle:
     return tf.stack([tf.cast(self._seed, tf.int64), epoch])
 
   def _bounds(self, epoch) -> tuple[tf.Tensor, tf.Tensor]:
-    """Returns (begin, end) of this stream among an epoch's examples."""
     streams = tf.range(self._num_streams, dtype=tf.int64)
     before, after = (
       -((streams - number * self.num_examples) // self._num_streams)
@@ -133,7 +131,6 @@ class ShardedShuffle:
     return begin, ends[self._stream]
 
   def _segments(self, epoch) -> Segment:
-    """Returns the segments that this stream reads in an epoch, in order."""
     keys = tf.random.stateless_uniform(
       [len(self.files)], self._epoch_seed(epoch), alg="philox"
     )
@@ -152,7 +149,7 @@ class ShardedShuffle:
     return Segment(*(x[begin : begin + self._group_size] for x in segments))
 
   def _read_epoch(self, epoch, first_group) -> tf.data.Dataset:
-    """Returns chunks of an epoch: a group each, or less of an oversized one."""
+    # A chunk is a group, or less of an oversized one.
     segments = self._segments(epoch)
     groups = -(-tf.shape(segments.size, tf.int64)[0] // self._group_size)
     return tf.data.Dataset.range(first_group, groups).flat_map(
@@ -162,7 +159,6 @@ class ShardedShuffle:
     )
 
   def _read_group(self, epoch, group, segments: Segment) -> tf.data.Dataset:
-    """Reads and shuffles one group of shards of an epoch."""
     paths = tf.gather(tf.constant(self.files), segments.shard)
     # Parallel reading holds a block of each file on top of the window.
     open_files = min(self._group_size, _MAX_OPEN_FILES)
@@ -211,10 +207,7 @@ def read_range(
 
 
 def _shuffle(records: tf.data.Dataset, window: int, seed) -> tf.data.Dataset:
-  """Shuffles by only a seed tensor, int64 [2].
-
-  `Dataset.shuffle` would mix TensorFlow's global seed into the order.
-  """
+  # `Dataset.shuffle` would mix TensorFlow's global seed into the order.
   variant = tf.raw_ops.ShuffleDataset(
     input_dataset=tf.data.experimental.to_variant(records),
     buffer_size=window,

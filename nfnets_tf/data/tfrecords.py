@@ -145,11 +145,7 @@ def read_filename(serialized: bytes, fields: Fields) -> str:
 def parse_image_and_label(
   serialized: tf.Tensor, fields: Fields
 ) -> tuple[tf.Tensor, tf.Tensor]:
-  """Parses one example, eagerly or in a graph.
-
-  Args:
-    serialized: string [].
-    fields: names of the features.
+  """Parses one example, string [], eagerly or in a graph.
 
   Returns:
     The image, an encoded string [] or uint8 [height, width, 3] if it is stored

@@ -12,11 +12,7 @@ from nfnets_tf.train.run_dir import RunDir
 
 
 class BuildShardsJob:
-  """Writes shards and their index, or resumes an unfinished earlier call.
-
-  Args:
-    builder: of the shards.
-  """
+  """Writes shards and their index, or resumes an unfinished earlier call."""
 
   def __init__(self, *, builder: ShardBuilder):
     self.builder = builder

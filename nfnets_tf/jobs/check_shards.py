@@ -94,8 +94,7 @@ def check_shard(
     min_side: in pixels; images with a shorter side are tiny.
 
   Returns:
-    Its report, without duplicates: `ShardReport.add_duplicates` needs all
-    earlier shards.
+    Its report without duplicates; see `ShardReport.add_duplicates`.
   """
   report = ShardReport(path)
   if not tf.io.gfile.exists(path):
@@ -119,7 +118,6 @@ def check_shard(
 
 
 def _check_record(serialized, report, validate, min_side: int) -> None:
-  """Adds the next record's image or problem to the report."""
   position = report.records
   if (problem := validate(serialized)) is not None:
     report.add(problem, position)

@@ -36,7 +36,7 @@ def erase(count, **options):
   return map_seeds(lambda seed: erasing(tf.constant(FLAT), seed), count)
 
 
-def test_mixup_is_the_blend_of_its_weight():
+def test_mixup_blends_by_its_weight():
   first, second = FIRST.numpy().astype(float), SECOND.numpy().astype(float)
   for image, weight in mix(MixUp(), 50):
     assert image.dtype == np.uint8
@@ -53,7 +53,7 @@ def test_mixup_draws_from_the_beta_distribution(alpha):
   assert abs(weights.var() / variance - 1) < 0.1
 
 
-def test_cutmix_shows_a_box_and_weighs_its_pixels():
+def test_cutmix_weight_is_the_area_of_its_box():
   boxes, centers = 0, []
   for image, weight in mix(CutMix(), 200):
     of_first = (image == FIRST.numpy()).all(axis=-1)
@@ -71,7 +71,7 @@ def test_cutmix_shows_a_box_and_weighs_its_pixels():
   assert abs(np.corrcoef(np.array(centers).T)[0, 1]) < 0.3
 
 
-def test_cutmix_boxes_have_all_sizes_and_are_clipped_at_the_border():
+def test_cutmix_boxes_have_all_sizes_and_stop_at_the_border():
   weights = np.array([weight for _, weight in mix(CutMix(), 2_000)])
   # Uniform center: of a box of half-sides h, (1 - h/2)^2 lies inside.
   area = np.linspace(0, 1, 100_001)
@@ -108,7 +108,7 @@ def test_erased_boxes_have_the_given_area_and_aspect_ratio():
   assert (ratios < 1).sum() == pytest.approx(500, abs=60)
 
 
-def test_an_erased_box_is_noise_and_the_rest_is_untouched():
+def test_erasing_replaces_only_a_box_by_noise():
   images = np.array(erase(50, probability=1.0, area=(0.2, 0.3)))
   changed = images[images != 7]
   assert changed.min() == 0 and changed.max() == 255
@@ -134,7 +134,7 @@ def test_erasing_draws_whether_and_how_much_independently():
   assert max(areas) > 0.18
 
 
-def test_a_box_that_never_fits_leaves_the_image():
+def test_erasing_skips_boxes_that_never_fit():
   images = erase(3, probability=1.0, area=(1.0, 1.0))
   np.testing.assert_array_equal(images, [FLAT] * 3)
 

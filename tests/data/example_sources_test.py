@@ -75,10 +75,10 @@ def test_accepts_class_names_that_look_like_digits(read_table):
 @pytest.mark.parametrize(
   "lines, message",
   [
-    (["file,label", "a,b"], r"1 lines below .* \['file', 'label'\]; expected"),
+    (["file,label", "a,b"], r"no images below .* \['file', 'label'\]; exp"),
     (["path;label", "a;b"], "separated by commas"),
-    (["path,label"], "0 lines below"),
-    ([], "0 lines below"),
+    (["path,label"], "no images below"),
+    ([], "no images below"),
     (["path,label", "a,"], r"line 2 of .* is \['a', ''\]"),
     (["path,label", "", "", "a,"], "line 4 of"),
     (["path,label", "a"], "line 2 of .* expected a path and a label"),

@@ -198,7 +198,7 @@ def test_training_resumes_among_damaged_records(shards):
 
 
 @pytest.mark.parametrize("kind", list(originals()))
-def test_every_kind_of_image_is_read(kind):
+def test_decodes_every_kind_of_image(kind):
   image = preprocessing.decode(tf.constant(originals()[kind]))
   assert image.dtype == tf.uint8 and image.shape == [24, 20, 3]
   near = kind in ("png", "png of 16 bits", "png with alpha", "bmp")

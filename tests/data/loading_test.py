@@ -45,7 +45,7 @@ def raw_record(content=None):
     (RAW, raw_record()),
   ],
 )
-def test_an_image_and_its_label(fields, serialized):
+def test_loads_an_image_and_its_label(fields, serialized):
   image, label = loader(fields).load_evaluation(tf.constant(serialized))
   np.testing.assert_array_equal(image, IMAGE)
   assert label == 1 and label.dtype == tf.int32
@@ -65,7 +65,7 @@ def test_rejects_invalid_records(serialized, options, message):
     loader(**options).load_evaluation(tf.constant(serialized))
 
 
-def test_copies_are_stacked():
+def test_stacks_copies():
   number = tf.constant(0, tf.int64)
   for copies, shape in ((1, (4, 4, 3)), (2, (2, 4, 4, 3))):
     load = loader(augmentation=Augmentation(multiplicity=copies))
@@ -111,7 +111,7 @@ def test_images_of_a_pair_are_drawn_independently():
   assert sum(a != b for a, b in pairs) >= 4
 
 
-def test_post_mix_transforms_apply_without_mixing_too():
+def test_applies_post_mix_transforms_without_mixing():
   plain = [corners(0, n, as_it_is) for n in range(4)]
   assert plain == [(0, 47)] * 4  # the image itself
   changed = {
@@ -141,7 +141,7 @@ def batches(records, batch_size, report=None):
 
 
 @pytest.mark.parametrize("batch_size", [1, 7, 34, 48])
-def test_order_and_shape_for_any_batch_size(batch_size):
+def test_keeps_order_and_shape_at_any_batch_size(batch_size):
   result = batches([str(i) for i in range(97)], batch_size)
   assert len(result) == 97 // batch_size
   for number, (pairs, positions, weights) in enumerate(result):
@@ -182,7 +182,7 @@ def test_flattened_batches_equal_larger_batches():
     tf.nest.map_structure(np.testing.assert_array_equal, got, want)
 
 
-def test_every_copy_has_the_weight_of_its_image():
+def test_copies_have_the_weight_of_their_image():
   images = tf.constant([[[20], [21], [22]], [[30], [31], [32]]])
   labels = tf.constant([[0, 1, 2], [3, 4, 5]])
   images, labels, weights = flatten_copies(images, labels, tf.constant([2, 3]))
@@ -200,7 +200,7 @@ def test_parallel_calls_are_the_cores_of_this_process(monkeypatch):
   assert parallel_calls() == 4
 
 
-def test_options_keep_the_order_and_turn_off_tuning_and_sharding():
+def test_options_are_deterministic_without_tuning_and_sharding():
   options = dataset_options()
   assert options.deterministic and not options.autotune.enabled
   assert (
@@ -210,7 +210,7 @@ def test_options_keep_the_order_and_turn_off_tuning_and_sharding():
 
 
 @pytest.mark.soak
-def test_iterators_are_destroyed_at_once():
+def test_destroys_iterators_without_delay():
   """With tf.data's autotuner on, a third of them takes up to 5.1 s."""
   numbers = tf.data.Dataset.range(1 << 40).map(lambda x: x + 1, 2)
   iterators = [

@@ -11,7 +11,7 @@ def bits_apart(a, b):
   return bin(a ^ b).count("1")
 
 
-def test_a_worked_example():
+def test_hash_of_a_worked_example():
   # Brighter towards the right in the upper half, towards the left below.
   ramp = np.linspace(0, 250, 90)
   rows = np.concatenate([np.tile(ramp, [40, 1]), np.tile(ramp[::-1], [40, 1])])
@@ -48,6 +48,6 @@ def test_index_equals_brute_force(distance):
 
 
 @pytest.mark.parametrize("distance", [-1, 16, 2.5])
-def test_invalid_distances(distance):
+def test_rejects_invalid_distances(distance):
   with pytest.raises(UserError, match="max_hash_distance = .* is invalid"):
     NearDuplicates([], distance)

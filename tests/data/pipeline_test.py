@@ -42,7 +42,7 @@ def values_of(batches, row=0, column=0):
   return np.concatenate([images[:, row, column, 0] for images, *_ in batches])
 
 
-def test_an_epoch_has_every_image_with_its_label(dataset):
+def test_epoch_has_every_image_with_its_label(dataset):
   batches = training_batches(make_split(dataset), 25)  # 25 * 8 = 4 * 50
   assert np.bincount(values_of(batches)).tolist() == [4] * 50
   labels = np.concatenate([labels for _, labels, _ in batches])
@@ -101,7 +101,7 @@ def test_evaluation_has_each_image_once(dataset, hosts, replicas):
   assert sorted(values) == list(range(13))
 
 
-def test_classes_must_match_the_index(make_dataset):
+def test_rejects_num_classes_that_differ_from_the_index(make_dataset):
   directory = make_dataset()
   with pytest.raises(UserError, match="has 4 classes, but NUM_CLASSES = 6"):
     make_split(directory, num_classes=6).read_info()
@@ -111,7 +111,7 @@ def test_classes_must_match_the_index(make_dataset):
     make_split(directory, num_classes=3).read_info()
 
 
-def test_images_must_end_at_a_fixed_size(dataset):
+def test_rejects_transforms_without_a_fixed_size(dataset):
   with pytest.raises(UserError, match="expected a fixed size"):
     training_batches(make_split(dataset, transforms=[Flip()]), 1)
 
@@ -140,7 +140,7 @@ def test_repeated_augmentation_puts_copies_next_to_each_other(dataset):
   assert np.mean([np.array_equal(a, b) for a, b, *_ in copies]) < 0.3
 
 
-def test_rejects_a_multiplicity_that_does_not_fit(dataset):
+def test_rejects_batches_not_divisible_by_the_multiplicity(dataset):
   with pytest.raises(UserError, match="multiplicity = 0 is invalid"):
     Augmentation(multiplicity=0)
   with pytest.raises(
@@ -258,14 +258,14 @@ def test_copies_of_an_invalid_record_have_weight_0(dataset):
   assert (weights == 0).sum() == 4  # one of 50, two copies, two epochs
 
 
-def test_images_above_max_pixels_are_skipped(dataset):
+def test_skips_images_above_max_pixels(dataset):
   split = make_split(dataset, max_pixels=15)
   ((_, _, weights),) = training_batches(split, 1)
   assert not weights.any()
   assert list(split.invalid_records.collect()) == ["image too large"]
 
 
-def test_records_are_validated_by_the_fields_of_the_shards(tmp_path):
+def test_validates_records_by_the_fields_of_the_shards(tmp_path):
   split = make_split(store_with_tfds(tmp_path), num_classes=2)
   fields = split.read_info().fields
   assert split.invalid_records.validate.fields == fields

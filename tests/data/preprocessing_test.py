@@ -75,7 +75,7 @@ def test_inception_boxes_keep_to_area_and_aspect_ratio():
     assert 0.74 <= width / height <= 1.35
 
 
-def test_the_center_is_cropped_when_no_box_fits():
+def test_crops_the_center_when_no_box_fits():
   crop = preprocessing.InceptionCrop(image_size=32, area=(0.99, 1.0))
   # No box of 99 % of the area fits a strip of 10 to 1.
   box = crop.sample_box(tf.constant([40, 400, 3]), SEED).numpy()
@@ -104,14 +104,14 @@ def test_shift_moves_by_up_to_its_pixels_over_black():
   assert positions == {(y, x) for y in range(2, 7) for x in range(2, 7)}
 
 
-def test_evaluation_squashes_and_crops_the_center():
+def test_squash_center_crop_resizes_then_crops():
   image = tf.constant(noise(50, 90))
   squashed = preprocessing.resize_bicubic(image, 32, 32)
   result = TRANSFORMS["SquashCenterCrop"](image, SEED)
   np.testing.assert_array_equal(result, squashed[4:28, 4:28])
 
 
-def test_bicubic_overshoot_is_clipped():
+def test_clips_bicubic_overshoot():
   image = np.zeros([8, 8, 3], np.uint8)
   image[:, 4:] = 255
   resized = preprocessing.resize_bicubic(tf.constant(image), 32, 32).numpy()
@@ -120,7 +120,7 @@ def test_bicubic_overshoot_is_clipped():
   assert (np.diff(resized[0, 8:24, 0].astype(int)) >= -30).all()
 
 
-def test_compose_decodes_and_gives_every_transform_its_own_seed(random_jpeg):
+def test_compose_decodes_and_folds_a_seed_per_transform(random_jpeg):
   calls = []
 
   def spy(image, seed):
@@ -164,10 +164,10 @@ def test_pixel_count_reads_the_header(encoded, pixels):
   assert count.dtype == tf.int64 and count == pixels
 
 
-def test_a_jpeg_without_a_size_is_an_error():
+def test_pixel_count_rejects_jpegs_without_a_size():
   with pytest.raises(tf.errors.InvalidArgumentError):
     pixel_count(tf.constant(b"\xff\xd8\xff\xe0"))
 
 
-def test_the_size_guard_allows_64_megapixels():
+def test_size_limit_is_64_megapixels():
   assert MAX_PIXELS == 8192**2

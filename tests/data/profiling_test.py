@@ -25,7 +25,7 @@ class Clock:
     return self._seconds.assign_add(seconds)
 
 
-def test_time_to_make_batches_is_waited_for_and_the_consumers_is_not():
+def test_wait_timer_excludes_the_time_of_the_consumer():
   clock = Clock()
   timer = WaitTimer(clock)
 
@@ -41,7 +41,7 @@ def test_time_to_make_batches_is_waited_for_and_the_consumers_is_not():
   assert timer.reset() == 0.0
 
 
-def test_batches_of_any_structure_pass():
+def test_wait_timer_keeps_the_structure_of_batches():
   batches = tf.data.Dataset.from_tensors((tf.ones([2]), {"a": tf.zeros([1])}))
   images, rest = next(iter(WaitTimer().timed(batches)))
   assert images.shape == [2] and rest["a"].shape == [1]
@@ -65,7 +65,7 @@ def profile(split, info, **options):
   )
 
 
-def test_the_slow_stage_costs_most(make_dataset):
+def test_slow_stage_costs_most(make_dataset):
   split = make_split(
     make_dataset(),
     transforms=[Flip(), Resize(image_size=8)],
@@ -84,7 +84,7 @@ def test_stage_cost_is_the_added_time(make_dataset):
   assert costs == pytest.approx({"reading": 0.1, "Flip": 0.5, "Resize": 0.2})
 
 
-def test_a_missing_shard_is_an_error_and_not_an_endless_wait(make_dataset):
+def test_missing_shard_raises_instead_of_waiting(make_dataset):
   split = make_split(make_dataset())
   info = split.read_info()
   for path in info.files:

@@ -71,7 +71,7 @@ def test_color_operations_at_every_strength(color_image, name, values):
     assert difference(result, expected).max() <= 1
 
 
-def test_color_operations_worked_by_hand():
+def test_color_operations_of_a_worked_example():
   image = tf.constant([[[0, 100, 200], [10, 128, 255]]], tf.uint8)
   for name, arguments, expected in [
     ("auto_contrast", (), [[[0, 0, 0], [255, 255, 255]]]),
@@ -123,7 +123,7 @@ def test_translate_equals_tfa(pixels):
 
 @pytest.mark.parametrize("row, column", [(20, 30), (0, 0), (39, 31), (5, 28)])
 @pytest.mark.parametrize("half", [0, 4, 40])
-def test_cut_out(row, column, half):
+def test_cut_out_fills_a_clipped_square(row, column, half):
   expected = IMAGE.copy()
   rows = slice(max(row - half, 0), row + half)
   expected[rows, max(column - half, 0) : column + half] = FILL
@@ -197,7 +197,7 @@ def test_operation_equals_deepminds(position):
 @pytest.mark.parametrize(
   "magnitude", [9.0, pytest.param(5.0, marks=pytest.mark.soak)]
 )
-def test_hundreds_of_images_are_those_of_the_naive_form(magnitude):
+def test_equals_the_naive_form_on_hundreds_of_images(magnitude):
   augment = RandAugment(layers=2, magnitude=magnitude)
   naive = naive_operations(magnitude)
 
@@ -253,7 +253,7 @@ def test_no_layers_and_identity_change_nothing():
     np.testing.assert_array_equal(image, IMAGE)
 
 
-def test_all_registered_operations_can_be_chosen():
+def test_accepts_all_registered_operations():
   assert set(DEEPMIND_OPERATIONS) < set(OPERATIONS)
   RandAugment(layers=1, magnitude=5, operations=list(OPERATIONS))
 

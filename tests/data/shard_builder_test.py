@@ -64,7 +64,6 @@ def interrupted(shards):
       function(task)
     raise KeyboardInterrupt
 
-  run.check = lambda: None
   return run
 
 
@@ -106,7 +105,6 @@ def test_concurrent_builders_write_the_same_shards(tmp_path, shards):
     barrier.wait()
     InProcess()(function, tasks)
 
-  run.check = lambda: None
   indexes = []
 
   def build():
@@ -128,7 +126,6 @@ def test_ignores_errors_once_another_process_has_finished(
       (tmp_path / name).write_bytes(content)
     raise RuntimeError("a temporary file is missing")
 
-  run.check = lambda: None
   with caplog.at_level("INFO"):
     make_builder(tmp_path, runner=run).build()
   assert "Another process has written" in caplog.text
@@ -148,7 +145,6 @@ def test_index_of_another_process_is_kept(tmp_path, shards):
     for name, content in shards.items():
       (tmp_path / name).write_bytes(content)
 
-  run.check = lambda: None
   make_builder(tmp_path, runner=run).build()
   assert contents(tmp_path) == shards
 

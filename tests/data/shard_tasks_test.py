@@ -147,9 +147,9 @@ def test_error_in_a_thread_cancels_pending_tasks():
 
 
 def test_rejects_runners_unknown_to_beam(monkeypatch):
-  Beam(runner="DirectRunner", options=["--direct_num_workers=2"]).check()
+  Beam(runner="DirectRunner", options=["--direct_num_workers=2"])
   with pytest.raises(UserError, match="runner = 'Dataflow' with .* is invalid"):
-    Beam(runner="Dataflow").check()
+    Beam(runner="Dataflow")
   monkeypatch.setitem(sys.modules, "apache_beam", None)
   with pytest.raises(UserError, match=r"pip install 'nfnets_tf\[prepare\]'"):
-    Beam(runner="DirectRunner").check()
+    Beam(runner="DirectRunner")

@@ -62,7 +62,7 @@ def test_each_epoch_has_every_example_once_in_a_new_order(order):
   assert epochs[0] != epochs[1] != epochs[2]
 
 
-def test_order_depends_on_the_seed_and_not_on_tensorflows(five_shards, order):
+def test_order_depends_on_the_seed_but_not_on_tensorflows(five_shards, order):
   for seed in (1, 2):
     tf.random.set_seed(seed)
     assert read(make(five_shards), 70) == order[:70]
@@ -70,7 +70,7 @@ def test_order_depends_on_the_seed_and_not_on_tensorflows(five_shards, order):
 
 
 @pytest.mark.parametrize("start", [1, 10, 49, 50, 77, 120])
-def test_resumes_the_same_order_anywhere(five_shards, order, start):
+def test_resumes_the_same_order_at_any_example(five_shards, order, start):
   assert read(make(five_shards), 160 - start, start) == order[start:]
 
 
@@ -82,12 +82,12 @@ def test_any_group_size_keeps_epochs_and_resumes(five_shards, buffer):
   assert read(shuffle, 30, 70) == order[70:]
 
 
-def test_a_group_is_shuffled_over_all_its_shards(five_shards):
+def test_shuffles_a_group_over_all_its_shards(five_shards):
   shards = [n % 5 for n in read(make(five_shards, shuffle_buffer=1000), 50)]
   assert all(len(set(shards[i : i + 15])) >= 4 for i in range(0, 45, 15))
 
 
-def test_groups_of_an_epoch_are_permuted_differently(five_shards):
+def test_permutes_the_groups_of_an_epoch_differently(five_shards):
   epoch = read(make(five_shards, shuffle_buffer=10), 50)
   # Positions within a shard, group by group.
   groups = [tuple(n // 5 for n in epoch[i : i + 10]) for i in range(0, 50, 10)]
@@ -95,12 +95,12 @@ def test_groups_of_an_epoch_are_permuted_differently(five_shards):
   assert len(set(groups)) == 5
 
 
-def test_a_group_is_permuted_differently_in_another_epoch(one_shard):
+def test_permutes_a_group_differently_every_epoch(one_shard):
   epochs = read(make(one_shard, shuffle_buffer=1000), 100)
   assert epochs[:50] != epochs[50:]
 
 
-def test_an_oversized_shard_is_shuffled_in_windows(one_shard):
+def test_shuffles_oversized_shards_in_windows(one_shard):
   order = read(make(one_shard, shuffle_buffer=10), 50)
   assert sorted(order) == list(range(EXAMPLES)) != order
   assert all(number < turn + 5 for turn, number in enumerate(order))
@@ -129,7 +129,7 @@ def test_streams_share_every_example_once(
   assert sorted(sum(numbers, [])) == list(range(examples))
 
 
-def test_a_stream_resumes_and_reads_other_examples_in_another_epoch(
+def test_stream_resumes_and_changes_examples_every_epoch(
   make_dataset,
 ):
   shuffle = make(make_dataset(train=51), stream=1, num_streams=4)
@@ -155,7 +155,7 @@ def records_read(monkeypatch):
   return number
 
 
-def test_the_next_group_is_read_ahead(five_shards, records_read):
+def test_reads_the_next_group_ahead(five_shards, records_read):
   examples = iter(make(five_shards, shuffle_buffer=20).examples(0))
   next(examples)
   deadline = time.monotonic() + 30
@@ -200,7 +200,7 @@ def test_read_range_does_not_open_other_shards(five_shards):
   assert len(list(read_range(files, counts, 0, 50))) == 10
 
 
-def test_a_missing_shard_is_an_error_and_not_an_endless_wait(make_dataset):
+def test_missing_shard_raises_instead_of_waiting(make_dataset):
   shuffle = make(make_dataset(train=50))
   os.remove(shuffle.files[3])
   with pytest.raises(tf.errors.NotFoundError, match="train-00003"):

@@ -53,7 +53,7 @@ def test_raw_pixels_are_parsed_with_their_size():
   assert read_features(serialized, fields)[2:] == ("", (2,), (8,))
 
 
-def test_reads_features_with_any_number_of_values():
+def test_reads_any_number_of_feature_values():
   assert read_features(serialized_example(x=1), Fields()) == FeatureValues(
     (), (), ""
   )
@@ -77,7 +77,7 @@ def test_record_spans_locate_the_bytes_of_records(tmp_path):
   assert [content[begin : begin + size] for begin, size in spans] == parts
 
 
-def test_a_shard_appears_whole_or_not_at_all(tmp_path):
+def test_writes_shards_atomically(tmp_path):
   def interrupted():
     yield 0, b"first"
     raise KeyboardInterrupt
@@ -102,7 +102,7 @@ def test_unreadable_records_keep_their_positions(make_dataset):
   assert segment == records[1:5] + [UNREADABLE + path.encode()] * 5
 
 
-def test_a_shard_damaged_at_its_beginning_loses_only_its_records(make_dataset):
+def test_damage_at_the_beginning_loses_only_that_shard(make_dataset):
   path = read_split_info(make_dataset(train=50), "train").files[0]
   with open(path, "r+b") as file:
     file.seek(20)

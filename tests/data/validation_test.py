@@ -62,12 +62,12 @@ def test_states_the_cause(serialized, cause, detail):
     assert invalid.name == "cat.png"
 
 
-def test_too_large_images_are_not_decoded():
+def test_does_not_decode_too_large_images():
   invalid = validate(record(PNG[:30]), max_pixels=15)
   assert invalid == InvalidRecord("image too large", "cat.png", "16 pixels")
 
 
-def test_raw_images():
+def test_validates_raw_images():
   fields = Fields("x", "y", raw=True, height="h", width="w")
   valid = {"x": IMAGE.tobytes(), "y": 1, "h": 4, "w": 4}
   assert validate(serialized_example(**valid), fields) is None
@@ -78,7 +78,7 @@ def test_raw_images():
     assert invalid.cause == "image not decodable"
 
 
-def test_labels_count_from_the_first_label():
+def test_counts_labels_from_the_first_label():
   fields = Fields(first_label=1)
   assert validate(record(PNG, 3), fields) is None
   assert validate(record(PNG, 0), fields).detail == "class -1 of 3"
@@ -103,7 +103,7 @@ def set_aside(invalid, records, begin=0, **options):
   list(dataset.map(report_all))
 
 
-def test_counts_all_by_cause_and_logs_the_first_five(caplog):
+def test_counts_by_cause_and_logs_the_first_five(caplog):
   invalid = invalid_records()
   assert not invalid.collect()
   records = [record(b"text"), PADDING, record(PNG, 7)]
@@ -121,19 +121,19 @@ def test_counts_all_by_cause_and_logs_the_first_five(caplog):
   assert caplog.messages[-1].endswith("Further ones are only counted.")
 
 
-def test_invalid_record_of_a_mixed_pair_is_counted():
+def test_counts_the_invalid_record_of_a_mixed_pair():
   invalid = invalid_records(records_per_image=2)
   set_aside(invalid, [[record(PNG), record(b"text")]])
   assert invalid.collect() == {"image not decodable": 1}
 
 
-def test_a_valid_record_was_rejected_by_a_transform():
+def test_blames_a_transform_for_rejected_valid_records():
   invalid = invalid_records()
   set_aside(invalid, [record(PNG)])
   assert invalid.collect() == {"rejected by a transform": 1}
 
 
-def test_beyond_the_memory_limit_only_the_number_is_known():
+def test_counts_records_beyond_the_memory_limit_as_not_examined():
   invalid, cause = invalid_records(), "not a tf.train.Example"
   set_aside(invalid, [b"\xff"] * 1000)
   set_aside(invalid, [b"\xff"] * 1000, begin=1000)
@@ -142,7 +142,7 @@ def test_beyond_the_memory_limit_only_the_number_is_known():
   assert invalid.collect() == {cause: 1034, "not examined": 976}
 
 
-def test_repeated_evaluations_count_a_record_once(caplog):
+def test_counts_a_record_once_over_repeated_evaluations(caplog):
   invalid = invalid_records("heldout")
   for _ in range(3):
     set_aside(invalid, [b"\xff"] * 2000, repeated=True)
@@ -153,5 +153,5 @@ def test_repeated_evaluations_count_a_record_once(caplog):
   assert len(caplog.messages) == 5
 
 
-def test_causes_on_data_servers_are_unknown():
+def test_states_unknown_causes_of_data_servers():
   assert "data servers" in str(invalid_records())

@@ -12,7 +12,7 @@ def run(job, workdir):
   return job.run(RunContext(str(workdir), "# none\n"))
 
 
-def test_a_job_plans_builds_and_reports(tmp_path):
+def test_plans_builds_and_reports(tmp_path):
   builder = make_builder(tmp_path / "shards", exclude=SmoothImages(1, first=20))
   job = BuildShardsJob(builder=builder)
   assert "22 images in 5 shards" in job.plan()
@@ -27,7 +27,7 @@ def test_a_job_plans_builds_and_reports(tmp_path):
   assert run(job, tmp_path / "work") == summary
 
 
-def test_refused_directory_leaves_the_work_directory_unused(tmp_path):
+def test_rejected_directory_leaves_the_workdir_empty(tmp_path):
   (tmp_path / "mine").mkdir()
   (tmp_path / "mine" / "file").touch()
   job = BuildShardsJob(builder=make_builder(tmp_path / "mine"))

@@ -75,7 +75,7 @@ def test_counts_problems_by_cause(tmp_path):
   assert report.first.startswith("record 2 (2.png): image not decodable")
 
 
-def test_duplicates_are_found_across_shards(tmp_path):
+def test_finds_duplicates_across_shards(tmp_path):
   first = write(tmp_path / "a", (png(1), 0))
   second = write(tmp_path / "b", (png(2), 0), (png(1), 0))
   reports, seen = [check(second), check(first)], {}
@@ -85,7 +85,7 @@ def test_duplicates_are_found_across_shards(tmp_path):
   assert reports[0].first == "record 1 (1.png): duplicate image (of a@0)"
 
 
-def test_records_before_a_truncation_are_validated(tmp_path):
+def test_validates_records_before_a_truncation(tmp_path):
   path = write(tmp_path / "a", *((png(i), 0) for i in range(5)))
   os.truncate(path, os.path.getsize(path) * 3 // 4)
   report = check(path, 5)
@@ -95,7 +95,7 @@ def test_records_before_a_truncation_are_validated(tmp_path):
   assert "{{" not in report.first and "Op:" not in report.first
 
 
-def test_shards_that_differ_from_the_index(tmp_path):
+def test_reports_shards_that_differ_from_the_index(tmp_path):
   path = write(tmp_path / "a", (png(1), 0))
   assert "1 records, 2 expected" in check(path, 2).first
   assert check(path, 0).counts == {TRUNCATED: 1}
@@ -146,7 +146,7 @@ def rows(workdir):
     return list(csv.DictReader(file))
 
 
-def test_a_valid_dataset_is_usable(make_dataset, tmp_path):
+def test_accepts_a_valid_dataset(make_dataset, tmp_path):
   job = make(make_dataset(), splits=["train"])
   assert "splits  train" in job.plan()
   summary = run(job, tmp_path / "work")
@@ -155,7 +155,7 @@ def test_a_valid_dataset_is_usable(make_dataset, tmp_path):
   assert len(table) == 5 and sum(int(r["records"]) for r in table) == 50
 
 
-def test_tiny_and_held_out_training_images_are_reported(make_dataset, tmp_path):
+def test_reports_tiny_and_duplicate_images(make_dataset, tmp_path):
   # Its held-out images are the first thirteen of training.
   summary = run(make(make_dataset(), min_side=9), tmp_path / "work")
   assert "63 of 63 records" in summary and "63 tiny image" in summary
@@ -164,7 +164,7 @@ def test_tiny_and_held_out_training_images_are_reported(make_dataset, tmp_path):
   assert [int(r[DUPLICATE]) for r in table] == [0] * 5 + [7, 6]
 
 
-def test_a_truncated_shard_makes_the_dataset_unusable(make_dataset, tmp_path):
+def test_rejects_a_dataset_with_a_truncated_shard(make_dataset, tmp_path):
   directory = make_dataset()
   shard = read_split_info(directory, "train").files[1]
   os.truncate(shard, os.path.getsize(shard) - 5)
@@ -191,9 +191,7 @@ def test_rejects_more_invalid_records_than_allowed(
   assert "record 0 (0.png): image not decodable" in caplog.text
 
 
-def test_labels_are_checked_against_the_index_or_a_number(
-  make_dataset, tmp_path
-):
+def test_checks_labels_against_the_index_or_num_classes(make_dataset, tmp_path):
   directory = make_dataset()
   with pytest.raises(UserError, match="label out of range"):
     run(make(directory, num_classes=2), tmp_path / "given")
