@@ -172,12 +172,11 @@ def _canonical(label: str) -> str:
 
 def _class_names(labels: Sequence[str]) -> tuple[str, ...]:
   names = set(map(_canonical, labels))
-  if not all(name.isdecimal() for name in names):
+  if words := [name for name in names if not name.isdecimal()]:
     number = re.compile(r"\s*[+-]?(\d+\.?\d*|\.\d+)\s*")
     if all(map(number.fullmatch, names)):
-      invalid = min(name for name in names if not name.isdecimal())
       raise UserError(
-        f"the column label holds {invalid!r}, which is not a class number;"
+        f"the column label holds {min(words)!r}, which is not a class number;"
         " number the classes 0, 1, 2, ... or give them names."
       )
     return tuple(sorted(names))

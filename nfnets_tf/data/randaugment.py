@@ -304,17 +304,13 @@ def shear_y(image: tf.Tensor, level: float | tf.Tensor) -> tf.Tensor:
 @_register(lambda strength, draws: (_signed(strength.pixels, draws),))
 def translate_x(image: tf.Tensor, pixels: float | tf.Tensor) -> tf.Tensor:
   """Moves uint8 [height, width, 3] to the left; integers are faster."""
-  if _is_integer(pixels):
-    return _shift(image, pixels, axis=1)
-  return _warp(image, [1.0, 0.0, pixels, 0.0, 1.0, 0.0])
+  return _translate(image, pixels, axis=1)
 
 
 @_register(lambda strength, draws: (_signed(strength.pixels, draws),))
 def translate_y(image: tf.Tensor, pixels: float | tf.Tensor) -> tf.Tensor:
   """Moves uint8 [height, width, 3] upwards; integers are faster."""
-  if _is_integer(pixels):
-    return _shift(image, pixels, axis=0)
-  return _warp(image, [1.0, 0.0, 0.0, 0.0, 1.0, pixels])
+  return _translate(image, pixels, axis=0)
 
 
 @_register(
@@ -350,11 +346,10 @@ def _to_uint8(values: tf.Tensor) -> tf.Tensor:
   return tf.cast(values, tf.uint8)
 
 
-def _is_integer(pixels) -> bool:
-  return tf.convert_to_tensor(pixels).dtype.is_integer
-
-
-def _shift(image, pixels, axis):
+def _translate(image, pixels, axis):
+  if not tf.convert_to_tensor(pixels).dtype.is_integer:
+    x, y = (pixels, 0.0) if axis == 1 else (0.0, pixels)
+    return _warp(image, [1.0, 0.0, x, 0.0, 1.0, y])
   size = tf.shape(image)[axis]
   pixels = tf.clip_by_value(pixels, -size, size)
   begin, padding = [0] * 3, [[0, 0]] * 3

@@ -203,7 +203,6 @@ class InvalidRecords:
       for position, records in sorted(rows):
         if position not in self._known:
           self._count(records if isinstance(records, list) else [records])
-          self._examined += 1
         if self._positions is not None:
           self._known.add(position)
       self._pending.remove(pending[0])
@@ -218,16 +217,16 @@ class InvalidRecords:
     # If all records of the image are valid, a transform raised the error.
     reason = reasons[0] if reasons else InvalidRecord("rejected by a transform")
     self._counts[reason.cause] += 1
-    number = sum(
-      n for cause, n in self._counts.items() if cause != _NOT_EXAMINED
-    )
-    if number <= _MAX_LOGGED:
+    self._examined += 1
+    if self._examined <= _MAX_LOGGED:
       LOGGER.warning(
         "Skipping %s of the %r split: %s.%s",
         repr(reason.name) if reason.name else "a record",
         self._split,
         reason,
-        " Further ones are only counted." if number == _MAX_LOGGED else "",
+        " Further ones are only counted."
+        if self._examined == _MAX_LOGGED
+        else "",
       )
 
   def __str__(self):
