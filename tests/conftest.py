@@ -158,6 +158,13 @@ def logged():
   return read
 
 
+@pytest.fixture(scope="session", name="launcher")
+def shared_launcher():
+  """A `Launcher` that all tests share: one run at a time."""
+  with launcher.launchers() as make:
+    yield make()
+
+
 @pytest.fixture
 def launchers():
   """Returns a function that makes a `Launcher`; all end with the test."""

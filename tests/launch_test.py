@@ -13,12 +13,7 @@ import sys
 
 import pytest
 
-from tests.support.launcher import (
-  TINY,
-  checkpoint_steps,
-  launchers,
-  wait_until,
-)
+from tests.support.launcher import TINY, checkpoint_steps, wait_until
 
 ROOT = pathlib.Path(__file__).parents[1]
 # As a user's shell has it: the tests' own process is quieter.
@@ -39,12 +34,6 @@ def cold_start(*arguments, cwd=ROOT, **environment):
     cwd=cwd,
     env={**ENVIRONMENT, **environment},
   )
-
-
-@pytest.fixture(scope="module")
-def launcher():
-  with launchers() as make:
-    yield make()
 
 
 @pytest.fixture

@@ -2,9 +2,11 @@
 
 import pytest
 
+from tests.support.datasets import write_digits
 
-@pytest.fixture(scope="module")
+
+@pytest.fixture(scope="session")
 def digits(tmp_path_factory):
-  """Binding of a folder that the first run writes the digits to."""
-  path = tmp_path_factory.mktemp("cache") / "digits"
-  return f"--gin_param=DATA_DIR = {str(path)!r}"
+  """Binding of a folder of the digits; launch_test.py lets a run write it."""
+  path = write_digits(str(tmp_path_factory.mktemp("cache") / "digits"))
+  return f"--gin_param=DATA_DIR = {path!r}"

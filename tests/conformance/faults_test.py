@@ -14,22 +14,21 @@ RUN = [
 
 
 @pytest.fixture
-def run(launchers, digits, tmp_path):
+def run(launcher, digits, tmp_path):
   """Starts a run, disturbs it after its next checkpoint, and waits.
 
   Returns (exit code, output).
   """
-  process = launchers()
   workdir = tmp_path / "run"
 
   def start(disturb):
     screen = tmp_path / "screen"
     screen.unlink(missing_ok=True)
     before = checkpoint_steps(workdir)[-1:] or [0]
-    pid = process.start(*RUN, digits, f"--workdir={workdir}", stdout=screen)
+    pid = launcher.start(*RUN, digits, f"--workdir={workdir}", stdout=screen)
     wait_until(lambda: checkpoint_steps(workdir)[-1:] > before, pid)
     disturb()
-    return process.wait(), screen.read_text()
+    return launcher.wait(), screen.read_text()
 
   return start
 

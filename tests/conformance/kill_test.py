@@ -92,10 +92,10 @@ def run_with_kills(launcher, command, folder, moments, seconds, draw):
   ],
 )
 def test_resumes_bit_identically_after_kill(
-  launchers, digits, logged, tmp_path, command, kills
+  launcher, digits, logged, tmp_path, command, kills
 ):
   """At any time, start-up and the writing of a checkpoint included."""
-  launcher, draw = launchers(), random.Random(SEED)
+  draw = random.Random(SEED)
   command = [*command, digits]
   whole = tmp_path / "whole"
   begin = time.monotonic()

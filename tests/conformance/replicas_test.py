@@ -109,13 +109,12 @@ def test_training_moves_every_weight(femto_on_one_device):
   ],
 )
 def test_random_numbers_follow_the_example_not_the_replica(sam):
-  """With dropout and stochastic depth, too, replicas equal one device."""
+  """With dropout and stochastic depth, too; two in changed_run_test.py."""
   expected = train(ONE, sam=sam)
   repeated = train(ONE, sam=sam)
   for a, b in zip(expected[0], repeated[0]):
     np.testing.assert_array_equal(a, b)
-  for replicas in (2, 4):
-    assert_same(train(mirrored(replicas), sam=sam), expected)
+  assert_same(train(mirrored(4), sam=sam), expected)
 
 
 def test_sam_of_global_scope_equals_one_device_with_the_whole_batch():

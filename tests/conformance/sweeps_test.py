@@ -7,7 +7,7 @@ import pytest
 
 from nfnets_tf.scaling.sweep_store import SweepStore
 from tests.support import small_job
-from tests.support.launcher import ROOT, TINY, launchers, wait_until
+from tests.support.launcher import TINY, wait_until
 
 AXES = """\
 from __gin__ import dynamic_registration
@@ -18,12 +18,6 @@ include 'gin/sweeps/base.gin'
 
 config.grid.SEED = (0, 1, 2)
 """
-
-
-@pytest.fixture(scope="module")
-def launcher():
-  with launchers() as make:
-    yield make(PYTHONPATH=str(ROOT))
 
 
 @pytest.fixture
