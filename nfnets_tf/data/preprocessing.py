@@ -87,26 +87,29 @@ def pixel_count(encoded: tf.Tensor) -> tf.Tensor:
 def _pixel_count_from_header(encoded):
   # Padded, because `substr` refuses to read past the end of a string.
   header = tf.strings.substr(encoded + b"\0" * _HEADER_BYTES, 0, _HEADER_BYTES)
-  digits = tf.cast(
-    tf.io.decode_raw(header, tf.uint8, fixed_length=_HEADER_BYTES), tf.int64
-  )
 
-  def number(*positions):
-    """Reads an integer from its bytes, the least significant one first."""
-    return sum(digits[place] * 256**i for i, place in enumerate(positions))
-
-  def pixels(magic, *sides):
+  def pixels(magic, begin, dtype, **byte_order):
     matches = tf.equal(tf.strings.substr(header, 0, len(magic)), magic)
-    sides = [number(*side) for side in sides]
+    size = 2 * dtype.size
+    sides = tf.io.decode_raw(
+      tf.strings.substr(header, begin, size),
+      dtype,
+      fixed_length=size,
+      **byte_order,
+    )
+    sides = tf.cast(sides, tf.int64)
     if magic == b"BM":
-      # The height of a BMP stored top-down is negative (two's complement).
-      sides = [tf.minimum(side, 2**32 - side) for side in sides]
-    return tf.where(matches, _area(*sides), 0)
+      # The height of a BMP stored top-down is negative.
+      sides = tf.abs(sides)
+    else:
+      sides = tf.bitwise.bitwise_and(sides, 2**32 - 1)  # they are unsigned
+    return tf.where(matches, _area(*tf.unstack(sides)), 0)
 
+  # One operation for both sides: records are also validated eagerly.
   return (
-    pixels(b"\x89PNG", (23, 22, 21, 20), (19, 18, 17, 16))
-    + pixels(b"GIF8", (8, 9), (6, 7))
-    + pixels(b"BM", (22, 23, 24, 25), (18, 19, 20, 21))
+    pixels(b"\x89PNG", 16, tf.int32, little_endian=False)
+    + pixels(b"GIF8", 6, tf.uint16)
+    + pixels(b"BM", 18, tf.int32)
   )
 
 
