@@ -7,6 +7,7 @@ import importlib
 import importlib.util  # noqa: F401  gin 0.5.0 uses it without importing it
 import inspect
 import io
+import itertools
 import pathlib
 import tokenize
 from collections.abc import Iterator, Mapping, Sequence, Set
@@ -18,7 +19,6 @@ from nfnets_tf.errors import UserError
 
 ROOT = pathlib.Path(__file__).parents[2]
 DYNAMIC_REGISTRATION = "from __gin__ import dynamic_registration"
-_RULER = "# " + 78 * "="
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -67,7 +67,7 @@ class _Delegate(config_parser.ParserDelegate):
     return Macro(macro_name)
 
 
-class Bindings(Mapping):
+class Bindings(dict):
   """Values by name; a name that is set again keeps the last value.
 
   A macro's name is in capitals, a parameter's is `scope/module.Name.parameter`.
@@ -76,26 +76,18 @@ class Bindings(Mapping):
   Attributes:
     places: {name: "file, line N" or the flag that set it last}.
     imports: {name in selectors: gin's import statement}.
+    includes: {file: the files that it includes directly}.
   """
 
   def __init__(self):
-    self._values: dict[str, Any] = {}
+    super().__init__()
     self.places: dict[str, str] = {}
     self.imports: dict[str, config_parser.ImportStatement] = {}
-
-  def __getitem__(self, name: str) -> Any:
-    return self._values[name]
-
-  def __iter__(self) -> Iterator[str]:
-    return iter(self._values)
-
-  def __len__(self) -> int:
-    return len(self._values)
+    self.includes: dict[str, list[str]] = {}
 
   def set(self, name: str, value: Any, place: str) -> None:
     """Binds a name, in place of an earlier value."""
-    self._values[name] = value
-    self.places[name] = place
+    self[name], self.places[name] = value, place
 
   def read_file(self, path: str, included_from: str = "") -> None:
     """Reads a gin file and all that it includes.
@@ -107,10 +99,16 @@ class Bindings(Mapping):
     Raises:
       UserError: if a file does not exist or cannot be parsed.
     """
-    file = find_file(path)
-    if file is None:
-      raise error_messages.missing_file(path, known_files(), included_from)
-    self.read_text(file.read_text(), path)
+    for file in (pathlib.Path(path), ROOT / path):
+      if file.is_file():
+        self.read_text(file.read_text(), path)
+        return
+    prefix = f"{included_from}: " if included_from else ""
+    known = (ROOT / "gin").rglob("*.gin")
+    hint = error_messages.nearest(
+      path, [file.relative_to(ROOT).as_posix() for file in known]
+    )
+    raise UserError(f"{prefix}the gin file {path!r} does not exist{hint}")
 
   def read_text(self, text: str, source: str) -> None:
     """Reads gin statements.
@@ -133,10 +131,10 @@ class Bindings(Mapping):
       raise error_messages.explain_syntax_error(error, source) from error
 
   def _add(self, statement) -> None:
-    place = error_messages.describe_place(
-      statement.location.filename, statement.location.line_num
-    )
+    source = statement.location.filename
+    place = error_messages.describe_place(source, statement.location.line_num)
     if isinstance(statement, config_parser.IncludeStatement):
+      self.includes.setdefault(source, []).append(statement.filename)
       self.read_file(statement.filename, place)
     elif isinstance(statement, config_parser.ImportStatement):
       self._import(statement, place)
@@ -178,7 +176,11 @@ class Bindings(Mapping):
     target = importlib.import_module(alias if plain else statement.module)
     for member in members:
       if not hasattr(target, member):
-        raise error_messages.unknown_member(selector, member, target)
+        prefix = selector[: selector.rindex(member)]
+        hint = error_messages.nearest(
+          selector, [prefix + name for name in vars(target) if name[0] != "_"]
+        )
+        raise UserError(f"there is no {selector!r}{hint}")
       target = getattr(target, member)
     return target
 
@@ -221,6 +223,7 @@ class Bindings(Mapping):
   def without(self, names: Set[str]) -> Bindings:
     """Returns the other bindings, without imports that only the names need."""
     kept = Bindings()
+    kept.includes = self.includes
     for name in self:
       if name not in names:
         kept.set(name, self[name], self.places[name])
@@ -242,15 +245,12 @@ class Bindings(Mapping):
     """Returns gin statements that read back to the same bindings."""
     imports = sorted(s.format() for s in self.imports.values())
     lines = [DYNAMIC_REGISTRATION, *imports]
-    group = None
-    for name in sorted(self, key=lambda name: (not is_macro(name), name)):
-      scope, selector, _ = split_parameter(name)
-      title = f"Parameters for {f'{scope}/' if scope else ''}{selector}:"
-      title = "Macros:" if is_macro(name) else title
-      if title != group:
-        lines += ["", f"# {title}", _RULER]
-        group = title
-      lines.append(f"{name} = {self[name]!r}")
+    # Macros first; then a paragraph for each scoped selector.
+    names = sorted(self, key=lambda name: (not is_macro(name), name))
+    for _, group in itertools.groupby(
+      names, key=lambda x: x.rpartition(".")[0]
+    ):
+      lines += ["", *(f"{name} = {self[name]!r}" for name in group)]
     return "\n".join(lines) + "\n"
 
   def to_strings(self) -> dict[str, str]:
@@ -281,30 +281,6 @@ def parse(
   for param in gin_params:
     bindings.read_text(param, f"--gin_param={param!r}")
   return bindings
-
-
-def included_files(path: str) -> list[str]:
-  """Returns the files that a gin file includes directly."""
-  parser = config_parser.ConfigParser(find_file(path).read_text(), _Delegate())
-  return [
-    statement.filename
-    for statement in parser
-    if isinstance(statement, config_parser.IncludeStatement)
-  ]
-
-
-def find_file(path: str) -> pathlib.Path | None:
-  """Returns a gin file of the working directory or the project, or None."""
-  for candidate in (pathlib.Path(path), ROOT / path):
-    if candidate.is_file():
-      return candidate
-  return None
-
-
-def known_files() -> list[str]:
-  """Returns the paths of the project's own gin files."""
-  files = (ROOT / "gin").rglob("*.gin")
-  return [file.relative_to(ROOT).as_posix() for file in files]
 
 
 def find_changes(

@@ -22,7 +22,7 @@ from nfnets_tf.config import bindings as bindings_lib
 from nfnets_tf.config import error_messages
 from nfnets_tf.config.bindings import Bindings, Macro, Reference
 from nfnets_tf.config.grid import read_grid
-from nfnets_tf.errors import UserError
+from nfnets_tf.errors import UserError, require
 from nfnets_tf.fileio import find_run_dir, read_bytes, read_run_data
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ class Configuration:
       )
     self._files, self._params = tuple(gin_files), tuple(gin_params)
     self.bindings = bindings_lib.parse(self._files, self._params)
-    self.run_folder = find_base_run(self.bindings)
+    self.run_folder = _find_base_run(self.bindings)
     self._base = None
     if self.run_folder:
       path = os.path.join(self.run_folder, "config.gin")
@@ -96,7 +96,7 @@ class Configuration:
           " name one of the points below it."
         )
     # A sweep is checked at its first point.
-    for point in read_grid(self.statements)[:1]:
+    for point in read_grid(self.bindings)[:1]:
       self._set(point)
     check(self.bindings)
     if _JOB not in self.bindings:
@@ -152,10 +152,9 @@ class Configuration:
 
     The base is the `base_run`, or the files that the first gin file includes.
     """
-    includes = []
-    if self._base is None:
-      includes = bindings_lib.included_files(self._files[0])
-    base = bindings_lib.parse(includes, base=self._base).to_strings()
+    includes = self.bindings.includes.get(self._files[0], ())
+    files = () if self._base else includes
+    base = bindings_lib.parse(files, base=self._base).to_strings()
     changes = bindings_lib.find_changes(base, self.statements)
     return [
       f"{name} = {now}" + ("" if before is None else f"  (base: {before})")
@@ -198,21 +197,16 @@ class Configuration:
     """
     if not tf.io.gfile.exists(path):
       return
-    before = Bindings()
-    before.read_text(read_bytes(path).decode(), path)
+    before = bindings_lib.parse([], base=(path, read_bytes(path).decode()))
     # A sweep may grow; each of its points keeps its own configuration.
-    free = {name for point in read_grid(self.statements) for name in point}
+    free = {name for point in read_grid(self.bindings) for name in point}
     if self.is_sweep:
       free |= _sweep_names(self.bindings) | _sweep_names(before)
       free |= self.bindings.dependencies(_SWEEP)
     allowed = self._allowed_changes({*before, *self.bindings})
-    changes = [
-      change
-      for change in bindings_lib.find_changes(
-        before.to_strings(), self.statements
-      )
-      if change[0] not in free | {_ALLOW_CHANGES}
-    ]
+    changes = bindings_lib.find_changes(before.to_strings(), self.statements)
+    free.add(_ALLOW_CHANGES)
+    changes = [change for change in changes if change[0] not in free]
     refused = [change for change in changes if change[0] not in allowed]
     if refused:
       names = sorted(allowed | {change[0] for change in refused})
@@ -231,11 +225,12 @@ class Configuration:
   def _allowed_changes(self, known: set[str]) -> set[str]:
     names = self.bindings.get(_ALLOW_CHANGES, ())
     is_list = isinstance(names, (list, tuple))
-    if not is_list or not all(isinstance(name, str) for name in names):
-      raise UserError(
-        f"{_ALLOW_CHANGES} = {names!r} is invalid; expected a list of names,"
-        " such as ['EPOCHS', 'PEAK_LR']."
-      )
+    require(
+      is_list and all(isinstance(name, str) for name in names),
+      _ALLOW_CHANGES,
+      names,
+      "a list of names, such as ['EPOCHS', 'PEAK_LR']",
+    )
     for name in names:
       if name not in known:
         raise UserError(
@@ -253,7 +248,7 @@ def _sweep_names(bindings: Bindings) -> set[str]:
   return names - bindings.dependencies(_JOB)
 
 
-def find_base_run(bindings: Bindings) -> str | None:
+def _find_base_run(bindings: Bindings) -> str | None:
   """Returns the work directory that `config.Launch.base_run` points into.
 
   None where no run is named, or where the gin files configure one themselves.
@@ -292,17 +287,28 @@ def check(bindings: Bindings) -> None:
     UserError: if a macro is set and never used or used and never set, a
       parameter does not exist, or a required one is not bound.
   """
-  _check_macros(bindings)
-  for name in bindings:
-    if not bindings_lib.is_macro(name):
-      with _located(bindings.places[name]):
-        _check_parameter(bindings, name)
-  references = {
+  uses = [
     (leaf, name)
     for name, value in bindings.items()
     for leaf in bindings_lib.leaves(value)
-    if isinstance(leaf, Reference)
-  }
+    if isinstance(leaf, (Macro, Reference))
+  ]
+  _check_macros(
+    bindings, {x.name: name for x, name in uses if isinstance(x, Macro)}
+  )
+  for name in bindings:
+    if bindings_lib.is_macro(name):
+      continue
+    _, selector, parameter = bindings_lib.split_parameter(name)
+    with _located(bindings.places[name]):
+      names = bindings.parameters(selector)
+      # The axes of a grid are macros, which are checked when they are set.
+      if parameter not in names and selector != _GRID:
+        raise UserError(
+          f"{selector} has no parameter {parameter!r}"
+          f"{error_messages.nearest(parameter, names)}"
+        )
+  references = {use for use in uses if isinstance(use[0], Reference)}
   for reference, name in sorted(references, key=repr):
     with _located(bindings.places[name]):
       parameters = bindings.parameters(reference.selector)
@@ -319,12 +325,7 @@ def _located(place: str) -> Iterator[None]:
     raise UserError(f"{place}: {error}") from error
 
 
-def _check_macros(bindings: Bindings) -> None:
-  used = {}
-  for name, value in bindings.items():
-    for leaf in bindings_lib.leaves(value):
-      if isinstance(leaf, Macro):
-        used[leaf.name] = name
+def _check_macros(bindings: Bindings, used: Mapping[str, str]) -> None:
   defined = {name for name in bindings if bindings_lib.is_macro(name)}
   for macro in sorted(defined - set(used)):
     raise UserError(
@@ -336,17 +337,6 @@ def _check_macros(bindings: Bindings) -> None:
       f"{macro} is not set, but {used[macro]} needs it; add"
       f' --gin_param="{macro} = ..." or a gin file that sets'
       f" it{error_messages.nearest(macro, defined)}"
-    )
-
-
-def _check_parameter(bindings: Bindings, name: str) -> None:
-  _, selector, parameter = bindings_lib.split_parameter(name)
-  names = bindings.parameters(selector)
-  # The axes of a grid are macros, which are checked when they are set.
-  if parameter not in names and selector != _GRID:
-    raise UserError(
-      f"{selector} has no parameter {parameter!r}"
-      f"{error_messages.nearest(parameter, names)}"
     )
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterable
-from typing import Any
 
 from nfnets_tf.errors import UserError
 
@@ -24,15 +23,6 @@ def describe_place(source: str | None, line: int | None) -> str:
   if source is None or source.startswith("--") or line is None:
     return source or "the configuration"
   return f"{source}, line {line}"
-
-
-def missing_file(
-  path: str, known_files: Iterable[str], included_from: str = ""
-) -> UserError:
-  """Returns the error about a gin file that does not exist."""
-  prefix = f"{included_from}: " if included_from else ""
-  hint = nearest(path, known_files)
-  return UserError(f"{prefix}the gin file {path!r} does not exist{hint}")
 
 
 def explain_syntax_error(error: Exception, source: str) -> UserError:
@@ -68,14 +58,6 @@ def unknown_module(selector: str, modules: Iterable[str]) -> UserError:
     return UserError(f"no gin file imports {selector!r}{hint}")
   hint = nearest(selector, [f"{module}.{rest}" for module in modules])
   return UserError(f"no gin file imports the module of {selector!r}{hint}")
-
-
-def unknown_member(selector: str, member: str, target: Any) -> UserError:
-  """Returns the error about a name that a module does not have."""
-  prefix = selector[: selector.rindex(member)]
-  public = [name for name in vars(target) if not name.startswith("_")]
-  hint = nearest(selector, [prefix + name for name in public])
-  return UserError(f"there is no {selector!r}{hint}")
 
 
 def explain_build_error(error: Exception) -> UserError:

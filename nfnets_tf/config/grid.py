@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import ast
 import itertools
 import re
-from collections.abc import Mapping
 
+from nfnets_tf.config.bindings import Bindings, Macro, Reference, leaves
 from nfnets_tf.errors import UserError, require
 
 _GRID = "config.grid."
 _MACRO = re.compile(r"[A-Za-z_][\w./]*")
-_VALUES = "a list of at least one value, such as (0.25, 0.5, 1)"
 
 
 def grid(**axes) -> list[dict]:
@@ -48,40 +46,41 @@ def grid(**axes) -> list[dict]:
   return points
 
 
-def read_grid(statements: Mapping[str, str]) -> list[dict]:
+def read_grid(bindings: Bindings) -> list[dict]:
   """Returns the points of a configuration's grid; none if it has no grid.
-
-  Args:
-    statements: {name: value as gin text} of all parameters.
 
   Raises:
     UserError: if an axis is invalid.
   """
   axes = {}
-  for name, text in statements.items():
+  for name, values in bindings.items():
     if name.startswith(_GRID):
-      try:
-        axes[name[len(_GRID) :]] = ast.literal_eval(text)
-      except (ValueError, SyntaxError) as error:
-        raise UserError(
-          f"{name} = {text} is invalid; expected a list of numbers, strings or"
-          " other literals, such as (0.25, 0.5, 1)."
-        ) from error
+      require(
+        not any(isinstance(x, (Macro, Reference)) for x in leaves(values)),
+        name,
+        values,
+        "a list of numbers, strings or other literals, such as (0.25, 0.5, 1)",
+      )
+      axes[name[len(_GRID) :]] = values
   return grid(**axes)
 
 
 def _check_axis(axis: str, values) -> None:
   name = f"{_GRID}{axis}"
   is_list = isinstance(values, (tuple, list)) and len(values) > 0
-  require(is_list, name, values, _VALUES)
-  for value in values:
-    if isinstance(value, dict):
-      require(
-        value and all(map(_is_macro, value)),
-        f"{name}: a value",
-        value,
-        "{macro: value}, such as {'VARIANT': 'F0', 'EPOCHS': 1}",
-      )
+  require(
+    is_list,
+    name,
+    values,
+    "a list of at least one value, such as (0.25, 0.5, 1)",
+  )
+  for macros in [value for value in values if isinstance(value, dict)]:
+    require(
+      macros and all(map(_is_macro, macros)),
+      f"{name}: a value",
+      macros,
+      "{macro: value}, such as {'VARIANT': 'F0', 'EPOCHS': 1}",
+    )
 
 
 def _is_macro(name) -> bool:

@@ -57,16 +57,12 @@ def test_files_are_found_in_the_current_directory_and_the_project(
   tmp_path, monkeypatch
 ):
   monkeypatch.chdir(tmp_path)
-  find = bindings_lib.find_file
-  assert find("gin/quickstart.gin").samefile(
-    bindings_lib.ROOT / "gin/quickstart.gin"
-  )
-  (tmp_path / "mine.gin").touch()
-  assert find("mine.gin").samefile(tmp_path / "mine.gin")
-  assert find("gin") is None and find("no.gin") is None
-  assert "gin/f7plus_jft.gin" in bindings_lib.known_files()
-  included = bindings_lib.included_files("gin/quickstart.gin")
-  assert included[0] == "gin/recipes/small.gin"
+  assert "EPOCHS" in bindings_lib.parse(["gin/quickstart.gin"])
+  (tmp_path / "mine.gin").write_text("A = 1")
+  assert bindings_lib.parse(["mine.gin"]) == {"A": 1}
+  for path in ("gin", "no.gin"):
+    with pytest.raises(UserError, match=f"'{path}' does not exist"):
+      bindings_lib.parse([path])
 
 
 def test_later_statements_win_through_includes(tmp_path):
@@ -75,6 +71,7 @@ def test_later_statements_win_through_includes(tmp_path):
   bindings = bindings_lib.parse([f"{tmp_path}/a.gin"], ["C = 3", "C = 4"])
   assert dict(bindings) == {"A": 1, "B": 2, "C": 4}
   assert bindings.places["A"] == f"{tmp_path}/b.gin, line 1"
+  assert bindings.includes == {f"{tmp_path}/a.gin": [f"{tmp_path}/b.gin"]}
   assert bindings.places["C"] == "--gin_param='C = 4'"
   base = bindings_lib.parse([], ["B = 2"], base=("run", "A = 0\nB = 0"))
   assert dict(base) == {"A": 0, "B": 2}

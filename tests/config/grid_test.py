@@ -3,6 +3,7 @@ import itertools
 import pytest
 
 from nfnets_tf.config import Configuration, grid
+from nfnets_tf.config.bindings import Bindings
 from nfnets_tf.config.grid import read_grid
 from nfnets_tf.errors import UserError
 
@@ -61,26 +62,31 @@ def test_invalid_macros_are_refused(value):
 
 
 def test_grid_without_axes_has_no_points():
-  assert grid() == [] == read_grid({"EPOCHS": "1"})
+  assert grid() == [] == read_grid(bindings_of("EPOCHS = 1"))
+
+
+def bindings_of(text):
+  bindings = Bindings()
+  bindings.read_text(text, "a.gin")
+  return bindings
 
 
 def test_grid_is_read_from_bindings():
-  statements = {
-    "config.grid.EPOCHS": "(0.25, 1)",
-    "EPOCHS": "3",
-    "config.grid.model": "[{'VARIANT': 'F7+', 'X': [1, 2]}]",
-    "sweep.Sweep.grid": "@config.grid()",
-    "myconfig.grid.SEED": "(1, 2)",
-  }
-  assert read_grid(statements) == [
+  bindings = bindings_of("""config.grid.EPOCHS = (0.25, 1)
+EPOCHS = 3
+config.grid.model = [{'VARIANT': 'F7+', 'X': [1, 2]}]
+sweep.Sweep.grid = @config.grid()
+myconfig.grid.SEED = (1, 2)
+""")
+  assert read_grid(bindings) == [
     {"EPOCHS": e, "VARIANT": "F7+", "X": [1, 2]} for e in (0.25, 1)
   ]
 
 
-@pytest.mark.parametrize("text", ["%LIST", "(@a.b, @c.d)", "[f(1)]", "", "(1"])
+@pytest.mark.parametrize("text", ["%LIST", "(@a.b, @c.d)", "[{'A': %B}]"])
 def test_values_must_be_literals(text):
   with pytest.raises(UserError) as error:
-    read_grid({"config.grid.EPOCHS": text})
+    read_grid(bindings_of(f"config.grid.EPOCHS = {text}"))
   message = f"config.grid.EPOCHS = {text} is invalid; expected a list of num"
   assert str(error.value).startswith(message)
 
