@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -34,10 +35,11 @@ from nfnets_tf.train.train_step import check_micro_batches
 LOGGER = logging.getLogger("nfnets_tf")
 
 
+@dataclasses.dataclass
 class TrainJob:
   """The job that trains, evaluates and exports one network.
 
-  Args:
+  Attributes:
     model: the network and its initial weights.
     optimization: the optimizer, its learning rate, and SAM.
     data: the splits and how they are read.
@@ -50,23 +52,15 @@ class TrainJob:
     seed: of initial weights and data order.
   """
 
-  def __init__(
-    self,
-    *,
-    model: ModelConfig,
-    optimization: OptimizationConfig,
-    data: DataConfig,
-    schedule: Schedule,
-    devices: DeviceConfig,
-    recovery: Recovery,
-    export: Callable[..., str] | None,
-    report: Callable[..., object] | None,
-    seed: int,
-  ):
-    self.model, self.optimization = model, optimization
-    self.data, self.schedule, self.devices = data, schedule, devices
-    self.recovery, self.export, self.report = recovery, export, report
-    self.seed = seed
+  model: ModelConfig
+  optimization: OptimizationConfig
+  data: DataConfig
+  schedule: Schedule
+  devices: DeviceConfig
+  recovery: Recovery
+  export: Callable[..., str] | None
+  report: Callable[..., object] | None
+  seed: int
 
   def plan(self) -> str:
     """Describes the run; creates no weights and reads no data."""
@@ -148,9 +142,7 @@ class TrainJob:
   ) -> Trainer:
     """Builds the run under a strategy and restores its last checkpoint.
 
-    Args:
-      files: of the run; nothing is written.
-      strategy: the devices.
+    Nothing is written.
 
     Raises:
       UserError: if data or checkpoints do not fit the configuration.
@@ -189,7 +181,10 @@ class TrainJob:
   ) -> None:
     if latest_checkpoint(files.checkpoints) is None:
       self.model.init_weights.check()
-    self._prepare(workers)
+    prepare = self.data.prepare
+    if prepare is not None and workers.chief and prepare():
+      LOGGER.info("Wrote the shards in %s.", self.data.train_split.directory)
+    workers.barrier()
     trainer = self.open_trainer(files, strategy)
     inputs = trainer.inputs
     if workers.chief:
@@ -206,11 +201,8 @@ class TrainJob:
     record = trainer.evaluate()
     if workers.chief:
       finish_run(
+        trainer,
         files,
-        trainer.classifier,
-        inputs.heldout_info,
-        trainer.checkpoints,
-        trainer.log,
         record,
         variant=self.model.variant,
         data=self.data,
@@ -243,12 +235,6 @@ class TrainJob:
     )
     replicas = strategy.num_replicas_in_sync
     return memory.describe(self.data.batch_size // replicas)
-
-  def _prepare(self, workers: Workers) -> None:
-    prepare = self.data.prepare
-    if prepare is not None and workers.chief and prepare():
-      LOGGER.info("Wrote the shards in %s.", self.data.train_split.directory)
-    workers.barrier()
 
   def _check_batch(self, strategy: tf.distribute.Strategy) -> None:
     replicas, batch_size = strategy.num_replicas_in_sync, self.data.batch_size

@@ -4,19 +4,8 @@ A checkpoint `ckpt-STEP` is two files, `.data-00000-of-00001` and `.index`, that
 are written in a directory of their own and moved, the index last. It exists
 when its index exists, so that a killed process never leaves a visible half.
 
-`tf.train.CheckpointManager` was tried with two worker processes and
-TensorFlow 2.15.1, with and without `CheckpointOptions(enable_async=True)`. It
-saves and restores correctly, but
-
-- finds checkpoints only by its file `checkpoint`: when that is lost or damaged,
-  `latest_checkpoint` is None and a run would silently restart from step 0;
-- returns the latest checkpoint whether or not it is damaged, and has no way to
-  set one aside or to discard those after a rollback;
-- needs a second manager, with a copy of the files, to keep the best one;
-- makes every worker write a complete checkpoint, to be deleted, not only the
-  chief.
-
-What would remain of this module around it is about as long as the module.
+docs/reliability.md says what `tf.train.CheckpointManager` lacks: what would
+remain of this module around it is about as long as the module.
 """
 
 from __future__ import annotations
@@ -24,7 +13,7 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
@@ -74,6 +63,7 @@ class Checkpointer:
   Attributes:
     data_offset: batches that were skipped by rollbacks, an int64 variable: step
       s trains on batch s + data_offset of the run's order.
+    consecutive_skips: of the `NonfiniteGuard`, an int64 variable.
     best: {"step", "loss"} of the best evaluation, None before one.
   """
 
@@ -87,17 +77,18 @@ class Checkpointer:
     writes: bool = True,
   ):
     self._directory, self._keep, self._writes = directory, keep, writes
+    self._best_path = os.path.join(directory, "best.json")
     self._seed = seed
     with tf.device("/CPU:0"):
-      saved_seed, self.data_offset = (
+      self._saved_seed, self.data_offset = (
         tf.Variable(value, dtype=tf.int64, trainable=False)
         for value in (seed, 0)
       )
-    self._saved_seed = saved_seed
     self._variables = _model_state(classifier)
+    self.consecutive_skips = classifier.guard.consecutive_skips
     self._variables["run"] = {
-      "consecutive_skips": classifier.guard.consecutive_skips,
-      "seed": saved_seed,
+      "consecutive_skips": self.consecutive_skips,
+      "seed": self._saved_seed,
       "data_offset": self.data_offset,
     }
     self._checkpoint = tf.train.Checkpoint(**self._variables)
@@ -121,7 +112,7 @@ class Checkpointer:
   def latest_step(self) -> int | None:
     """Step saved or restored last, else the latest in the directory."""
     if self._current_step is None:
-      return next(iter(checkpoint_steps(self._directory)[::-1]), None)
+      return max(checkpoint_steps(self._directory), default=None)
     return self._current_step
 
   @property
@@ -164,9 +155,7 @@ class Checkpointer:
       return
     self.save()
     self.wait()  # best.json must not name a checkpoint that is not there
-    self.best = {"step": self.step, "loss": loss}
-    if self._writes:
-      _write_best(self._directory, self.best)
+    self._record_best({"step": self.step, "loss": loss})
 
   def restore(self, accept: Callable[[], bool] = lambda: True) -> int:
     """Restores the latest usable checkpoint, if any; returns its step.
@@ -180,7 +169,8 @@ class Checkpointer:
     """
     self.wait()
     steps = checkpoint_steps(self._directory)[::-1]
-    self.best = _read_best(self._directory)
+    has_best = tf.io.gfile.exists(self._best_path)
+    self.best = json.loads(read_bytes(self._best_path)) if has_best else None
     for step in steps:
       path = checkpoint_path(self._directory, step)
       try:
@@ -212,17 +202,15 @@ class Checkpointer:
     Damaged ones are renamed instead.
     """
     used = -1 if self._current_step is None else self._current_step
-    best_discarded = self.best is not None and self.best["step"] > used
-    if best_discarded:
-      self.best = None
+    if self.best is not None and self.best["step"] > used:
+      self._record_best(None)
     if not self._writes:
       return
-    if best_discarded:
-      _write_best(self._directory, None)
-    _set_aside(self._directory, self._damaged)
+    for path in _existing_files(self._directory, self._damaged):
+      tf.io.gfile.rename(path, f"{path}.damaged", overwrite=True)
     self._damaged = []
     steps = checkpoint_steps(self._directory)
-    _remove(self._directory, [step for step in steps if step > used])
+    self._remove(step for step in steps if step > used)
 
   def _write(self, step: int) -> None:
     with report_write_errors(self._directory):
@@ -231,7 +219,30 @@ class Checkpointer:
         tf.io.gfile.makedirs(self._directory)
         self._directory_made = True
       write_checkpoint(self._copies, self._directory, step)
-      _rotate(self._directory, keep=self._keep)
+      self._rotate()
+
+  def _rotate(self) -> None:
+    """Removes all but the latest `keep` checkpoints and the best one."""
+    steps = checkpoint_steps(self._directory)
+    kept = {*steps[-self._keep :], self.best and self.best["step"]}
+    self._remove(step for step in steps if step not in kept)
+    paths = [
+      checkpoint_path(self._directory, step) for step in steps if step in kept
+    ]
+    if paths:  # else the directory has vanished, as the next write reports
+      # For other tools, such as tf.train.latest_checkpoint; never read here.
+      tf.compat.v1.train.update_checkpoint_state(
+        self._directory, paths[-1], all_model_checkpoint_paths=paths
+      )
+
+  def _remove(self, steps: Iterable[int]) -> None:
+    for path in _existing_files(self._directory, steps):
+      tf.io.gfile.remove(path)
+
+  def _record_best(self, best: dict | None) -> None:
+    self.best = best
+    if self._writes:
+      write_atomically(self._best_path, json.dumps(best))
 
   def _read(self, path: str) -> None:
     try:
@@ -280,46 +291,13 @@ def write_checkpoint(variables: Mapping, directory: str, step: int) -> None:
       tf.io.gfile.rmtree(partial)
 
 
-def _remove(directory: str, steps: Iterable[int]) -> None:
-  for path in _existing_files(directory, steps):
-    tf.io.gfile.remove(path)
-
-
-def _set_aside(directory: str, steps: Iterable[int]) -> None:
-  for path in _existing_files(directory, steps):
-    tf.io.gfile.rename(path, f"{path}.damaged", overwrite=True)
-
-
-def _existing_files(directory: str, steps: Iterable[int]):
+def _existing_files(directory: str, steps: Iterable[int]) -> Iterator[str]:
   """Yields files of checkpoints, each index first: it makes them visible."""
   for step in steps:
     for suffix in reversed(_SUFFIXES):
       path = checkpoint_path(directory, step) + suffix
       if tf.io.gfile.exists(path):
         yield path
-
-
-def _rotate(directory: str, *, keep: int) -> None:
-  """Removes all but the latest `keep` checkpoints and the best one."""
-  best = _read_best(directory)
-  steps = checkpoint_steps(directory)
-  kept = {*steps[-keep:], best and best["step"]}
-  _remove(directory, [step for step in steps if step not in kept])
-  paths = [checkpoint_path(directory, step) for step in steps if step in kept]
-  if paths:  # else the directory has vanished, as the next write reports
-    # For other tools, such as tf.train.latest_checkpoint; never read here.
-    tf.compat.v1.train.update_checkpoint_state(
-      directory, paths[-1], all_model_checkpoint_paths=paths
-    )
-
-
-def _read_best(directory: str) -> dict | None:
-  path = os.path.join(directory, "best.json")
-  return json.loads(read_bytes(path)) if tf.io.gfile.exists(path) else None
-
-
-def _write_best(directory: str, best: dict | None) -> None:
-  write_atomically(os.path.join(directory, "best.json"), json.dumps(best))
 
 
 def _model_state(classifier: Classifier) -> dict[str, dict[str, tf.Variable]]:

@@ -16,8 +16,7 @@ from nfnets_tf.ops.losses import softmax_cross_entropy
 from nfnets_tf.optim import ema, param_groups
 from nfnets_tf.optim.sam import SAM
 from nfnets_tf.train.metrics import Scores, Telemetry, compute_example_metrics
-from nfnets_tf.train.nonfinite import NonfiniteGuard
-from nfnets_tf.train.train_step import ReplicaBatch
+from nfnets_tf.train.train_step import NonfiniteGuard, ReplicaBatch
 
 # Of ImageNet, in units of [0, 1]; the published weights expect them.
 MEAN_RGB = (0.485, 0.456, 0.406)
@@ -42,7 +41,7 @@ class Classifier(keras.Model):
   cross-entropy, not the smoothed one, so that runs can be compared. A step's
   loss and accuracies are those at the weights themselves, with SAM as well. A
   step whose loss or gradient is not finite changes no weight
-  (`nonfinite.NonfiniteGuard`).
+  (`train_step.NonfiniteGuard`).
 
   Args:
     network: maps normalized images to logits [batch, classes].
@@ -137,18 +136,14 @@ class Classifier(keras.Model):
         f"Classifier.compile received {name}, a legacy Keras optimizer; use"
         f" nfnets_tf.AGC({name}(...))."
       )
-    param_groups.check_lr_multipliers(
-      self.optimizer, self.network.trainable_variables
-    )
-    self._compile_options = kwargs
     variables = self.network.trainable_variables
+    param_groups.check_lr_multipliers(self.optimizer, variables)
+    self._compile_options = kwargs
     with self.distribute_strategy.scope():
       self.optimizer.build(variables)
+      stages = variables_by_stage(self.network)
       self._telemetry = Telemetry(
-        variables,
-        self.optimizer,
-        self.sam,
-        stages=variables_by_stage(self.network),
+        variables, self.optimizer, self.sam, stages=stages
       )
       self.guard = NonfiniteGuard(self.optimizer)
     if self._before_first_step():
@@ -203,9 +198,6 @@ class Classifier(keras.Model):
   def train_step(self, data):
     """Runs one step; called by Keras' `fit`.
 
-    Args:
-      data: (images, labels) or (images, labels, weights); see the class.
-
     Returns:
       {name: mean since the metrics were reset, a float32 scalar}.
     """
@@ -217,9 +209,6 @@ class Classifier(keras.Model):
 
     Unlike `train_step` it does not read the metrics, which under several
     workers is one sum over the network for each of them.
-
-    Args:
-      data: (images, labels) or (images, labels, weights); see the class.
     """
     tensors = keras.utils.unpack_x_y_sample_weight(data)
     variables = self.network.trainable_variables
@@ -267,9 +256,6 @@ class Classifier(keras.Model):
   def test_step(self, data):
     """Evaluates a batch; called by Keras' `evaluate`.
 
-    Args:
-      data: (images, labels) or (images, labels, weights); see the class.
-
     Returns:
       {name: mean since the metrics were reset, a float32 scalar}.
     """
@@ -277,11 +263,7 @@ class Classifier(keras.Model):
     return self._scores.results()
 
   def score_batch(self, data) -> None:
-    """Adds a replica's part of a batch to loss and accuracies.
-
-    Args:
-      data: (images, labels) or (images, labels, weights); see the class.
-    """
+    """Adds a replica's part of a batch to loss and accuracies."""
     images, labels, weights = keras.utils.unpack_x_y_sample_weight(data)
     logits = self(images, training=False)
     losses = softmax_cross_entropy(logits, labels)

@@ -65,12 +65,9 @@ def multi_worker() -> tf.distribute.Strategy:
       "STRATEGY = @distribution.multi_worker found no TF_CONFIG in the"
       f" environment; set it (docs/many_machines.md), or {_ALTERNATIVES}."
     )
-  addresses = ", ".join(cluster.addresses)
+  count, addresses = len(cluster.addresses), ", ".join(cluster.addresses)
   LOGGER.info(
-    "Worker %d of %d; waiting for all of %s.",
-    cluster.index,
-    len(cluster.addresses),
-    addresses,
+    "Worker %d of %d; waiting for all of %s.", cluster.index, count, addresses
   )
   try:
     return distribute_utils.get_distribution_strategy("multi_worker_mirrored")
@@ -233,15 +230,11 @@ class Workers:
   """
 
   def __init__(self, strategy: tf.distribute.Strategy):
-    self._strategy = strategy
-    self.count, self.index = 1, 0
+    self._strategy, cluster = strategy, None
     if isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
-      resolver = strategy.cluster_resolver
-      jobs = resolver.cluster_spec().as_dict()
-      first_worker = len(jobs.get("chief", ()))
-      self.count = max(1, first_worker + len(jobs.get("worker", ())))
-      if resolver.task_type == "worker":
-        self.index = first_worker + resolver.task_id
+      cluster = read_cluster()
+    self.count = len(cluster.addresses) if cluster else 1
+    self.index = cluster.index if cluster else 0
     self.chief = self.index == 0
 
   def all_gather(self, value: int) -> list[int]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
+import functools
 import math
 import os
 from collections.abc import Sequence
@@ -29,21 +29,6 @@ from nfnets_tf.keras_api import keras
 
 _MAX_LABELED_CLASSES = 60  # more names are illegible
 _MAX_NUMBERED_CLASSES = 20
-
-
-@dataclasses.dataclass
-class _Predictions:
-  """Predictions for a split.
-
-  Attributes:
-    labels: integers [examples].
-    probabilities: float32 [examples, classes].
-    worst: [(number of the example, its image)], the most confident error first.
-  """
-
-  labels: np.ndarray
-  probabilities: np.ndarray
-  worst: list[tuple[int, np.ndarray]]
 
 
 class ClassificationReport:
@@ -89,31 +74,34 @@ class ClassificationReport:
     Returns:
       The content of `per_class.csv`.
     """
-    predictions = _predict(model, split, info, batch_size, self.most_wrong)
-    predicted = predictions.probabilities.argmax(axis=1)
+    labels, probabilities, images = _predict(
+      model, split, info, batch_size, self.most_wrong
+    )
+    predicted = probabilities.argmax(axis=1)
     tf.io.gfile.makedirs(directory)
+    path = functools.partial(os.path.join, directory)
 
-    def path(name: str) -> str:
-      return os.path.join(directory, name)
+    def write(table: pd.DataFrame, name: str, index: bool = False) -> None:
+      content = table.to_csv(index=index, float_format="%.6g")
+      write_atomically(path(name), content)
 
-    per_class = _per_class(predictions.labels, predicted, class_names)
-    _write_csv(per_class, path("per_class.csv"))
+    per_class = _per_class(labels, predicted, class_names)
+    write(per_class, "per_class.csv")
     confusion = confusion_matrix(
-      predictions.labels, predicted, labels=range(len(class_names))
+      labels, predicted, labels=range(len(class_names))
     )
     table = pd.DataFrame(confusion, class_names, class_names)
-    _write_csv(table, path("confusion.csv"), index=True)
+    write(table, "confusion.csv", index=True)
     draw_confusion(confusion, class_names, path("confusion.png"))
-    worst = _table_of_worst(predictions, class_names, read_filenames(info))
-    _write_csv(worst, path("most_wrong.csv"))
-    draw_images(
-      [image for _, image in predictions.worst],
-      [
-        f"{row.label}\n→ {row.prediction} {row.probability_of_prediction:.0%}"
-        for row in worst.itertuples()
-      ],
-      path("most_wrong.png"),
+    worst = _worst_errors(
+      list(images), read_filenames(info), labels, probabilities, class_names
     )
+    write(worst, "most_wrong.csv")
+    titles = [
+      f"{row.label}\n→ {row.prediction} {row.probability_of_prediction:.0%}"
+      for row in worst.itertuples()
+    ]
+    draw_images(list(images.values()), titles, path("most_wrong.png"))
     return per_class
 
 
@@ -123,7 +111,12 @@ def _predict(
   info: SplitInfo,
   batch_size: int,
   most_wrong: int,
-) -> _Predictions:
+) -> tuple[np.ndarray, np.ndarray, dict[int, np.ndarray]]:
+  """Returns (labels, probabilities, {number: image} of the worst errors).
+
+  Those are integers [examples] and float32 [examples, classes]; the worst
+  errors are of the lowest probability of the label, the lowest first.
+  """
   predict = tf.function(
     lambda images: tf.nn.softmax(model(images, training=False))
   )
@@ -145,15 +138,29 @@ def _predict(
     count += len(labels)
     all_labels.append(labels)
     all_probabilities.append(probabilities)
-  return _Predictions(
+  return (
     np.concatenate(all_labels),
     np.concatenate(all_probabilities),
-    [(number, image) for _, number, image in worst],
+    {number: image for _, number, image in worst},
+  )
+
+
+def _worst_errors(numbers, filenames, labels, probabilities, class_names):
+  numbers, names = np.array(numbers, int), np.array(class_names)
+  labels, probabilities = labels[numbers], probabilities[numbers]
+  return pd.DataFrame(
+    {
+      "filename": np.array(filenames)[numbers],
+      "label": names[labels],
+      "prediction": names[probabilities.argmax(axis=1)],
+      "probability_of_label": probabilities[np.arange(len(labels)), labels],
+      "probability_of_prediction": probabilities.max(axis=1),
+    }
   )
 
 
 def _per_class(labels, predicted, class_names) -> pd.DataFrame:
-  """Rates are NaN, empty in the file, for classes without images."""
+  # Rates are NaN, empty in the file, for classes without images.
   precision, recall, _, images = precision_recall_fscore_support(
     labels, predicted, labels=range(len(class_names)), zero_division=np.nan
   )
@@ -167,27 +174,6 @@ def _per_class(labels, predicted, class_names) -> pd.DataFrame:
       "precision": precision,
     }
   )
-
-
-def _table_of_worst(predictions, class_names, filenames) -> pd.DataFrame:
-  rows = []
-  for number, _ in predictions.worst:
-    label = predictions.labels[number]
-    probabilities = predictions.probabilities[number]
-    rows.append(
-      {
-        "filename": filenames[number],
-        "label": class_names[label],
-        "prediction": class_names[probabilities.argmax()],
-        "probability_of_label": probabilities[label],
-        "probability_of_prediction": probabilities.max(),
-      }
-    )
-  return pd.DataFrame(rows)
-
-
-def _write_csv(table: pd.DataFrame, path: str, *, index: bool = False) -> None:
-  write_atomically(path, table.to_csv(index=index, float_format="%.6g"))
 
 
 def draw_confusion(

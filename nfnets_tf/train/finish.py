@@ -11,16 +11,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 import tensorflow as tf
 
-from nfnets_tf.fileio import checkpoint_path, read_bytes
+from nfnets_tf.fileio import checkpoint_path
 from nfnets_tf.train.dry_run import format_table
 from nfnets_tf.train.run_dir import RunDir
-from nfnets_tf.train.run_log import MetricsLog, draw_curves, read_records
+from nfnets_tf.train.run_log import draw_curves
 
 if TYPE_CHECKING:
   from nfnets_tf.data.dataset_info import SplitInfo
   from nfnets_tf.data.pipeline import Split
-  from nfnets_tf.train.checkpointing import Checkpointer
-  from nfnets_tf.train.classifier import Classifier
+  from nfnets_tf.train.loop import Trainer
   from nfnets_tf.train.run_config import DataConfig
 
 LOGGER = logging.getLogger("nfnets_tf")
@@ -31,11 +30,8 @@ _SAMPLE_BATCH = 64
 
 
 def finish_run(
+  trainer: Trainer,
   files: RunDir,
-  classifier: Classifier,
-  heldout: SplitInfo,
-  checkpoints: Checkpointer,
-  log: MetricsLog,
   record: dict,
   *,
   variant: str,
@@ -45,34 +41,27 @@ def finish_run(
 ) -> None:
   """Exports, reports, draws curves, and marks the run as finished.
 
-  The report is on the averaged weights if there are any, as the export is.
-
-  Args:
-    files: of the run.
-    classifier: trained; its state is left unchanged.
-    heldout: the held-out split.
-    checkpoints: the latest of which is written.
-    log: receives the final record.
-    record: metrics of the last evaluation; the weights' digests are added.
-    variant: name of the network's size.
-    data: the run's data.
-    export: writes a SavedModel, or None.
-    report: writes a classification report, or None.
+  The report is on the averaged weights if there are any, as the export is. The
+  metrics of the last evaluation, `record`, and the weights' digests are logged.
   """
+  model, checkpoints = trainer.classifier, trainer.checkpoints
+  heldout = trainer.inputs.heldout_info
   _report_invalid_records(data)
-  record.update(_digests(classifier))
-  _write_report(report, data, files, classifier, heldout)
+  record["weights_sha256"] = weights_sha256(model.network.trainable_variables)
+  if model.averages:
+    record["ema_weights_sha256"] = weights_sha256(model.averages)
+  _write_report(report, data, files, model, heldout)
   sample = heldout_sample(data.heldout_split, heldout, _VERIFIED_IMAGES)
-  _save_images(files.sample, sample[0][:_SAVED_IMAGES])
+  with tf.io.gfile.GFile(files.sample, "wb") as file:
+    np.save(file, sample[0][:_SAVED_IMAGES])
   saved_model = export and export(
-    classifier,
+    model,
     files.saved_models,
     sample=sample if len(sample[0]) else None,
-    **export_metadata(data, heldout, record, _read_config(files)),
+    **export_metadata(data, heldout, record, files.read_config()),
   )
-  log.write(checkpoints.step, record)
-  title = f"NFNet {variant}, {checkpoints.step:,} steps"
-  draw_curves(read_records(files.metrics), files.curves, title=title)
+  trainer.log.write(checkpoints.step, record)
+  draw_curves(files, title=f"NFNet {variant}, {checkpoints.step:,} steps")
   best_step = checkpoints.best["step"]
   result = {
     "variant": variant,
@@ -82,16 +71,9 @@ def finish_run(
     "best_step": best_step,
     "best_checkpoint": checkpoint_path(files.checkpoints, best_step),
     "saved_model": saved_model,
+    **record,
   }
-  files.write_result({**result, **record})
-
-
-def _digests(classifier: Classifier) -> dict[str, str]:
-  weights = classifier.network.trainable_variables
-  digests = {"weights_sha256": weights_sha256(weights)}
-  if classifier.averages:
-    digests["ema_weights_sha256"] = weights_sha256(classifier.averages)
-  return digests
+  files.write_result(result)
 
 
 def _report_invalid_records(data: DataConfig) -> None:
@@ -104,13 +86,12 @@ def _report_invalid_records(data: DataConfig) -> None:
       )
 
 
-def _write_report(report, data, files, classifier, heldout) -> None:
+def _write_report(report, data, files, model, heldout) -> None:
   if report is None:
     return
-  averaged = bool(classifier.averages)
-  with classifier.averaged() if averaged else nullcontext():
+  with model.averaged() if model.averages else nullcontext():
     report(
-      classifier,
+      model,
       data.heldout_split,
       heldout,
       files.report,
@@ -119,20 +100,7 @@ def _write_report(report, data, files, classifier, heldout) -> None:
     )
 
 
-def _save_images(path: str, images: np.ndarray) -> None:
-  with tf.io.gfile.GFile(path, "wb") as file:
-    np.save(file, images)
-
-
-def _read_config(files: RunDir) -> str | None:
-  """Returns the run's gin file; a run started from Python has none."""
-  if not tf.io.gfile.exists(files.config):
-    return None
-  return read_bytes(files.config).decode()
-
-
 def _class_names(heldout: SplitInfo, num_classes: int) -> list[str]:
-  """Returns a name for each class, its number where the data have none."""
   return list(heldout.class_names or map(str, range(num_classes)))
 
 
@@ -144,14 +112,7 @@ def export_metadata(
 ) -> dict:
   """Returns the arguments of an exporter that describe a run.
 
-  Args:
-    data: the run's data.
-    heldout: its held-out split.
-    metrics: for the model card.
-    config_text: of the run's gin file, or None.
-
-  Returns:
-    {"class_names", "transforms", "about"} of `serving.export.Exporter`.
+  These are class_names, transforms and about of `serving.export.Exporter`.
   """
   splits = {"trained on": data.train_split, "evaluated on": data.heldout_split}
   sources = {name: f"{x.directory}, {x.split}" for name, x in splits.items()}
@@ -190,12 +151,7 @@ def heldout_sample(
 
 
 def summarize(result: dict, files: RunDir) -> str:
-  """Returns the summary that is printed at the end of a run.
-
-  Args:
-    result: of `RunDir.read_result`.
-    files: of the run.
-  """
+  """Returns the summary of a result (`RunDir.read_result`)."""
   lines = [
     ("run", f"NFNet {result['variant']}, {result['step']:,} steps, finished"),
     ("held-out top-1", _accuracy(result, "top1")),

@@ -34,18 +34,11 @@ class Inputs:
   reads some of them, so that a run resumes in the same order on fewer or more
   hosts.
 
-  Args:
-    data: the splits and how they are read.
-    strategy: distributes the batches over its replicas.
-    train_info: of the training split.
-    heldout_info: of the held-out split.
-    seed: of the order of examples.
-    num_data_streams: a multiple of the number of hosts; None is that number.
-
   Attributes:
     train_info: of the training split.
     heldout_info: of the held-out split.
-    num_data_streams: as given; if None, set by `training`.
+    num_data_streams: a multiple of the number of hosts; if it is given as None,
+      `training` sets it to that number.
     heldout_steps: number of batches of `heldout`.
     batch_size: examples per step, over all replicas.
   """
@@ -102,12 +95,7 @@ class Inputs:
     return self._strategy.distribute_datasets_from_function(make_dataset)
 
   def names(self, first: int, end: int) -> list[tuple[int, str]]:
-    """Returns (batch number, file name) of the examples of batches.
-
-    Args:
-      first: number of the first batch in the order of examples.
-      end: number after the last batch.
-    """
+    """Returns (batch number, file name) of the examples of [first, end)."""
     split, fields = self._data.train_split, self.train_info.fields
     numbered_names = []
     for number in range(first, end):
@@ -174,12 +162,7 @@ class Inputs:
 
 
 def streams_of_host(host: int, hosts: int, num_data_streams: int) -> range:
-  """Returns the numbers of the data streams that a host reads.
-
-  Args:
-    host: number of the host, from 0.
-    hosts: number of hosts.
-    num_data_streams: of the run.
+  """Returns the numbers of the data streams that host 0, 1, ... reads.
 
   Raises:
     UserError: if the hosts cannot share them equally.
@@ -263,9 +246,7 @@ class InputMonitor:
       self._reported = True
       self._report_stages(waited)
     self._filling_buffers = False
-    self._check_invalid(record["invalid_examples"])
-
-  def _check_invalid(self, fraction: float) -> None:
+    fraction = record["invalid_examples"]
     self._intervals += 1
     self._sum_of_fractions += fraction
     if fraction:

@@ -45,19 +45,15 @@ _METRICS_OF_SKIPPED = (
 
 
 class Preemption:
-  """Detects SIGTERM, sent to this process or another worker.
-
-  Args:
-    workers: that train together.
-  """
+  """Detects SIGTERM, sent to this process or another worker."""
 
   def __init__(self, workers: Workers):
     self._workers = workers
-    self._received = False
+    self._received = threading.Event()
 
   def is_requested(self) -> bool:
     """Returns whether to stop; all workers must call it, and agree."""
-    return self._workers.any(self._received)
+    return self._workers.any(self._received.is_set())
 
   @contextlib.contextmanager
   def listening(self) -> Iterator[None]:
@@ -68,15 +64,13 @@ class Preemption:
     if threading.current_thread() is not threading.main_thread():
       yield
       return
-    previous = signal.signal(signal.SIGTERM, self._receive)
+    previous = signal.signal(
+      signal.SIGTERM, lambda number, frame: self._received.set()
+    )
     try:
       yield
     finally:
       signal.signal(signal.SIGTERM, previous)
-
-  def _receive(self, number, frame) -> None:
-    del number, frame
-    self._received = True
 
 
 class Trainer:
@@ -84,23 +78,13 @@ class Trainer:
 
   Each record of the log is the mean since the record before it. The metrics are
   part of the checkpoint, so that this holds for a run that is killed or
-  preempted within an interval.
-
-  Args:
-    classifier: compiled under the strategy.
-    inputs: training and held-out batches.
-    files: of the run; only the chief writes.
-    workers: the processes that train together.
-    schedule: length and intervals.
-    learning_rate: maps a step to the rate, for the log.
-    recovery: when to roll back.
-    init_weights: called with the classifier of a run without a checkpoint.
-    seed: of the run.
+  preempted within an interval. The classifier is compiled under the strategy;
+  `learning_rate` maps a step to the rate, for the log; `init_weights` is called
+  with the classifier of a run without a checkpoint.
 
   Attributes:
     classifier, inputs: as given.
-    checkpoints: of the run.
-    log: of the run.
+    checkpoints, log: of the run; only the chief writes.
     preemption: checked at every return to Python.
     step: number of completed steps.
 
@@ -136,24 +120,21 @@ class Trainer:
       init_weights(classifier)
     self.preemption = Preemption(workers)
     self._restorer = Restorer(
-      recovery,
-      files,
-      self.checkpoints,
-      classifier.guard.consecutive_skips,
-      inputs,
-      workers,
+      recovery, files, self.checkpoints, inputs, workers
     )
     self.step = self._restorer.restore()
-    self.log = self._open_log()
+    self._check_length()  # before records of later steps are removed
+    self.log = MetricsLog(
+      files, step=self.step, end=schedule.total_steps, writes=workers.chief
+    )
     self._train_steps = _compile_loop(classifier, classifier.make_step)
     self._test_steps = _compile_loop(classifier, classifier.score_batch)
-    self._open_inputs()
+    # Now: they may refuse the batch size or the number of hosts.
+    self._input_monitor = inputs.monitor()
+    self._batches, self._heldout = self._open_batches(), inputs.heldout()
 
   def fit(self, terminal: TextIO | None) -> None:
-    """Trains to the last step.
-
-    Args:
-      terminal: for a progress bar; None writes log lines.
+    """Trains to the last step, with a progress bar if there is a terminal.
 
     Raises:
       Preempted: after SIGTERM, when everything is saved.
@@ -213,21 +194,6 @@ class Trainer:
         f" {self._schedule.total_steps:,} steps of this configuration; raise"
         " EPOCHS, or start another --workdir."
       )
-
-  def _open_log(self) -> MetricsLog:
-    self._check_length()  # before records of later steps are removed
-    return MetricsLog(
-      self._files,
-      step=self.step,
-      end=self._schedule.total_steps,
-      writes=self._workers.chief,
-    )
-
-  def _open_inputs(self) -> None:
-    """Opens all inputs; they may refuse the batch size or number of hosts."""
-    self._input_monitor = self.inputs.monitor()
-    self._batches = self._open_batches()
-    self._heldout = self.inputs.heldout()
 
   def _open_batches(self):
     offset = int(self.checkpoints.data_offset.numpy())
@@ -351,12 +317,7 @@ class Trainer:
 
 
 def _compile_loop(classifier: Classifier, update: Callable) -> Callable:
-  """Returns a compiled function (iterator, num_steps) that runs steps.
-
-  Args:
-    classifier: under whose strategy.
-    update: takes a replica's batch; returns nothing.
-  """
+  """Returns a compiled function (iterator, num_steps) that runs updates."""
   strategy = classifier.distribute_strategy
 
   def step(iterator):

@@ -7,6 +7,7 @@ run takes the same path again.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 from typing import TYPE_CHECKING, NamedTuple
@@ -27,10 +28,11 @@ LOGGER = logging.getLogger("nfnets_tf")
 _NAMES_SHOWN = 5
 
 
+@dataclasses.dataclass(frozen=True)
 class Recovery:
   """The policy of rolling back, and of giving up.
 
-  Args:
+  Attributes:
     max_consecutive_skips: steps skipped in a row after which the run rolls back
       to its latest checkpoint from before them.
     max_rollbacks: after which the run fails instead.
@@ -39,13 +41,13 @@ class Recovery:
     UserError: if a number is out of range.
   """
 
-  def __init__(self, *, max_consecutive_skips: int, max_rollbacks: int):
-    require_int(
-      "rollback.Recovery.max_consecutive_skips", max_consecutive_skips, 1
-    )
-    require_int("rollback.Recovery.max_rollbacks", max_rollbacks, 0)
-    self.max_consecutive_skips = max_consecutive_skips
-    self.max_rollbacks = max_rollbacks
+  max_consecutive_skips: int
+  max_rollbacks: int
+
+  def __post_init__(self):
+    name = "rollback.Recovery.max_consecutive_skips"
+    require_int(name, self.max_consecutive_skips, 1)
+    require_int("rollback.Recovery.max_rollbacks", self.max_rollbacks, 0)
 
 
 class Rollback(NamedTuple):
@@ -86,8 +88,7 @@ class RollbackHistory:
 
   def add(self, rollback: Rollback) -> None:
     """Records a rollback."""
-    self.rollbacks.append(rollback)
-    self._write()
+    self._write([*self.rollbacks, rollback])
 
   def drop_later(self, step: int) -> None:
     """Drops rollbacks to later steps than the one that was restored.
@@ -96,10 +97,10 @@ class RollbackHistory:
     """
     kept = [entry for entry in self.rollbacks if entry.to_step <= step]
     if kept != self.rollbacks:
-      self.rollbacks = kept
-      self._write()
+      self._write(kept)
 
-  def _write(self) -> None:
+  def _write(self, rollbacks: list[Rollback]) -> None:
+    self.rollbacks = rollbacks
     if self._writes:
       content = [entry._asdict() for entry in self.rollbacks]
       write_atomically(self._path, json.dumps(content, indent=1) + "\n")
@@ -112,12 +113,7 @@ class RollbackHistory:
     return step > last.to_step and data_offset < last.data_offset
 
   def offset_at(self, step: int, data_offset: int) -> int:
-    """Returns the data offset with which to continue from a checkpoint.
-
-    Args:
-      step: of the checkpoint.
-      data_offset: that the checkpoint was saved with.
-    """
+    """Returns the data offset with which to continue from a checkpoint."""
     if self.rollbacks and step == self.rollbacks[-1].to_step:
       return self.rollbacks[-1].data_offset
     return data_offset
@@ -126,13 +122,7 @@ class RollbackHistory:
 class Restorer:
   """Restores a run when it starts, and rolls it back.
 
-  Args:
-    recovery: when to give up.
-    files: of the run.
-    checkpoints: to restore; their `data_offset` is set.
-    consecutive_skips: of the `NonfiniteGuard`, a variable.
-    inputs: name the examples of a batch.
-    workers: restore the same step.
+  Sets the `data_offset` of the checkpoints; all workers restore the same step.
   """
 
   def __init__(
@@ -140,12 +130,12 @@ class Restorer:
     recovery: Recovery,
     files: RunDir,
     checkpoints: Checkpointer,
-    consecutive_skips: tf.Variable,
     inputs: Inputs,
     workers: Workers,
   ):
     self._recovery, self._files = recovery, files
-    self._checkpoints, self._skips = checkpoints, consecutive_skips
+    self._checkpoints = checkpoints
+    self._skips = checkpoints.consecutive_skips
     self._inputs, self._workers = inputs, workers
     self._history = RollbackHistory(files.rollbacks, writes=workers.chief)
 

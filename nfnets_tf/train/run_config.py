@@ -86,14 +86,14 @@ class DataConfig:
   num_data_streams: int | None
 
   def __post_init__(self):
-    _require_positive(
-      self, "num_classes", "num_examples", "batch_size", "shuffle_buffer"
-    )
+    for name in ("num_classes", "num_examples", "batch_size", "shuffle_buffer"):
+      require_int(f"run_config.DataConfig.{name}", getattr(self, name), 1)
     require_fraction(
       "run_config.DataConfig.max_invalid_fraction", self.max_invalid_fraction
     )
     if self.num_data_streams is not None:
-      _require_positive(self, "num_data_streams")
+      name = "run_config.DataConfig.num_data_streams"
+      require_int(name, self.num_data_streams, 1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,7 +121,8 @@ class Schedule:
   checkpoints_to_keep: int
 
   def __post_init__(self):
-    _require_positive(self, *(f.name for f in dataclasses.fields(self)))
+    for name, value in dataclasses.asdict(self).items():
+      require_int(f"run_config.Schedule.{name}", value, 1)
     for unit, name in (
       ("steps_per_execution", "log_every"),
       ("log_every", "evaluate_every"),
@@ -149,16 +150,3 @@ class DeviceConfig:
   strategy: Callable[[], tf.distribute.Strategy]
   policy: str
   compute: object
-
-
-def _require_positive(config, *names: str) -> None:
-  for name in names:
-    title = f"run_config.{_class_name(config)}.{name}"
-    require_int(title, getattr(config, name), 1)
-
-
-def _class_name(config) -> str:
-  # Gin subclasses the classes that it configures.
-  return next(
-    c.__name__ for c in type(config).__mro__ if c.__module__ == __name__
-  )

@@ -105,15 +105,22 @@ class RunDir:
     """Writes config.gin, and keeps a different earlier one as config.N.gin."""
     with report_write_errors(self.root):
       tf.io.gfile.makedirs(self.root)
-    if tf.io.gfile.exists(self.config):
-      if read_bytes(self.config).decode() == text:
-        return
+    earlier = self.read_config()
+    if earlier == text:
+      return
+    if earlier is not None:
       number = 1
       while tf.io.gfile.exists(older := f"{self.config[:-4]}.{number}.gin"):
         number += 1
       with report_write_errors(older):
         tf.io.gfile.copy(self.config, older)
     write_atomically(self.config, text)
+
+  def read_config(self) -> str | None:
+    """Returns config.gin, None for a run that was started from Python."""
+    if not tf.io.gfile.exists(self.config):
+      return None
+    return read_bytes(self.config).decode()
 
   def read_num_data_streams(self) -> int | None:
     """Returns the number of data streams of the run, None before its start."""
@@ -197,8 +204,7 @@ class RunLock:
   `TrainJob.run` holds it on the chief around everything that reads or writes
   the work directory:
 
-    lock = RunLock(context.workdir).hold() if workers.chief else nullcontext()
-    with lock:
+    with RunLock(context.workdir).hold():
       ...
 
   A sweep holds it around the job of a trial; `hold` may be nested in a thread.
@@ -342,12 +348,8 @@ class RunLock:
 def _read_lease(path: str, lease_seconds: float) -> Lease:
   try:
     content = json.loads(read_bytes(path))
-    return Lease(
-      str(content["host"]),
-      int(content["process"]),
-      str(content["machine"]),
-      float(content["expires"]),
-    )
+    types = {"host": str, "process": int, "machine": str, "expires": float}
+    return Lease(**{name: kind(content[name]) for name, kind in types.items()})
   except (ValueError, TypeError, KeyError):
     # Written partially by a machine that crashed; expires like any other.
     written = tf.io.gfile.stat(path).mtime_nsec / 1e9

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import TYPE_CHECKING, TextIO
 
 import matplotlib
@@ -24,14 +24,11 @@ _BAR = (
   "{desc}{percentage:3.0f}%|{bar}| step {n_fmt}/{total_fmt}{postfix},"
   " {remaining} left"
 )
-_STYLES = {
-  "loss": ("training, as optimized", "0.55", 1.0),
-  "top1": ("training", "0.55", 1.0),
-  "heldout_loss": ("held out, raw weights", "C0", 1.5),
-  "heldout_top1": ("held out, raw weights", "C0", 1.5),
-  "ema_heldout_loss": ("held out, averaged weights", "C1", 1.5),
-  "ema_heldout_top1": ("held out, averaged weights", "C1", 1.5),
-  "learning_rate": (None, "C2", 1.5),
+# {prefix of a metric: (label, color, line width, marker)}.
+_CURVES = {
+  "": ("training, as optimized", "0.55", 1.0, None),
+  "heldout_": ("held out, raw weights", "C0", 1.5, "o"),
+  "ema_heldout_": ("held out, averaged weights", "C1", 1.5, "o"),
 }
 
 
@@ -122,9 +119,7 @@ class Progress:
     self._total, self._step, self._batch_size = total_steps, step, batch_size
     self._clock, self._time = clock, clock()
     self._line_seconds, self._last_line = line_seconds, -float("inf")
-    self._silent = silent
-    self._compiled = False
-    self._bar = None
+    self._silent, self._compiled, self._bar = silent, False, None
     if stream is not None:
       self._bar = tqdm(
         total=total_steps,
@@ -157,7 +152,10 @@ class Progress:
     if self._bar is not None:
       self._bar.set_postfix_str(f"loss {loss:.4f}, {speed}", refresh=False)
       self._bar.update(step - self._bar.n)
-    elif self._line_is_due(now):
+    elif not self._silent and (
+      now - self._last_line >= self._line_seconds or step == self._total
+    ):
+      self._last_line = now
       line = f"step {step:,}/{self._total:,}, loss {loss:.4f}"
       if self._compiled:
         seconds_left = (self._total - step) / max(steps_per_second, 1e-9)
@@ -165,13 +163,6 @@ class Progress:
       LOGGER.info(line)
     self._compiled = True  # the first interval's time includes compilation
     return images_per_second
-
-  def _line_is_due(self, now: float) -> bool:
-    recent = now - self._last_line < self._line_seconds
-    if self._silent or (recent and self._step != self._total):
-      return False
-    self._last_line = now
-    return True
 
   def note(self, line: str) -> None:
     """Shows a line above the bar."""
@@ -186,40 +177,32 @@ class Progress:
       self._bar.close()
 
 
-def draw_curves(records: Sequence[dict], path: str, *, title: str) -> None:
-  """Draws loss, accuracy and learning rate against the step, as a PNG.
-
-  Args:
-    records: of metrics.jsonl; each has "step" and any of the curves' names.
-    path: of the picture, local or gs://.
-    title: of the picture.
-  """
+def draw_curves(files: RunDir, *, title: str) -> None:
+  """Draws the records' loss, accuracy and learning rate against the step."""
+  records = read_records(files.metrics)
   with matplotlib.rc_context({"axes.grid": True, "grid.alpha": 0.3}):
     figure = Figure(figsize=(11, 3.4), layout="constrained")
     loss, accuracy, rate = figure.subplots(1, 3)
   figure.suptitle(title)
-  _plot(loss, records, ("loss", "heldout_loss", "ema_heldout_loss"))
+  for prefix, (label, color, width, marker) in _CURVES.items():
+    style = {"linewidth": width, "marker": marker, "markersize": 3}
+    for axes, name, scale in ((loss, "loss", 1.0), (accuracy, "top1", 100.0)):
+      points = _points(records, f"{prefix}{name}", scale)
+      axes.plot(*points, label=label, color=color, **style)
+  rate.plot(*_points(records, "learning_rate"), color="C2", linewidth=1.5)
   loss.set(ylabel="cross-entropy (nats)", yscale="log")
   loss.legend(fontsize="small")
-  _plot(accuracy, records, ("top1", "heldout_top1", "ema_heldout_top1"), 100.0)
   accuracy.set(ylabel="top-1 (%)", ylim=(None, 100.5))
-  _plot(rate, records, ("learning_rate",))
   rate.set(ylabel="learning rate")
   for axes in (loss, accuracy, rate):
     axes.set_xlabel("step")
-  with tf.io.gfile.GFile(path, "wb") as file:
+  with tf.io.gfile.GFile(files.curves, "wb") as file:
     figure.savefig(file, format="png", dpi=120)
 
 
-def _plot(axes, records, names, scale=1.0) -> None:
-  for name in names:
-    points = [(r["step"], r[name] * scale) for r in records if name in r]
-    label, color, width = _STYLES[name]
-    axes.plot(
-      *zip(*points) if points else ((), ()),
-      label=label,
-      color=color,
-      linewidth=width,
-      marker="o" if "heldout" in name else None,
-      markersize=3,
-    )
+def _points(records, name: str, scale: float = 1.0) -> tuple[list, list]:
+  with_name = [record for record in records if name in record]
+  return (
+    [record["step"] for record in with_name],
+    [scale * record[name] for record in with_name],
+  )

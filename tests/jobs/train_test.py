@@ -38,7 +38,7 @@ def two_replicas():
   return tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
 
 
-def test_batch_must_divide_among_the_replicas(make_dataset, tmp_path):
+def test_refuses_batch_that_does_not_divide(make_dataset, tmp_path):
   built = job(make_dataset(), "BATCH_SIZE = 7")
   built.devices = dataclasses.replace(built.devices, strategy=two_replicas)
   with pytest.raises(UserError, match="7 does not divide among the 2 replicas"):
@@ -66,7 +66,7 @@ def test_batch_must_divide_among_the_replicas(make_dataset, tmp_path):
     ),
   ],
 )
-def test_mismatched_data_and_models_are_refused(
+def test_refuses_mismatched_data_and_models(
   make_dataset, tmp_path, param, words
 ):
   with pytest.raises(UserError, match=words):
@@ -75,7 +75,7 @@ def test_mismatched_data_and_models_are_refused(
   assert not (tmp_path / "run" / "config.gin").exists()
 
 
-def test_a_locked_work_directory_is_refused(make_dataset, tmp_path):
+def test_refuses_locked_work_directory(make_dataset, tmp_path):
   lock = RunLock(str(tmp_path / "run"))
   lock.acquire()  # as another process would
   with pytest.raises(UserError, match=f"by process {os.getpid()} on host"):
@@ -84,7 +84,7 @@ def test_a_locked_work_directory_is_refused(make_dataset, tmp_path):
   assert list((tmp_path / "run").iterdir()) == []
 
 
-def test_a_work_directory_of_another_layout_is_refused(make_dataset, tmp_path):
+def test_refuses_work_directory_of_another_layout(make_dataset, tmp_path):
   (tmp_path / "data.json").write_text('{"parts": 1}')
   with pytest.raises(UserError, match="has layout 1 .* expected layout 2"):
     run(job(make_dataset(), files=TINY), tmp_path)
@@ -127,7 +127,7 @@ def test_run_on_two_replicas_writes_all_files(
   assert run(again, tmp_path) == summary
 
 
-def test_the_plan_allocates_and_reads_nothing(tmp_path):
+def test_plan_reads_nothing(tmp_path):
   plan = job("/nowhere").plan()
   assert "NFNet femto, 4 classes" in plan
   assert "one_device, float32, 2 steps per call" in plan

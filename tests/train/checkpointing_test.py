@@ -59,7 +59,7 @@ def assert_same_state(values, model):
     np.testing.assert_array_equal(a, b)
 
 
-def test_restores_the_whole_state_as_it_was_when_saved(tmp_path, monkeypatch):
+def test_restores_the_saved_state_bit_identically(tmp_path, monkeypatch):
   model, checkpoints = make(tmp_path)
   assert checkpoints.restore() == 0 and checkpoints.latest is None
   release, write = threading.Event(), tf.train.Checkpoint.write
@@ -109,7 +109,7 @@ def test_only_the_writing_process_writes(tmp_path):
 
 
 @pytest.mark.parametrize("content", [None, "garbage"])
-def test_tensorflows_list_of_checkpoints_is_not_needed(tmp_path, content):
+def test_restores_without_tensorflows_checkpoint_file(tmp_path, content):
   model, checkpoints = make(tmp_path)
   advance(model)
   save(checkpoints)
@@ -135,7 +135,7 @@ def test_discards_checkpoints_after_the_accepted_one(tmp_path):
     restored.restore(lambda: False)
 
 
-def test_a_full_disk_is_reported_and_harms_no_checkpoint(tmp_path):
+def test_full_disk_keeps_existing_checkpoints(tmp_path):
   model, checkpoints = make(tmp_path)
   advance(model)
   save(checkpoints)
@@ -156,7 +156,7 @@ def test_a_full_disk_is_reported_and_harms_no_checkpoint(tmp_path):
   assert checkpoint_steps(str(tmp_path)) == [1, 3]
 
 
-def test_a_directory_that_vanishes_is_not_created_again(tmp_path):
+def test_vanished_directory_is_not_created_again(tmp_path):
   directory = tmp_path / "run"
   model, checkpoints = make(directory)
   save(checkpoints)
@@ -176,9 +176,7 @@ def flip_a_bit(path):
 
 
 @pytest.mark.parametrize("suffix", ["data-00000-of-00001", "index"])
-def test_a_damaged_checkpoint_is_set_aside_for_the_one_before(
-  tmp_path, suffix, caplog
-):
+def test_damaged_checkpoint_falls_back_to_previous(tmp_path, suffix, caplog):
   model, checkpoints = make(tmp_path)
   for loss in (2.0, 1.0):
     advance(model)
@@ -198,7 +196,7 @@ def test_a_damaged_checkpoint_is_set_aside_for_the_one_before(
   assert_same_state([v.numpy() for v in state_of(model)], last)
 
 
-def test_a_checkpoint_without_its_data_counts_as_damaged(tmp_path):
+def test_checkpoint_without_data_is_damaged(tmp_path):
   model, checkpoints = make(tmp_path)
   for _ in range(2):
     advance(model)
@@ -210,7 +208,7 @@ def test_a_checkpoint_without_its_data_counts_as_damaged(tmp_path):
     make(tmp_path)[1].restore()
 
 
-def test_a_failing_network_is_not_taken_for_damage(tmp_path, monkeypatch):
+def test_network_failure_is_not_damage(tmp_path, monkeypatch):
   _, checkpoints = make(tmp_path)
   save(checkpoints)
 
@@ -230,13 +228,13 @@ def test_a_failing_network_is_not_taken_for_damage(tmp_path, monkeypatch):
     ({}, {"ema_decay": None}),
   ],
 )
-def test_a_checkpoint_of_another_model_is_refused(tmp_path, saved, restored):
+def test_refuses_checkpoint_of_another_model(tmp_path, saved, restored):
   save(make(tmp_path, **saved)[1])
   with pytest.raises(UserError, match="does not fit this network"):
     make(tmp_path, **restored)[1].restore()
 
 
-def test_a_checkpoint_of_another_seed_is_refused(tmp_path):
+def test_refuses_checkpoint_of_another_seed(tmp_path):
   save(make(tmp_path, seed=1)[1])
   with pytest.raises(UserError, match="SEED = 1, but SEED = 2"):
     make(tmp_path, seed=2)[1].restore()
@@ -263,7 +261,7 @@ def read(path):
   return x.numpy()[0]
 
 
-def test_steps_are_numbers_and_replaced(directory):
+def test_steps_sort_as_numbers_and_are_replaced(directory):
   assert checkpoint_steps(directory) == []
   assert latest_checkpoint(directory) is None
   for step, value in ((9, 1), (100, 2), (20, 3), (9, 4)):
@@ -275,7 +273,7 @@ def test_steps_are_numbers_and_replaced(directory):
 
 
 @pytest.mark.parametrize("moved", [0, 1])
-def test_a_killed_write_is_invisible(tmp_path, monkeypatch, moved):
+def test_killed_write_is_invisible(tmp_path, monkeypatch, moved):
   """After any number of files that were moved when the process died."""
   rename, count = tf.io.gfile.rename, []
 

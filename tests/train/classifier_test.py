@@ -309,7 +309,7 @@ def _fit(network, compile_options=(), **options):
   return [v.numpy() for v in variables], history
 
 
-def test_sam_of_rho_0_trains_to_the_same_bits(fit):
+def test_sam_with_rho_0_trains_bit_identically(fit):
   plain, history = fit()
   sharp, sharp_history = fit(sam=SAM(0.0))
   for a, b in zip(plain, sharp):

@@ -1,17 +1,13 @@
 import fnmatch
 import json
 import logging
-import threading
-import types
-from concurrent.futures import ThreadPoolExecutor
 
-import numpy as np
 import pytest
 import tensorflow as tf
 
 from nfnets_tf.errors import NothingToDo, RunError, UserError
 from nfnets_tf.train import distribution
-from nfnets_tf.train.distribution import Cluster, Workers, read_cluster
+from nfnets_tf.train.distribution import Cluster, read_cluster
 
 TWO = {"cluster": {"worker": ["localhost:23450", "localhost:23451"]}}
 ONE = {"cluster": {"worker": ["localhost:23450"]}}
@@ -81,7 +77,7 @@ TPU = "/dev/accel0"
     (dict(chips=[TPU], tf_config=TWO), "multi_worker", "TF_CONFIG of 2 worke"),
   ],
 )
-def test_auto_uses_the_first_devices_that_exist(
+def test_auto_prefers_workers_then_tpu_then_gpus(
   machine, monkeypatch, messages, has, made, devices
 ):
   """With simulated devices and strategies."""
@@ -138,7 +134,7 @@ def test_unreachable_tpu_names_the_alternatives(machine):
   assert sentence.endswith("@distribution.one_device to train on this machine.")
 
 
-def test_only_the_first_host_of_a_slice_trains(machine):
+def test_only_first_host_of_slice_trains(machine):
   machine(chips=[TPU], TPU_NAME="pod", TPU_WORKER_ID="1")
   with pytest.raises(NothingToDo, match="TPU_WORKER_ID = 1: the first .*'pod'"):
     distribution.tpu(address="pod")
@@ -147,7 +143,7 @@ def test_only_the_first_host_of_a_slice_trains(machine):
     distribution.tpu(address="local")
 
 
-def test_missing_gpus_name_the_alternative():
+def test_missing_gpus_name_the_alternatives():
   with pytest.raises(UserError, match="found no GPU.*@distribution.one_device"):
     distribution.mirrored()
 
@@ -193,13 +189,13 @@ def read(monkeypatch):
   return read
 
 
-def test_without_tf_config_there_is_no_cluster(monkeypatch):
+def test_no_cluster_without_tf_config(monkeypatch):
   monkeypatch.delenv("TF_CONFIG", raising=False)
   assert read_cluster() is None
 
 
 @pytest.mark.parametrize("value", ["", " \n", {}, {"cluster": {}}])
-def test_tf_config_without_workers_has_no_cluster(read, value):
+def test_no_cluster_without_workers(read, value):
   assert read(value) is None
 
 
@@ -251,7 +247,7 @@ def test_cluster_of_tf_config(read, value, expected):
     tf_config(["a:1"], chief=["a:1"]),
   ],
 )
-def test_invalid_tf_config_is_shown_with_a_valid_one(read, value):
+def test_refuses_invalid_tf_config(read, value):
   with pytest.raises(UserError) as error:
     read(value)
   shown = value if isinstance(value, str) else json.dumps(value)
@@ -259,161 +255,9 @@ def test_invalid_tf_config_is_shown_with_a_valid_one(read, value):
   assert '"task": {"type": "worker", "index": 0}' in str(error.value)
 
 
-def test_long_tf_config_is_shortened_to_one_line(read):
+def test_error_shortens_long_tf_config(read):
   value = tf_config([f"host{i}:1" for i in range(1000)], index=1000)
   with pytest.raises(UserError) as error:
     read(json.dumps(value, indent=2))
   (sentence,) = str(error.value).splitlines()
   assert "... is invalid" in sentence and len(sentence) < 500
-
-
-LAYOUTS = [
-  {"worker": ["a:1", "b:2"]},
-  {"worker": ["a:1", "b:2", "c:3"]},
-  {"chief": ["c:3"], "worker": ["a:1", "b:2"]},
-]
-
-
-@pytest.mark.parametrize(
-  "make",
-  [
-    tf.distribute.get_strategy,
-    lambda: tf.distribute.OneDeviceStrategy("CPU:0"),
-    lambda: tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]),
-    tf.distribute.MultiWorkerMirroredStrategy,
-  ],
-)
-def test_a_single_process_gathers_its_own_values(make, monkeypatch):
-  monkeypatch.delenv("TF_CONFIG", raising=False)
-  workers = Workers(make())
-  assert (workers.count, workers.index, workers.chief) == (1, 0, True)
-  assert workers.all_gather(7) == [7]
-  assert workers.any(True) is True and workers.any(False) is False
-  workers.barrier()
-  workers.check_same_step(3, "runs/x")
-
-
-class FakeAllReduce:
-  """Sums the rows of all replicas once every worker has added its own."""
-
-  def __init__(self, workers):
-    self.rows, self.total = [], None
-    self.barrier = threading.Barrier(workers, self._add, timeout=60)
-
-  def _add(self):
-    self.total = np.sum(self.rows, axis=0)
-    self.rows = []
-
-  def sum(self, rows):
-    self.rows += rows
-    self.barrier.wait()
-    return self.total
-
-
-class FakeWorkerStrategy(tf.distribute.MultiWorkerMirroredStrategy):
-  """The strategy of one worker, whose collectives are a `FakeAllReduce`."""
-
-  cluster_resolver = num_replicas_in_sync = None
-
-  def __init__(self, number, count, replicas, all_reduce):
-    self.cluster_resolver = (
-      tf.distribute.cluster_resolver.TFConfigClusterResolver()
-    )
-    self.num_replicas_in_sync = count * replicas
-    self.replicas = range(number * replicas, (number + 1) * replicas)
-    self.all_reduce = all_reduce
-
-  def experimental_distribute_values_from_function(self, value_fn):
-    contexts = [
-      types.SimpleNamespace(replica_id_in_sync_group=i) for i in self.replicas
-    ]
-    return [value_fn(context) for context in contexts]
-
-  def reduce(self, reduce_op, value, axis):
-    assert reduce_op is tf.distribute.ReduceOp.SUM and axis is None
-    return tf.constant(self.all_reduce.sum(value))
-
-
-@pytest.fixture(params=[1, 2])
-def make_workers(request, monkeypatch):
-  """Creates the workers of a layout, of one or two replicas each."""
-
-  def make(jobs):
-    places = [(kind, i) for kind in jobs for i in range(len(jobs[kind]))]
-    all_reduce, workers = FakeAllReduce(len(places)), []
-    for number, (kind, index) in enumerate(places):
-      task = {"type": kind, "index": index}
-      monkeypatch.setenv(
-        "TF_CONFIG", json.dumps({"cluster": jobs, "task": task})
-      )
-      workers.append(
-        Workers(
-          FakeWorkerStrategy(number, len(places), request.param, all_reduce)
-        )
-      )
-    return workers
-
-  return make
-
-
-def run_together(workers, action):
-  """Returns action(worker, its number) of each, in threads."""
-  with ThreadPoolExecutor(len(workers)) as pool:
-    return list(pool.map(action, workers, range(len(workers))))
-
-
-@pytest.mark.parametrize("jobs", LAYOUTS)
-def test_workers_know_their_index_and_the_chief(make_workers, jobs):
-  workers = make_workers(jobs)
-  assert {w.count for w in workers} == {len(workers)}
-  assert [w.index for w in workers] == list(range(len(workers)))
-  assert [w.chief for w in workers] == [True] + [False] * (len(workers) - 1)
-
-
-@pytest.mark.parametrize("jobs", LAYOUTS)
-def test_all_gather_keeps_the_order_of_workers(make_workers, jobs):
-  workers = make_workers(jobs)
-  expected = [10 + number for number in range(len(workers))]
-  for _ in range(3):
-    actual = run_together(workers, lambda w, number: w.all_gather(10 + number))
-    assert actual == [expected] * len(workers)
-  big = 2**40  # no step count is too large
-  assert run_together(workers, lambda w, _: w.all_gather(big))[0] == (
-    [big] * len(workers)
-  )
-
-
-def test_any_is_true_on_all_workers_if_true_on_one(make_workers):
-  workers = make_workers(LAYOUTS[1])
-  for index in range(3):
-    actual = run_together(workers, lambda w, number: w.any(number == index))  # noqa: B023
-    assert actual == [True] * 3
-  assert run_together(workers, lambda w, _: w.any(False)) == [False] * 3
-
-
-def test_barrier_blocks_until_all_have_called_it(make_workers):
-  workers, arrived = make_workers(LAYOUTS[1]), []
-
-  def arrive(worker, number):
-    arrived.append(number)
-    worker.barrier()
-    return len(arrived)
-
-  assert run_together(workers, arrive) == [3] * 3
-
-
-def test_checkpoints_of_different_steps_are_refused_by_all(make_workers):
-  workers = make_workers(LAYOUTS[0])
-
-  def check(steps):
-    def check_one(worker, number):
-      try:
-        worker.check_same_step(steps[number], "runs/x")
-      except UserError as error:
-        return str(error)
-
-    return run_together(workers, check_one)
-
-  assert check([8, 8]) == [None, None]
-  for message in check([8, 0]):
-    assert "different steps in 'runs/x' (8, 0)" in message

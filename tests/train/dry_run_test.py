@@ -82,7 +82,7 @@ def test_sam_costs_its_passes(sam, passes):
   assert sharp["images"] == plain["images"]
 
 
-def test_run_is_described_from_network_to_compute():
+def test_describes_a_whole_run():
   job = Configuration(
     ["gin/quickstart.gin", "gin/overlays/smoke.gin", "gin/overlays/sam.gin"],
     ["DATA_DIR = '/nowhere'", "EPOCHS = 2", "MULTIPLICITY = 2"],
@@ -116,7 +116,7 @@ def test_run_is_described_from_network_to_compute():
   assert of["start"] == job.model.init_weights.describe()
 
 
-def test_table_aligns_the_values():
+def test_table_aligns_values():
   assert dry_run.format_table([("a", "1"), ("long", "2")]) == "a     1\nlong  2"
 
 

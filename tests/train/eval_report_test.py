@@ -58,7 +58,7 @@ def write_report(make_dataset, tmp_path):
 
 
 @pytest.mark.parametrize("batch_size", [1, 4, 64])
-def test_every_image_counts_once_despite_padding(write_report, batch_size):
+def test_counts_every_image_once(write_report, batch_size):
   directory, table = write_report(batch_size=batch_size)
   labels = np.arange(HELDOUT) % 4
   guesses = np.array([guess(value) for value in range(HELDOUT)])
@@ -79,7 +79,7 @@ def test_every_image_counts_once_despite_padding(write_report, batch_size):
   np.testing.assert_allclose(table["top1"], written["top1"], rtol=1e-5)
 
 
-def test_most_wrong_are_the_errors_of_highest_loss(write_report):
+def test_most_wrong_are_errors_of_highest_loss(write_report):
   directory, _ = write_report(most_wrong=2)
   worst = pd.read_csv(directory / "most_wrong.csv")
   # The brighter, the more confident.
@@ -97,7 +97,7 @@ def test_most_wrong_are_the_errors_of_highest_loss(write_report):
     assert (directory / name).stat().st_size > 3_000
 
 
-def test_a_class_without_images_or_predictions_has_no_rates(write_report):
+def test_class_without_images_has_no_rates(write_report):
   directory, _ = write_report(class_names=[*NAMES, "e"])
   last = pd.read_csv(directory / "per_class.csv").iloc[-1]
   assert last["class"] == "e" and last["images"] == 0
@@ -140,6 +140,6 @@ def test_images_are_drawn_in_a_grid(tmp_path):
   assert min(fractions) > 0.05
 
 
-def test_no_images_draw_a_sentence(tmp_path):
+def test_draws_message_without_images(tmp_path):
   draw_images([], [], str(tmp_path / "none.png"))
   assert (pixels(tmp_path / "none.png") < 128).any()

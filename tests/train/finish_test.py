@@ -73,16 +73,18 @@ def make_run(make_dataset, tiny_network, tmp_path):
       checkpoints.save_if_best(loss)
     checkpoints.save()
     checkpoints.wait()
-    log = MetricsLog(files, step=3, end=3)
     heldout = job.heldout_split.read_info()
+    trainer = types.SimpleNamespace(
+      classifier=model,
+      inputs=types.SimpleNamespace(heldout_info=heldout),
+      checkpoints=checkpoints,
+      log=MetricsLog(files, step=3, end=3),
+    )
 
     def call():
       finish_run(
+        trainer,
         files,
-        model,
-        heldout,
-        checkpoints,
-        log,
         dict(RECORD),
         variant="femto",
         data=job,
@@ -91,14 +93,14 @@ def make_run(make_dataset, tiny_network, tmp_path):
       )
 
     return types.SimpleNamespace(
-      job=job, files=files, model=model, log=log, heldout=heldout, finish=call
+      job=job, files=files, model=model, heldout=heldout, finish=call
     )
 
   return make
 
 
 @pytest.mark.parametrize("averages", [True, False])
-def test_result_names_weights_and_paths(make_run, averages):
+def test_result_has_digests_and_paths(make_run, averages):
   run = make_run(averages)
   run.finish()
   raw = weights_sha256(run.model.network.trainable_variables)
@@ -121,7 +123,7 @@ def test_result_names_weights_and_paths(make_run, averages):
 
 
 @pytest.mark.parametrize("averages", [True, False])
-def test_report_is_on_the_exported_weights(make_run, averages):
+def test_reports_and_exports_averaged_weights(make_run, averages):
   run = make_run(averages)
   raw = weights_sha256(run.model.network.trainable_variables)
   run.finish()
@@ -143,7 +145,7 @@ def test_report_is_on_the_exported_weights(make_run, averages):
   assert weights == raw  # the exporter swaps in the averages
 
 
-def test_exports_without_a_report(make_run):
+def test_exports_without_report(make_run):
   run = make_run(report=False)
   run.finish()
   assert list(run.job.calls) == ["export"]
@@ -160,7 +162,7 @@ def test_writes_curves_and_a_sample_of_images(make_run):
     assert file.read(4) == b"\x89PNG"
 
 
-def test_skipped_records_are_logged_by_cause(make_run, caplog):
+def test_logs_skipped_records_by_cause(make_run, caplog):
   run = make_run()
   split = run.job.heldout_split = pipeline.Split(
     directory=run.job.heldout_split.directory,
@@ -178,7 +180,7 @@ def test_skipped_records_are_logged_by_cause(make_run, caplog):
   assert caplog.messages[-1].startswith(warning)
 
 
-def test_a_failure_leaves_the_run_unfinished(make_run):
+def test_failure_leaves_run_unfinished(make_run):
   run = make_run()
   os.remove(run.files.metrics)
   os.symlink("/dev/full", run.files.metrics)
@@ -187,7 +189,7 @@ def test_a_failure_leaves_the_run_unfinished(make_run):
   assert run.files.read_result() is None
 
 
-def test_export_metadata_describe_data_and_evaluation(make_dataset):
+def test_export_metadata_of_data_and_evaluation(make_dataset):
   run = Job(make_dataset(heldout=13), report=False)
   metadata = export_metadata(
     run, run.heldout_split.read_info(), {"top1": 0.5}, "A = 1"
@@ -217,7 +219,7 @@ def test_classes_without_names_are_numbered(make_dataset):
 
 
 @pytest.mark.parametrize("count", [5, 65, 99])
-def test_sample_is_the_first_images_and_their_labels(make_dataset, count):
+def test_sample_has_first_images_and_labels(make_dataset, count):
   """Also across batches, of which one holds 64 images."""
   split = Job(make_dataset(heldout=70), report=False).heldout_split
   images, labels = heldout_sample(split, split.read_info(), count)
@@ -275,7 +277,7 @@ def test_summary_shows_an_existing_report(tmp_path):
   assert files.report in summarize(RESULT, files)
 
 
-def test_digest_covers_bytes_in_variable_order():
+def test_digest_of_bytes_in_variable_order():
   a, b = np.float32([1, 2]), np.float32([[3]])
   digest = weights_sha256([tf.Variable(a), tf.Variable(b)])
   assert digest == hashlib.sha256(a.tobytes() + b.tobytes()).hexdigest()

@@ -62,14 +62,14 @@ def run_intervals(
   return [record["input_wait_fraction"] for record in records]
 
 
-def test_wait_fraction_of_each_interval_is_logged():
+def test_logs_wait_fraction_of_each_interval():
   fractions = run_intervals(
     [0.1, 0.4, 30.0], [0.0] * 3, profile=lambda: {"x": 1.0}
   )
   assert fractions == pytest.approx([0.01, 0.04, 1.0])
 
 
-def test_slowest_stage_is_reported_once_but_not_while_buffers_fill(caplog):
+def test_reports_slowest_stage_once_after_buffers_fill(caplog):
   costs = {"reading": 0.001, "RandAugment": 0.004}
   options = {"profile": lambda: costs}
   with caplog.at_level(logging.WARNING, "nfnets_tf"):
@@ -82,7 +82,7 @@ def test_slowest_stage_is_reported_once_but_not_while_buffers_fill(caplog):
   assert "reading 1.00, RandAugment 4.00" in message
 
 
-def test_too_many_invalid_examples_end_the_run():
+def test_fails_on_too_many_invalid_examples():
   run_intervals([0, 0], [0.0, 0.02])  # 1 % in all
   with pytest.raises(UserError, match="1.50% of the images .* 3 of a kind"):
     run_intervals([0, 0], [0.01, 0.02])
@@ -181,18 +181,18 @@ def order_of_4_hosts(config):
 @pytest.mark.parametrize(
   "hosts, replicas_per_host", [(1, 1), (1, 2), (2, 2), (4, 2)]
 )
-def test_order_follows_the_streams_not_the_hosts(
+def test_order_does_not_depend_on_hosts(
   config, order_of_4_hosts, hosts, replicas_per_host
 ):
   order = example_order(config, hosts, hosts * replicas_per_host, 4)
   assert order == order_of_4_hosts
 
 
-def test_order_depends_on_the_number_of_streams(config, order_of_4_hosts):
+def test_order_depends_on_number_of_streams(config, order_of_4_hosts):
   assert example_order(config, 1, 1, 2) != order_of_4_hosts
 
 
-def test_streams_that_do_not_divide_are_refused(config):
+def test_refuses_streams_that_do_not_divide(config):
   with pytest.raises(UserError, match="4 data streams, which 3 hosts"):
     streams_of_host(0, 3, 4)
   streams = [list(streams_of_host(host, 2, 4)) for host in (0, 1)]
@@ -202,7 +202,7 @@ def test_streams_that_do_not_divide_are_refused(config):
 
 
 @pytest.mark.parametrize("streams", [1, 2])
-def test_names_of_batches_are_those_of_their_images(config, streams):
+def test_names_match_images_of_batches(config, streams):
   pixels = example_order(config, 1, 1, streams, start=4, steps=2)
   names = make_inputs(config, FakeHosts(1, 1), streams).names(4, 6)
   assert [number for number, _ in names] == [4] * 8 + [5] * 8

@@ -68,9 +68,7 @@ def test_resumes_bit_identically_after_sigterm_and_kill(
   assert logged(interrupted) == logged(whole)
 
 
-def test_shorter_intervals_are_not_traced_again(
-  sharp_job, open_trainer, tmp_path
-):
+def test_shorter_intervals_are_not_retraced(sharp_job, open_trainer, tmp_path):
   traces = []
 
   class CountingClassifier(Classifier):
@@ -89,7 +87,7 @@ def test_shorter_intervals_are_not_traced_again(
   assert sorted(traces) == ["evaluation", "step"]
 
 
-def test_sam_has_no_loss_in_an_interval_without_perturbed_steps(
+def test_no_perturbed_loss_without_perturbed_steps(
   sharp_job, open_trainer, logged, tmp_path
 ):
   sharp_job.optimization = dataclasses.replace(
@@ -141,9 +139,7 @@ def test_evaluates_raw_and_averaged_weights(sharp_job, open_trainer, tmp_path):
   assert trainer.checkpoints.best == {"step": 1, "loss": loss}
 
 
-def test_a_nonfinite_evaluation_is_never_the_best(
-  sharp_job, open_trainer, tmp_path
-):
+def test_nonfinite_evaluation_is_never_best(sharp_job, open_trainer, tmp_path):
   trainer = open_trainer(sharp_job, tmp_path)
   iterations = trainer.classifier.optimizer.iterations
   average = trainer.classifier.averages[0]
@@ -156,9 +152,7 @@ def test_a_nonfinite_evaluation_is_never_the_best(
     assert trainer.checkpoints.best == {"step": step, "loss": loss}
 
 
-def test_initial_weights_are_not_needed_to_resume(
-  sharp_job, open_trainer, tmp_path
-):
+def test_resumes_without_initial_weights(sharp_job, open_trainer, tmp_path):
   path = str(tmp_path / "given.npz")
   given = NFNet("femto", 9)
   save_deepmind(given, path)

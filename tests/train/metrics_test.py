@@ -141,7 +141,7 @@ def test_telemetry_is_the_mean_over_steps(variables):
   }
 
 
-def test_a_skipped_step_enters_no_other_mean(variables):
+def test_skipped_step_enters_no_other_mean(variables):
   telemetry = Telemetry(variables, SGD(0.1, clipping=0.1))
   for value in (10.0, float("nan")):
     finite = tf.math.is_finite(value)

@@ -98,7 +98,7 @@ def assert_same_weights(trainer, other):
     np.testing.assert_array_equal(a, b)
 
 
-def test_a_few_steps_are_skipped_without_a_rollback(
+def test_skips_a_few_nonfinite_steps_without_rollback(
   make_job, train, logged, tmp_path
 ):
   train(make_job(5, 6, 8, 9, 10, 11, skips=5), tmp_path)
@@ -114,7 +114,7 @@ def test_a_few_steps_are_skipped_without_a_rollback(
   }
 
 
-def test_rolls_back_and_continues_behind_the_batches(
+def test_rolls_back_and_resumes_after_the_bad_batches(
   make_job, train, logged, tmp_path, caplog
 ):
   trainer = train(make_job(5, 6, 7), tmp_path / "spoiled")
@@ -147,7 +147,7 @@ def test_resumes_bit_identically_around_a_rollback(
 
 
 @pytest.mark.soak
-def test_killed_right_after_recording_a_rollback(
+def test_resumes_bit_identically_after_kill_during_rollback(
   make_job, train, open_trainer, tmp_path, monkeypatch
 ):
   whole = train(make_job(7, 8, 9), tmp_path / "whole")
@@ -165,7 +165,7 @@ def test_killed_right_after_recording_a_rollback(
   assert_same_weights(whole, train(make_job(7, 8, 9), tmp_path / "killed"))
 
 
-def test_too_many_rollbacks_end_the_run_and_name_the_examples(
+def test_diverges_after_max_rollbacks_and_names_examples(
   make_job, train, tmp_path
 ):
   job = make_job(5, 6, 7, 10, 11, 12)
@@ -196,7 +196,7 @@ def test_recovery_refuses_numbers_out_of_range(options, name):
     Recovery(max_consecutive_skips=skips, max_rollbacks=rollbacks)
 
 
-def test_history_is_kept_in_a_file_by_the_writer(tmp_path):
+def test_only_the_writer_saves_the_history(tmp_path):
   path = tmp_path / "rollbacks.json"
   RollbackHistory(str(path), writes=False).add(FIRST)
   assert not path.exists()
@@ -215,7 +215,7 @@ def test_history_is_kept_in_a_file_by_the_writer(tmp_path):
     (16, 34, False, 34),  # of the last one
   ],
 )
-def test_history_knows_abandoned_checkpoints(
+def test_detects_abandoned_checkpoints(
   tmp_path, step, offset, abandoned, continues_with
 ):
   history = RollbackHistory(str(tmp_path / "none"))
@@ -228,7 +228,7 @@ def test_history_knows_abandoned_checkpoints(
     assert history.offset_at(step, offset) == continues_with
 
 
-def test_history_drops_rollbacks_to_lost_checkpoints(tmp_path):
+def test_drops_rollbacks_to_lost_checkpoints(tmp_path):
   path = str(tmp_path / "rollbacks.json")
   history = RollbackHistory(path)
   later = SECOND._replace(to_step=50)

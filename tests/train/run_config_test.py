@@ -36,7 +36,7 @@ DATA = DataConfig(
     ("checkpoint_every", 6, "a multiple of run_config.Schedule.log_every = 4"),
   ],
 )
-def test_schedule_refuses_intervals_that_do_not_fit(name, value, expected):
+def test_refuses_invalid_intervals(name, value, expected):
   with pytest.raises(UserError, match=f"Schedule.{name} = {value} is .*") as e:
     dataclasses.replace(SCHEDULE, **{name: value})
   assert expected in str(e.value)
@@ -51,6 +51,6 @@ def test_schedule_refuses_intervals_that_do_not_fit(name, value, expected):
     ("num_data_streams", 0),
   ],
 )
-def test_data_config_refuses_numbers_out_of_range(name, value):
+def test_refuses_data_numbers_out_of_range(name, value):
   with pytest.raises(UserError, match=f"run_config.DataConfig.{name} = "):
     dataclasses.replace(DATA, **{name: value})

@@ -231,12 +231,14 @@ def last_of(stream):
 
 
 def draw(tmp_path, records):
-  path = str(tmp_path / "curves.png")
-  draw_curves(records, path, title="a run")
-  return tf.io.decode_png(tf.io.read_file(path), channels=3).numpy()
+  files = RunDir(str(tmp_path))
+  with open(files.metrics, "w") as file:
+    file.writelines(json.dumps(record) + "\n" for record in records)
+  draw_curves(files, title="a run")
+  return tf.io.decode_png(tf.io.read_file(files.curves), channels=3).numpy()
 
 
-def test_every_curve_is_drawn(tmp_path):
+def test_draws_every_curve(tmp_path):
   records = []
   for step in range(1, 11):
     records.append(
@@ -256,5 +258,5 @@ def test_every_curve_is_drawn(tmp_path):
   assert (44, 160, 44) not in {tuple(p) for p in few.reshape(-1, 3)}
 
 
-def test_no_records_draw_empty_axes(tmp_path):
+def test_draws_empty_axes_without_records(tmp_path):
   assert draw(tmp_path, []).shape[2] == 3

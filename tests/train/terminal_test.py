@@ -28,7 +28,7 @@ def run(*arguments):
   )
 
 
-def test_libraries_write_to_the_log_and_the_project_to_the_screen(tmp_path):
+def test_only_project_messages_reach_the_screen(tmp_path):
   log = tmp_path / "run" / "libraries.log"
   done = run(str(log))
   assert done.returncode == 0, done.stderr
@@ -43,14 +43,14 @@ def test_libraries_write_to_the_log_and_the_project_to_the_screen(tmp_path):
     assert line in logged
 
 
-def test_log_is_appended_to(tmp_path):
+def test_appends_to_existing_log(tmp_path):
   log = tmp_path / "libraries.log"
   log.write_text("of an earlier run\n")
   run(str(log))
   assert log.read_text().startswith("of an earlier run\n")
 
 
-def test_crash_in_a_library_is_shown(tmp_path):
+def test_shows_crash_in_a_library(tmp_path):
   done = run(str(tmp_path / "log"), "abort")
   assert done.returncode < 0
   assert "Fatal Python error: Aborted" in done.stderr

@@ -94,7 +94,7 @@ def numpy_gradient(weights, x, y):
 
 
 @pytest.mark.parametrize("fraction, few", [(1.0, 6), (0.5, 3)])
-def test_a_step_is_the_two_passes_worked_out_in_numpy(fraction, few):
+def test_sam_step_matches_numpy(fraction, few):
   """Foret et al. 2020, equations 2 and 3, then momentum SGD by hand."""
   network = keras.Sequential(
     [keras.Input([2, 1, 3]), keras.layers.Flatten(), keras.layers.Dense(3)]
@@ -136,7 +136,7 @@ def test_a_step_is_the_two_passes_worked_out_in_numpy(fraction, few):
 @pytest.mark.parametrize(
   "policy, scope", [("float32", "replica"), ("mixed_bfloat16", "global")]
 )
-def test_sam_of_rho_0_is_the_plain_step_bit_for_bit(
+def test_sam_with_rho_0_is_bit_identical_to_plain_step(
   tiny_network, policy, scope
 ):
   keras.mixed_precision.set_global_policy(policy)
@@ -150,7 +150,7 @@ def test_sam_of_rho_0_is_the_plain_step_bit_for_bit(
   assert not np.array_equal(other.clean.losses, plain.clean.losses)
 
 
-def test_ascent_examples_draw_the_same_numbers_in_both_passes(model):
+def test_both_passes_draw_the_same_random_numbers(model):
   sharp = gradient(model, SAM(0.0, ascent_fraction=0.5))
   assert sharp.clean.losses.shape == [4]
   assert_close([sharp.clean.losses], [sharp.perturbed.losses[:4]])
@@ -218,7 +218,7 @@ def test_scope_micro_batch_perturbs_each_micro_batch_alone(tiny_network):
 
 
 @pytest.mark.parametrize("scope", ["micro_batch", "replica", "global"])
-def test_every_second_step_is_perturbed_and_the_others_are_plain(model, scope):
+def test_perturbs_every_second_step(model, scope):
   plain, always = gradient(model), gradient(model, SAM(0.5, scope=scope))
   sam = SAM(0.5, scope=scope, every=2)
   even, odd = (gradient(model, sam, step=step) for step in (4, 5))
@@ -250,7 +250,7 @@ def gradient_of_unknown_size(model, sam, micro_batches):
 
 
 @pytest.mark.parametrize("sam", [None, SAM(0.5, ascent_fraction=0.5)])
-def test_a_batch_of_unknown_size_splits_too(model, sam):
+def test_micro_batches_of_unknown_batch_size(model, sam):
   """Also where rounding up gives fewer micro-batches, or an uneven one."""
   compute = gradient_of_unknown_size(model, sam, micro_batches=4)
   for size in (1, 5, 6, 8):
@@ -264,13 +264,13 @@ def test_a_batch_of_unknown_size_splits_too(model, sam):
 @pytest.mark.parametrize(
   "sam", [None, *(SAM(0.5, scope=s) for s in ("micro_batch", "global"))]
 )
-def test_a_replica_without_examples_has_a_gradient_of_zero(model, sam):
+def test_replica_without_examples_has_zero_gradient(model, sam):
   actual = gradient_of_unknown_size(model, sam, micro_batches=2)(0)
   assert tf.reduce_sum(actual.clean.weights) == 0
   assert_equal(actual.gradients, [0 * v for v in values(model)])
 
 
-def test_micro_batches_that_do_not_divide_are_refused():
+def test_refuses_micro_batches_that_do_not_divide():
   check_micro_batches(8, 4)
   with pytest.raises(UserError, match="7 examples .* into 2 micro-batches"):
     check_micro_batches(7, 2)
@@ -279,7 +279,7 @@ def test_micro_batches_that_do_not_divide_are_refused():
       check_micro_batches(8, number)
 
 
-def test_slices_have_a_static_size_where_it_is_known():
+def test_slices_keep_static_size():
   tensor = tf.reshape(tf.range(12), [6, 2])
   actual = slice_examples(tensor, tf.constant(2), 3)
   np.testing.assert_array_equal(actual, tensor[2:5])
@@ -295,7 +295,7 @@ def test_slices_have_a_static_size_where_it_is_known():
 
 
 @pytest.mark.parametrize("weighted", [False, True])
-def test_an_empty_batch_is_padded_with_an_example_of_weight_0(weighted):
+def test_pads_empty_batch_with_weight_0(weighted):
   for size in (0, 2):
     data = [tf.ones([size, 4, 4, 3], tf.uint8), tf.ones([size], tf.int64)]
     data += [tf.fill([size], 0.5)] if weighted else []
@@ -310,7 +310,7 @@ def test_an_empty_batch_is_padded_with_an_example_of_weight_0(weighted):
 @pytest.mark.parametrize(
   "sizes, first", [([3, 1], [0, 3]), ([2, 0], [0, 1]), ([0, 0], [0, 0])]
 )
-def test_replicas_of_uneven_batches_know_their_places(sizes, first):
+def test_locates_replicas_in_uneven_batches(sizes, first):
   strategy = tf.distribute.MirroredStrategy(
     ["CPU:0", "CPU:1"], tf.distribute.ReductionToOneDevice()
   )
