@@ -118,8 +118,7 @@ class PaperFiguresJob:
 
   def run(self, context: RunContext) -> str:
     """Writes the files and returns the main results."""
-    sizes = paper_data.models()
-    losses = paper_data.heldout_losses().merge(sizes, on="model")
+    losses = paper_data.heldout_losses()
     fits = fit_study(
       losses,
       _PAPER_COLUMNS,
@@ -128,9 +127,7 @@ class PaperFiguresJob:
       seed=self.seed,
     )
     hours = compute.predict_core_hours(
-      losses,
-      compute.paper_macs(),
-      images_per_epoch=paper_data.JFT_4B_IMAGES,
+      losses, images_per_epoch=paper_data.JFT_4B_IMAGES
     )
     _start(context)
     for name, figure in _paper_figures(fits).items():
@@ -199,15 +196,13 @@ def _paper_figures(fits: Fits) -> dict:
 
 def _summarize_errors(hours: pd.DataFrame) -> dict[str, dict[str, float]]:
   """Returns {prediction: mean and largest relative error of core-hours}."""
-  errors = {}
-  for name, column in (
-    ("by model", "by_model_error"),
-    ("by other points", "leave_one_out_error"),
-    ("by FLOPs alone", "by_flops_error"),
-  ):
-    size = hours[column].abs()
-    errors[name] = {"mean": float(size.mean()), "most": float(size.max())}
-  return errors
+  names = {
+    "by_model_error": "by model",
+    "leave_one_out_error": "by other points",
+    "by_flops_error": "by FLOPs alone",
+  }
+  sizes = hours[list(names)].abs().rename(columns=names)
+  return sizes.agg(["mean", "max"]).rename({"max": "most"}).to_dict()
 
 
 def _read_csv(path: str) -> pd.DataFrame:

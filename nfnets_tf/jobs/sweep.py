@@ -71,7 +71,7 @@ class SweepJob:
     self._configuration, self._command = configuration, command
     self._sweep = configuration.build_sweep()
     self._store = SweepStore(workdir)
-    self._networks = []
+    self._networks = {}
 
   def plan(self) -> str:
     """Returns the cost of each point as text; writes nothing."""
@@ -201,12 +201,10 @@ class SweepJob:
     single = self._configuration.at(trial.bindings)
     job = single.build_job()
     # The largest networks take seconds to build, and few points differ in it.
-    part = single.part(_NETWORK)
-    network = next((n for p, n in self._networks if p == part), None)
-    if network is None:
-      network = cost.abstractly(job.model.network)
-      self._networks.append((part, network))
-    return job.figures(network)
+    part = tuple(single.part(_NETWORK).items())
+    if part not in self._networks:
+      self._networks[part] = cost.abstractly(job.model.network)
+    return job.figures(self._networks[part])
 
   def _tables(self, trials: Trials) -> tuple[pd.DataFrame | None, pd.DataFrame]:
     """Returns the plan, if there is one, and the results."""

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 import pandas as pd
 
-from nfnets_tf.errors import UserError, require
+from nfnets_tf.errors import require
 from nfnets_tf.scaling import paper_data
 
 # bfloat16 peak of one TensorCore, half of a TPU-v4 chip's 275 TFLOP/s.
@@ -79,21 +79,18 @@ class TpuV4:
 
 
 def calibrate(
-  points: pd.DataFrame, macs: Mapping[str, int], *, images_per_epoch: float
+  points: pd.DataFrame, *, images_per_epoch: float
 ) -> dict[str, float]:
   """Returns {variant: utilization} implied by measured core-hours.
 
   Each is the geometric mean over the variant's points.
 
   Args:
-    points: columns model, epochs, tpu_v4_core_hours.
-    macs: {variant: MACs of one image's forward pass}.
+    points: columns model, macs (of one image's forward pass), epochs,
+      tpu_v4_core_hours.
     images_per_epoch: number of images.
-
-  Raises:
-    UserError: if `macs` lacks a variant.
   """
-  implied = _implied_utilization(points, macs, images_per_epoch)
+  implied = _implied_utilization(points, images_per_epoch)
   groups = implied.groupby(points["model"], sort=False)
   return {variant: mean_utilization(group) for variant, group in groups}
 
@@ -109,27 +106,17 @@ def paper_utilization() -> dict[str, float]:
   From the core-hours of its figure 2 (footnote 2: read "by eye from the typical
   steps per second"): 0.29 for F0 to 0.37 for F7+.
   """
-  return calibrate(
-    paper_data.heldout_losses(),
-    paper_macs(),
-    images_per_epoch=paper_data.JFT_4B_IMAGES,
-  )
-
-
-def paper_macs() -> dict[str, int]:
-  """Returns {variant: MACs at 224 px} of the scaling paper's six models."""
-  models = paper_data.models()
-  return dict(zip(models["model"], models["macs"].tolist()))
+  points = paper_data.heldout_losses()
+  return calibrate(points, images_per_epoch=paper_data.JFT_4B_IMAGES)
 
 
 def predict_core_hours(
-  points: pd.DataFrame, macs: Mapping[str, int], *, images_per_epoch: float
+  points: pd.DataFrame, *, images_per_epoch: float
 ) -> pd.DataFrame:
   """Returns measured core-hours next to those predicted from FLOPs.
 
   Args:
     points: see `calibrate`.
-    macs: see `calibrate`.
     images_per_epoch: number of images.
 
   Returns:
@@ -140,13 +127,10 @@ def predict_core_hours(
         if there are none.
       by_flops, by_flops_error: hours by the mean utilization of all variants.
     Errors are predicted / measured - 1.
-
-  Raises:
-    UserError: if `macs` lacks a variant.
   """
   table = points[["model", "epochs", "tpu_v4_core_hours"]].copy()
-  implied = _implied_utilization(points, macs, images_per_epoch)
-  by_model = calibrate(points, macs, images_per_epoch=images_per_epoch)
+  implied = _implied_utilization(points, images_per_epoch)
+  by_model = calibrate(points, images_per_epoch=images_per_epoch)
   of_model = points["model"].map(by_model)
   count = points.groupby("model")["epochs"].transform("size")
   # The geometric mean over a variant's points except this one.
@@ -162,23 +146,17 @@ def predict_core_hours(
   return table
 
 
-def _implied_utilization(points, macs, images_per_epoch) -> pd.Series:
-  if missing := sorted(set(points["model"]) - set(macs)):
-    raise UserError(
-      f"the MACs of {', '.join(missing)} are unknown; add them to those of"
-      f" {', '.join(macs)}, or remove the points."
-    )
+def _implied_utilization(points, images_per_epoch) -> pd.Series:
   images = points["epochs"] * images_per_epoch
-  flops = training_flops(points["model"].map(macs), images)
   seconds = points["tpu_v4_core_hours"] * 3600.0
-  return flops / seconds / TPU_V4_CORE_FLOPS
+  return training_flops(points["macs"], images) / seconds / TPU_V4_CORE_FLOPS
 
 
 @functools.cache
 def _published_hours() -> dict[tuple[str, float], int]:
   points = paper_data.heldout_losses()
-  keys = zip(points["model"], points["epochs"])
-  return dict(zip(keys, points["tpu_v4_core_hours"].tolist()))
+  hours = points.set_index(["model", "epochs"])["tpu_v4_core_hours"]
+  return hours.to_dict()
 
 
 def _is_utilization(value) -> bool:

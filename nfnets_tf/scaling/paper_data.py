@@ -20,9 +20,10 @@ JFT_4B_IMAGES = 4_000_000_000
 def heldout_losses() -> pd.DataFrame:
   """Returns figure 2: 36 rows, six models at six epoch budgets.
 
-  Columns: model, epochs of JFT-4B, tpu_v4_core_hours, heldout_loss in nats.
+  Columns: model, epochs of JFT-4B, tpu_v4_core_hours, heldout_loss in nats, and
+  those of `models`.
   """
-  return _read("fig2_heldout_loss.csv")
+  return _read("fig2_heldout_loss.csv").merge(models(), on="model")
 
 
 def imagenet_errors() -> pd.DataFrame:

@@ -9,7 +9,7 @@ BUDGETS = [0.25, 0.5, 1, 2, 4, 8]
 TABLES = {
   paper_data.heldout_losses: (
     36,
-    ["model", "epochs", "tpu_v4_core_hours", "heldout_loss"],
+    "model epochs tpu_v4_core_hours heldout_loss parameters macs".split(),
   ),
   paper_data.imagenet_errors: (
     29,

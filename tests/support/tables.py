@@ -19,10 +19,8 @@ def paper_table(best: bool = False):
     best: whether to return compute and loss of the Pareto frontier, not the
       table of all runs.
   """
-  models = paper_data.models()
-  table = paper_data.heldout_losses().merge(models, on="model")
   names = {"tpu_v4_core_hours": "compute", "heldout_loss": "loss"}
-  table = table.rename(columns=names)
+  table = paper_data.heldout_losses().rename(columns=names)
   if not best:
     return table
   table = allocation.pareto_frontier(table)
