@@ -10,6 +10,8 @@ import signal
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
+import pandas as pd
+
 from nfnets_tf.errors import Preempted, UserError, require, require_int
 from nfnets_tf.scaling.engines import Engine, raising_on_sigterm
 from nfnets_tf.scaling.sweep_store import (
@@ -73,19 +75,13 @@ def nearest_first(
   points: Sequence[GridPoint], point: GridPoint
 ) -> list[GridPoint]:
   """Returns the other points, those with the fewest steps on the grid first."""
-  macros = dict.fromkeys(macro for other in points for macro in other.bindings)
-  axes = {
-    m: list(dict.fromkeys(repr(other.bindings.get(m)) for other in points))
-    for m in macros
-  }
-
-  def place(p):
-    return [axis.index(repr(p.bindings.get(m))) for m, axis in axes.items()]
-
-  def distance(p):
-    return sum(abs(a - b) for a, b in zip(place(p), place(point)))
-
-  return sorted((p for p in points if p != point), key=distance)
+  table = pd.DataFrame([p.bindings for p in points], dtype=object)
+  # Place of each value along its axis, in the order of the grid.
+  places = table.apply(lambda values: pd.factorize(values.map(repr))[0])
+  here = points.index(point)
+  distances = (places - places.iloc[here]).abs().sum(axis=1)
+  order = distances.sort_values(kind="stable").index
+  return [points[i] for i in order if i != here]
 
 
 def select_points(
@@ -340,9 +336,8 @@ class Sweep:
             starts[trial.name] += 1
             LOGGER.info("Starting %s.", trial.name)
             store.start(trial)
-            log = store.log(trial.name)
             arguments = [*command, f"--points={trial.name}"]
-            self.engine.submit(trial.name, arguments, log)
+            self.engine.submit(trial.name, arguments, store.log(trial.name))
             running[trial.name] = trial
           if not running and not wait:
             return
@@ -363,9 +358,7 @@ class Sweep:
         continue
       mine = {n for n, t in running.items() if t.grid_point == point.name}
       busy = mine | {
-        trial.name
-        for trial in self.trials_at(point, trials)
-        if trial.state == RUNNING
+        t.name for t in self.trials_at(point, trials) if t.state == RUNNING
       }
       elsewhere = elsewhere or busy != mine
       ended = len(self.losses(point, trials))
