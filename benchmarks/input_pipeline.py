@@ -59,41 +59,59 @@ def main() -> None:
 
 def _measure(encoded, folder) -> dict[str, float]:
   images, count = tf.constant(encoded), len(encoded)
-  ratios = {}
-
-  def compare(functions, number, prepare=None, **wanted):
-    """Times functions; `wanted` names the two speeds of each ratio."""
-    seconds = seconds_side_by_side(
-      functions, rounds=_ROUNDS.value, prepare=prepare
-    )
-    for name, times in seconds.items():
-      print(f"{name:>24} {number / statistics.median(times):9,.0f} images/s")
-    for name, (above, below) in wanted.items():
-      ratio = median_ratio(seconds[below], seconds[above])
-      ratios[name] = round(ratio, 3)
-
-  seeds = [tf.constant([0, i], tf.int64) for i in range(count)]
   crop = preprocessing.InceptionCrop(image_size=_SIZE)
-  shapes = map(tf.io.extract_jpeg_shape, images)
-  boxes = tf.stack([crop.sample_box(x, seed) for x, seed in zip(shapes, seeds)])
-
-  def decode(i):
-    return tf.io.decode_and_crop_jpeg(images[i], boxes[i], channels=3)
 
   def crop_and_flip(i):
     both = preprocessing.compose([crop, preprocessing.Flip()])
     return both(images[i], tf.stack([0, i]))
 
-  compare(
-    {
-      "crop, resize, flip": _mapped(crop_and_flip, count),
-      "decode": _mapped(decode, count),
-    },
+  seeds = [tf.constant([0, i], tf.int64) for i in range(count)]
+  shapes = map(tf.io.extract_jpeg_shape, images)
+  boxes = tf.stack([crop.sample_box(x, seed) for x, seed in zip(shapes, seeds)])
+  functions = {
+    "crop, resize, flip": crop_and_flip,
+    "decode": lambda i: tf.io.decode_and_crop_jpeg(
+      images[i], boxes[i], channels=3
+    ),
+  }
+  ratios = _compare(
+    {name: _mapped(f, count) for name, f in functions.items()},
     count,
     crop_over_decode=("crop, resize, flip", "decode"),
   )
   numbers = tf.range(count, dtype=tf.int64)
   ready = tf.stack([crop_and_flip(i) for i in numbers])
+  for name, source in (
+    ("randaugment_over_model_garden", lambda i: ready[i]),
+    ("randaugment_in_pipeline", crop_and_flip),
+  ):
+    functions = _randaugment(source, count)
+    ratios |= _compare(functions, count, **{name: ("ours", "Model Garden's")})
+  ratios |= _compare(
+    *_reading(folder), read_over_sequential=("records", "bytes")
+  )
+  return ratios | _compare(
+    *_batching(folder),
+    deterministic_over_free=("in order", "in any order"),
+    surviving_over_plain=("in order", "not surviving"),
+  )
+
+
+def _compare(functions, number, prepare=None, **wanted) -> dict[str, float]:
+  """Times functions; `wanted` names the two speeds of each ratio."""
+  seconds = seconds_side_by_side(
+    functions, rounds=_ROUNDS.value, prepare=prepare
+  )
+  for name, times in seconds.items():
+    print(f"{name:>24} {number / statistics.median(times):9,.0f} images/s")
+  return {
+    name: round(median_ratio(seconds[below], seconds[above]), 3)
+    for name, (above, below) in wanted.items()
+  }
+
+
+def _randaugment(source, count: int):
+  """Returns functions that augment what `source` returns for a number."""
   ours = randaugment.RandAugment(layers=_LAYERS, magnitude=_MAGNITUDE)
   theirs = augment.RandAugment(
     num_layers=_LAYERS,
@@ -101,23 +119,10 @@ def _measure(encoded, folder) -> dict[str, float]:
     translate_const=100.0,
     cutout_const=40.0,
   )
-  for name, source in (
-    ("randaugment_over_model_garden", lambda i: ready[i]),
-    ("randaugment_in_pipeline", crop_and_flip),
-  ):
-    functions = {
-      "ours": lambda i, source=source: ours(source(i), tf.stack([1, i])),
-      "Model Garden's": lambda i, source=source: theirs.distort(source(i)),
-    }
-    functions = {key: _mapped(f, count) for key, f in functions.items()}
-    compare(functions, count, **{name: ("ours", "Model Garden's")})
-  compare(*_reading(folder), read_over_sequential=("records", "bytes"))
-  compare(
-    *_batching(folder),
-    deterministic_over_free=("in order", "in any order"),
-    surviving_over_plain=("in order", "not surviving"),
-  )
-  return ratios
+  return {
+    "ours": _mapped(lambda i: ours(source(i), tf.stack([1, i])), count),
+    "Model Garden's": _mapped(lambda i: theirs.distort(source(i)), count),
+  }
 
 
 def _reading(folder):

@@ -16,6 +16,7 @@ import numpy as np
 import tensorflow as tf
 
 from nfnets_tf.errors import UserError
+from nfnets_tf.fileio import latest_checkpoint
 from nfnets_tf.keras_api import keras
 from nfnets_tf.models.layers import ClassifierHead, WSConv2D
 from nfnets_tf.models.nfnet import NFBlock, NFNet
@@ -299,7 +300,7 @@ def _read(path: str, network: NFNet, averaged: bool) -> tuple[str, Parameters]:
     prefix = join(path, "variables", "variables")
     return "the SavedModel", _from_checkpoint(path, prefix, averaged)
   for folder in (join(path, "checkpoints"), path):
-    if prefix := _newest_checkpoint(folder):
+    if prefix := latest_checkpoint(folder):
       return "the checkpoint", _from_checkpoint(path, prefix, averaged)
   if exists(f"{path}.index"):
     return "the checkpoint", _from_checkpoint(path, path, averaged)
@@ -307,19 +308,6 @@ def _read(path: str, network: NFNet, averaged: bool) -> tuple[str, Parameters]:
     return "the parameter file", read_parameters(path)
   state = "holds no weights" if exists(path) else "does not exist"
   raise UserError(f"{path!r} {state}; {_EXPECTED}")
-
-
-def _newest_checkpoint(directory: str) -> str | None:
-  """Returns the prefix of the newest checkpoint, None without one."""
-  if not tf.io.gfile.isdir(directory):
-    return None
-  # By the files, not by TensorFlow's list, which may name a removed one.
-  steps = {
-    int(match[2]): match[1]
-    for name in tf.io.gfile.listdir(directory)
-    if (match := re.fullmatch(r"(.*-(\d+))\.index", name))
-  }
-  return os.path.join(directory, steps[max(steps)]) if steps else None
 
 
 def _from_checkpoint(path: str, prefix: str, averaged: bool) -> Parameters:
