@@ -104,7 +104,7 @@ class SweepJob:
       return sweep_tables.describe_results(results, sweep.loss)
     if selection == "plan":
       plan = self._plan()
-      sweep_tables.write_table(plan, store.plan, store.root)
+      sweep_tables.write_table(plan, store.plan)
       return f"{self._describe(plan)}\n\nAs CSV: {store.plan}"
     _check_host()
     points = sweep.points
@@ -134,7 +134,7 @@ class SweepJob:
     plan = sweep_tables.read_table(self._store.plan)
     if plan is None or {*plan["point"]} != {p.name for p in self._sweep.points}:
       plan = self._plan()  # before anything is written: it builds all jobs
-      sweep_tables.write_table(plan, self._store.plan, self._store.root)
+      sweep_tables.write_table(plan, self._store.plan)
     write_atomically(self._store.config, self._configuration.text)
     on_start(self._store.root)
     self._sweep.run(self._store, points, self._command, self._refresh)
@@ -215,7 +215,7 @@ class SweepJob:
     """Writes results.csv and the report."""
     sweep, store = self._sweep, self._store
     plan, results = self._tables(trials)
-    sweep_tables.write_table(results, store.results, store.root)
+    sweep_tables.write_table(results, store.results)
     if sweep.report is not None:
       status = SweepStatus(
         name=os.path.basename(store.root.rstrip("/")) or store.root,

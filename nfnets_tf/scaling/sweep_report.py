@@ -310,8 +310,7 @@ def _environment() -> jinja2.Environment:
     trim_blocks=True,
     lstrip_blocks=True,
   )
-  environment.filters.update(value=_format, duration=_duration)
-  environment.tests["number"] = is_number
+  environment.filters["value"] = _format
   return environment
 
 

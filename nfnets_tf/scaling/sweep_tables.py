@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import math
+import os
 from collections.abc import Callable, Mapping, Sequence
 from numbers import Real
 from typing import TYPE_CHECKING
@@ -93,10 +94,10 @@ def _readable(value: float) -> str:
   return f"{value:,.0f}" if value >= 1000 else f"{value:.4g}"
 
 
-def write_table(table: pd.DataFrame, path: str, root: str) -> None:
-  """Writes a table as CSV, and creates the directory `root`."""
-  with report_write_errors(root):
-    tf.io.gfile.makedirs(root)
+def write_table(table: pd.DataFrame, path: str) -> None:
+  """Writes a table as CSV, and creates its directory."""
+  with report_write_errors(path):
+    tf.io.gfile.makedirs(os.path.dirname(path))
   write_atomically(path, table.to_csv(index=False))
 
 

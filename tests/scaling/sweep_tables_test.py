@@ -99,7 +99,7 @@ def test_tables_survive_csv(tmp_path):
   root = tmp_path / "new" / "sweep"
   path = str(root / "plan.csv")
   assert sweep_tables.read_table(path) is None
-  sweep_tables.write_table(table, path, str(root))
+  sweep_tables.write_table(table, path)
   pd.testing.assert_frame_equal(
     sweep_tables.read_table(path), table, check_exact=True, check_dtype=False
   )
@@ -113,7 +113,7 @@ def test_unwritable_directory_is_reported(tmp_path):
   (tmp_path / "file").touch()
   root = str(tmp_path / "file")
   with pytest.raises(RunError, match="cannot be written"):
-    sweep_tables.write_table(pd.DataFrame({"a": [1]}), f"{root}/a.csv", root)
+    sweep_tables.write_table(pd.DataFrame({"a": [1]}), f"{root}/a.csv")
 
 
 def trial_at(point, rate, state, **outcome):

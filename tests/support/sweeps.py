@@ -60,7 +60,7 @@ def finish(store: SweepStore, sweep: Sweep, points=None, *, plan=True) -> None:
   """Writes the plan, and the records of all trials of some points."""
   if plan:
     table = sweep_tables.plan_table(sweep.points, figures, None)
-    sweep_tables.write_table(table, store.plan, store.root)
+    sweep_tables.write_table(table, store.plan)
   for point in sweep.points if points is None else points:
     while trials := sweep.next_trials(point, store.trials()):
       for trial in trials:
