@@ -220,9 +220,6 @@ class Workers:
   TF_CONFIG; any other strategy has one process. The methods are collective:
   every process calls the same ones in the same order, and waits for the others.
 
-  Args:
-    strategy: of this process.
-
   Attributes:
     count: number of processes.
     index: of this process.

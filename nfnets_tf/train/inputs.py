@@ -197,14 +197,9 @@ class InputMonitor:
   """Logs the fraction of time spent waiting for data; bounds invalid examples.
 
   If more than 5 % of an interval is spent waiting, it reports the slowest stage
-  once. The first interval of an iterator is exempt, since it fills buffers.
-
-  Args:
-    wait_timer: times the batches.
-    profile: measures {stage: seconds per image}.
-    invalid_records: counts them by cause.
-    max_invalid_fraction: of all examples that this process has read, in [0, 1].
-    clock: returns seconds.
+  once; `profile` measures {stage: seconds per image}. The first interval of an
+  iterator is exempt, since it fills buffers. `max_invalid_fraction`, in [0, 1],
+  is of all examples that this process has read.
   """
 
   def __init__(
