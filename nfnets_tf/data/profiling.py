@@ -54,13 +54,23 @@ class WaitTimer:
     return seconds
 
 
+def _seconds_per_element(dataset: tf.data.Dataset, seconds: float) -> float:
+  iterator = iter(dataset)
+  next(iterator)  # starts the threads
+  start = time.monotonic()
+  for count in itertools.count(1):
+    next(iterator)
+    if (elapsed := time.monotonic() - start) >= seconds:
+      return elapsed / count
+
+
 def profile_stages(
   examples: tf.data.Dataset,
   transforms: Sequence[Transform],
   validate: RecordValidator,
   *,
   seconds: float = 0.5,
-  measure: Callable[[tf.data.Dataset, float], float] | None = None,
+  measure: Callable[[tf.data.Dataset, float], float] = _seconds_per_element,
 ) -> dict[str, float]:
   """Measures reading and each transform, on all cores.
 
@@ -71,12 +81,11 @@ def profile_stages(
     validate: names the image's feature, and leaves out invalid records.
     seconds: duration of each measurement.
     measure: returns the seconds per element of a dataset, measured for some
-      seconds; None uses the clock.
+      seconds.
 
   Returns:
     {stage: seconds per image}, "reading" and the class names of transforms.
   """
-  measure = measure or _seconds_per_element
   records = examples.map(lambda _, record: record)
   reading = records.batch(_SAMPLE).with_options(dataset_options())
   costs = {"reading": measure(reading, seconds) / _SAMPLE}
@@ -109,13 +118,3 @@ def _map_images(images: list[bytes], transform: Transform) -> tf.data.Dataset:
   )
   # Only around transforms: around a missing shard, it would retry forever.
   return mapped.ignore_errors().with_options(dataset_options())
-
-
-def _seconds_per_element(dataset: tf.data.Dataset, seconds: float) -> float:
-  iterator = iter(dataset)
-  next(iterator)  # starts the threads
-  start = time.monotonic()
-  for count in itertools.count(1):
-    next(iterator)
-    if (elapsed := time.monotonic() - start) >= seconds:
-      return elapsed / count
