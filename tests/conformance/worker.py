@@ -54,14 +54,10 @@ def train(strategy, hosts, host):
 
 
 def main() -> None:
-  """Trains with TF_CONFIG's workers, or alone without it."""
-  config = json.loads(os.environ.get("TF_CONFIG", "{}"))
-  if config:
-    strategy = tf.distribute.MultiWorkerMirroredStrategy()
-    hosts = len(config["cluster"]["worker"])
-    host = config["task"]["index"]
-  else:
-    strategy, hosts, host = tf.distribute.OneDeviceStrategy("CPU:0"), 1, 0
+  """Trains as one of TF_CONFIG's workers."""
+  config = json.loads(os.environ["TF_CONFIG"])
+  strategy = tf.distribute.MultiWorkerMirroredStrategy()
+  hosts, host = len(config["cluster"]["worker"]), config["task"]["index"]
   json.dump(train(strategy, hosts, host), sys.stdout)
 
 

@@ -7,17 +7,20 @@ import subprocess
 import sys
 
 import numpy as np
+import tensorflow as tf
+
+from tests.conformance.worker import train
 
 WORKER = pathlib.Path(__file__).with_name("worker.py")
 
 
-def start(**environment):
+def start(tf_config):
   return subprocess.Popen(
     [sys.executable, str(WORKER)],
     stdout=subprocess.PIPE,
     stderr=subprocess.PIPE,
     text=True,
-    env={**os.environ, **environment},
+    env={**os.environ, "TF_CONFIG": tf_config},
   )
 
 
@@ -28,9 +31,10 @@ def result(process):
 
 
 def test_sam_in_two_workers_equals_one_process(tf_configs):
-  processes = [start(), *(start(TF_CONFIG=config) for config in tf_configs())]
+  processes = [start(config) for config in tf_configs()]
   try:
-    alone, *workers = map(result, processes)
+    alone = train(tf.distribute.OneDeviceStrategy("CPU:0"), hosts=1, host=0)
+    workers = [result(process) for process in processes]
   finally:
     for process in processes:
       process.kill()

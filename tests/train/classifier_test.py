@@ -44,7 +44,14 @@ def batch(size=8):
   return images, r.integers(0, 4, size)
 
 
-def test_five_steps_of_f0_equal_deepminds(testdata, golden_parameters):
+@pytest.mark.parametrize(
+  "eager",
+  [
+    True,  # tracing F0 takes 20 s
+    pytest.param(False, marks=pytest.mark.soak),
+  ],
+)
+def test_five_steps_of_f0_equal_deepminds(testdata, golden_parameters, eager):
   """Losses, weights and averages after AGC, Nesterov, decay and EMA."""
   golden = np.load(testdata / "f0_agc_sgd_5steps.npz")
   network = NFNet("F0", 10, drop_rate=0.0)
@@ -53,7 +60,7 @@ def test_five_steps_of_f0_equal_deepminds(testdata, golden_parameters):
   assign_parameters(network, start)
   # The golden images are normalized already.
   model = Classifier(network, mean_rgb=(0, 0, 0), stddev_rgb=(1 / 255,) * 3)
-  model.compile(SGD(ListedRates(golden["lrs"])))
+  model.compile(SGD(ListedRates(golden["lrs"])), run_eagerly=eager)
   for step in range(5):
     r = np.random.default_rng(100 + step)
     x = r.standard_normal((4, 48, 48, 3), dtype=np.float32)
