@@ -21,7 +21,7 @@ ENVIRONMENT = {k: v for k, v in os.environ.items() if k[:6] != "TF_CPP"}
 NFNET = [
   "--gin_file=gin/quickstart.gin",
   "--gin_file=gin/overlays/smoke.gin",
-  "--gin_param=EPOCHS = 0.89",  # 40 steps
+  "--gin_param=EPOCHS = 0.178",  # 8 steps
   "--gin_param=run_config.Schedule.evaluate_every = 40",
 ]
 
@@ -72,7 +72,7 @@ def test_run_shows_progress_and_summary_and_logs_library_output(finished):
   assert "held-out top-1" in done.stdout and "SavedModel" in done.stdout
   for line in done.stderr.splitlines():
     assert line[2] == ":" == line[5], line  # our own lines carry the time
-  assert "step 40/40, loss" in done.stderr
+  assert "step 8/8, loss" in done.stderr
   assert (workdir / "libraries.log").read_text()
   assert len(last_record(workdir)["weights_sha256"]) == 64
 
@@ -101,7 +101,7 @@ def test_exports_a_checkpoint_by_its_path(finished, launch, tmp_path):
   """Its averages, as the run itself exported them."""
   workdir, _ = finished
   before = list_files(workdir)
-  checkpoint = workdir / "checkpoints" / "ckpt-40"
+  checkpoint = workdir / "checkpoints" / "ckpt-8"
   done = launch(
     "--gin_file=gin/export.gin",
     f"--gin_param=CHECKPOINT = {str(checkpoint)!r}",
@@ -145,7 +145,7 @@ def test_refuses_another_configuration_in_the_same_workdir(
   workdir, _ = finished
   done = launch(*NFNET, data, "--gin_param=EPOCHS = 3", f"--workdir={workdir}")
   assert done.returncode == 2
-  assert "EPOCHS was 0.89, is 3" in done.stderr
+  assert "EPOCHS was 0.178, is 3" in done.stderr
   assert "Traceback" not in done.stderr
 
 
