@@ -16,7 +16,7 @@ import pathlib
 import re
 import sys
 
-from absl import flags
+from absl import app, flags
 from matplotlib.figure import Figure
 
 _RUNS = flags.DEFINE_multi_string("runs", [], "NAME=PATTERN, see above.")
@@ -26,7 +26,6 @@ _TITLE = flags.DEFINE_string("title", "", "Title of the picture.")
 
 def main() -> None:
   """Draws the groups and prints a line for each."""
-  flags.FLAGS(sys.argv)
   figure = Figure(figsize=(7, 4.2), layout="constrained")
   axes = figure.subplots()
   table = {}
@@ -80,4 +79,4 @@ def _points(folder: pathlib.Path, key: str) -> list[tuple[float, float]]:
 
 
 if __name__ == "__main__":
-  main()
+  app.run(lambda _: main())

@@ -22,11 +22,10 @@ last line is a JSON object of ratios of speeds from the same run:
 
 import json
 import statistics
-import sys
 import tempfile
 
 import tensorflow as tf
-from absl import flags
+from absl import app, flags
 from official.vision.ops import augment
 
 from benchmarks import jpegs
@@ -50,7 +49,6 @@ _SHARDS, _BATCH, _WINDOW = 64, 64, 16
 
 def main() -> None:
   """Prints images per second and, last, the ratios as JSON."""
-  flags.FLAGS(sys.argv)
   encoded = jpegs.read(_IMAGES.value, _COUNT.value, at_least=_BATCH)
   with tempfile.TemporaryDirectory() as folder:
     jpegs.write_shards(folder, encoded, _SHARDS)
@@ -220,4 +218,4 @@ def _take(iterator, count):
 
 
 if __name__ == "__main__":
-  main()
+  app.run(lambda _: main())

@@ -9,10 +9,9 @@ momentum, decay, averages of the weights and all metrics.
 
 import json
 import statistics
-import sys
 
 import numpy as np
-from absl import flags
+from absl import app, flags
 
 from benchmarks.timing import (
   median_ratio,
@@ -34,7 +33,6 @@ _ROUNDS = flags.DEFINE_integer("rounds", 7, "Steps to time.")
 
 def main() -> None:
   """Prints seconds per step and, last, the ratios as JSON."""
-  flags.FLAGS(sys.argv)
   keras.mixed_precision.set_global_policy(_POLICY.value)
   size, batch = _IMAGE_SIZE.value, _BATCH_SIZE.value
   images = np.random.default_rng(0).integers(
@@ -65,4 +63,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-  main()
+  app.run(lambda _: main())

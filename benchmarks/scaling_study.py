@@ -16,7 +16,7 @@ import subprocess
 import sys
 
 import pandas as pd
-from absl import flags
+from absl import app, flags
 
 from nfnets_tf.scaling.plots import (
   model_styles,
@@ -36,7 +36,6 @@ _IMAGES_PER_CLASS = 500  # to fine-tune on the other classes
 
 def main() -> None:
   """Runs the study, or resumes it."""
-  flags.FLAGS(sys.argv)
   workdir = pathlib.Path(_WORKDIR.value).resolve()
   source = pathlib.Path(_CIFAR10.value).resolve()
   names = sorted(path.name for path in (source / "train").iterdir())
@@ -147,4 +146,4 @@ def _plot(table: pd.DataFrame, path: pathlib.Path) -> None:
 
 
 if __name__ == "__main__":
-  main()
+  app.run(lambda _: main())

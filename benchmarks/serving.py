@@ -16,13 +16,12 @@ import importlib.util
 import json
 import os
 import statistics
-import sys
 import tempfile
 import time
 
 import numpy as np
 import tensorflow as tf
-from absl import flags
+from absl import app, flags
 
 from benchmarks.timing import median_ratio, seconds_side_by_side
 from nfnets_tf.models.nfnet import NFNet
@@ -45,7 +44,6 @@ _FORMS = {
 
 def main() -> None:
   """Prints seconds and, last, the ratios as JSON."""
-  flags.FLAGS(sys.argv)
   with tempfile.TemporaryDirectory() as folder:
     served = _export(folder)
   timed = {}
@@ -141,4 +139,4 @@ def _ratios(timed: dict) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-  main()
+  app.run(lambda _: main())

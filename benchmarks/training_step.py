@@ -8,10 +8,9 @@ momentum, decay, averages of the weights and all metrics.
 
 import json
 import statistics
-import sys
 
 import numpy as np
-from absl import flags
+from absl import app, flags
 
 from benchmarks.timing import (
   median_ratio,
@@ -31,7 +30,6 @@ _ROUNDS = flags.DEFINE_integer("rounds", 5, "Steps to time.")
 
 def main() -> None:
   """Prints images per second and, last, the figures as JSON."""
-  flags.FLAGS(sys.argv)
   size, batch = _IMAGE_SIZE.value, _BATCH_SIZE.value
   images = np.random.default_rng(0).integers(
     0, 255, [batch, size, size, 3], np.uint8
@@ -61,4 +59,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-  main()
+  app.run(lambda _: main())

@@ -15,7 +15,7 @@ import subprocess
 import sys
 
 import numpy as np
-from absl import flags
+from absl import app, flags
 
 from benchmarks.timing import median_ratio, seconds_side_by_side
 
@@ -31,7 +31,6 @@ _SERVE = flags.DEFINE_bool("serve", False, "Be one of the processes.")
 
 def main() -> None:
   """Prints images per second and, last, the ratio as JSON."""
-  flags.FLAGS(sys.argv)
   if _SERVE.value:
     _serve()
     return
@@ -126,4 +125,4 @@ def _serve() -> None:
 
 
 if __name__ == "__main__":
-  main()
+  app.run(lambda _: main())

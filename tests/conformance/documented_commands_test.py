@@ -23,7 +23,11 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 PROGRAMS = (
   "python pip pre-commit saved_model_cli bash curl tensorflow_model_server"
 ).split()
-LINKED = ("nfnets_tf", "launch", "gin", "docs", "benchmarks", "examples")
+# Of the repository, in the workspace; what commands write stays there.
+LINKED = (
+  ".ci nfnets_tf launch gin docs benchmarks examples tests tools setup.py"
+  " pyproject.toml README.md CHANGELOG.md CONTRIBUTING.md"
+).split()
 TINY = (
   " --gin_param='EPOCHS = 1' --gin_param='BATCH_SIZE = 8'"
   " --gin_param=\"VARIANT = 'femto'\" --gin_param=\"POLICY = 'float32'\""
@@ -35,8 +39,6 @@ from nfnets_tf.keras_api import keras
 images = np.zeros([8, 32, 32, 3], np.uint8)
 dataset = tf.data.Dataset.from_tensor_slices((images, np.arange(8))).batch(4)
 train = heldout = dataset
-from nfnets_tf.models.weights import save_deepmind
-save_deepmind(nfnets_tf.NFNet("femto", 1000), "femto.npz")
 """
 
 
@@ -105,7 +107,7 @@ RULES = [
   Rule(
     r"benchmarks\.input_pipeline",
     replace=(("FOLDER", "photos/a"),),
-    append=" --rounds=1 --count=8",
+    append=" --rounds=1 --count=64",
   ),
   Rule(r"benchmarks\.(convolution|compare_runs|scaling_study)", append=HELP),
   Rule(r"benchmarks\.NAME", skip="a placeholder"),
@@ -179,17 +181,20 @@ def workspace(tmp_path_factory):
   """The repository in links, photographs, weights and a finished run."""
   import tensorflow as tf
 
+  from nfnets_tf.models.nfnet import NFNet
+  from nfnets_tf.models.weights import save_deepmind
+
   folder = tmp_path_factory.mktemp("workspace")
   for name in LINKED:
     (folder / name).symlink_to(ROOT / name)
-  (folder / "tests").symlink_to(ROOT / "tests")
   r = np.random.default_rng(0)
   for name in ("photos/a", "photos/b", "imagenet/val/a"):
     (folder / name).mkdir(parents=True)
-    for number in range(40):
+    for number in range(64):  # a batch of benchmarks.input_pipeline
       pixels = r.integers(0, 255, [40, 48, 3]).astype(np.uint8)
       path = folder / name / f"{number}.jpg"
       path.write_bytes(tf.io.encode_jpeg(pixels).numpy())
+  save_deepmind(NFNet("femto", 1000), str(folder / "femto.npz"))
   for page in (ROOT / "README.md", ROOT / "docs" / "data.md"):
     for command in filter(re.compile(FIRST).search, read_commands(page)):
       run(folder, command)
