@@ -2,7 +2,7 @@
 
 A rule says how a documented command runs in a workspace with small stand-in
 data: with further arguments, with parts replaced, or only as far as --dry_run
-or --help where data or hardware is missing. A new command without a rule fails
+or its flags where data or hardware is missing. A new command without a rule fails
 `test_every_documented_command_has_a_rule`.
 """
 
@@ -62,7 +62,7 @@ class Rule:
 
 
 DRY = " --dry_run"
-HELP = " --helpfull"
+CHECK_FLAGS = " --only_check_args"
 # The first matching rule applies; rules whose commands write files come first.
 RULES = [
   Rule(r"^(pip|pre-commit) ", skip="changes the installation; .ci/run does it"),
@@ -109,7 +109,16 @@ RULES = [
     replace=(("FOLDER", "photos/a"),),
     append=" --rounds=1 --count=64",
   ),
-  Rule(r"benchmarks\.(convolution|compare_runs|scaling_study)", append=HELP),
+  Rule(r"benchmarks\.convolution"),
+  Rule(
+    r"benchmarks\.compare_runs",
+    replace=(
+      ("docs/images/sam.png", "sam.png"),
+      ("RUNS/full_plain_?", "runs/quickstart"),
+      ("RUNS/full_sam_?", "runs/quickstart"),
+    ),
+  ),
+  Rule(r"benchmarks\.scaling_study", append=CHECK_FLAGS),
   Rule(r"benchmarks\.NAME", skip="a placeholder"),
   # Fragments and files.
   Rule(r"^FRAGMENT .*ShardBuilder"),
@@ -188,7 +197,7 @@ def workspace(tmp_path_factory):
   for name in LINKED:
     (folder / name).symlink_to(ROOT / name)
   r = np.random.default_rng(0)
-  for name in ("photos/a", "photos/b", "imagenet/val/a"):
+  for name in ("photos/a", "photos/b", "imagenet/val/a", "imagenet/val/b"):
     (folder / name).mkdir(parents=True)
     for number in range(64):  # a batch of benchmarks.input_pipeline
       pixels = r.integers(0, 255, [40, 48, 3]).astype(np.uint8)
