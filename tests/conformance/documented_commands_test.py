@@ -2,7 +2,7 @@
 
 A rule says how a documented command runs in a workspace with small stand-in
 data: with further arguments, with parts replaced, or only as far as --dry_run
-or its flags where data or hardware is missing. A new command without a rule fails
+or flags where data or hardware is missing. A new command without a rule fails
 `test_every_documented_command_has_a_rule`.
 """
 
