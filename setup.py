@@ -2,22 +2,47 @@
 
 import pathlib
 import re
+import shutil
 
 from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
 
 _HERE = pathlib.Path(__file__).parent
 _VERSION = re.search(
   r'__version__ = "(.+)"', (_HERE / "nfnets_tf/__init__.py").read_text()
 )
 
+
+def _requirements(name: str, marker: str = "") -> list:
+  """Returns the packages of a file in requirements/, without what it includes.
+
+  Args:
+    name: of the file, without its ending.
+    marker: the environments that they apply to, such as python_version < "3".
+  """
+  lines = (_HERE / f"requirements/{name}.txt").read_text().splitlines()
+  packages = [line for line in lines if line and line[0] not in "#-"]
+  return [f"{line}; {marker}" if marker else line for line in packages]
+
+
+class _BuildPy(build_py):
+  """Also copies gin/ into the package, where a wheel's launcher finds it."""
+
+  def run(self):
+    super().run()
+    if not self.editable_mode:
+      target = pathlib.Path(self.build_lib, "nfnets_tf/gin")
+      shutil.copytree(_HERE / "gin", target, dirs_exist_ok=True)
+
+
 # Writes shards; only that job imports it.
 _PREPARE = ["apache-beam>=2.60"]
 # An engine of sweeps; only it imports it.
 _RAY = ["ray>=2.9"]
-# Writes ONNX files; later onnx needs a protobuf that TensorFlow 2.15 does not.
-_ONNX = ["onnx>=1.14,<1.18", "onnxruntime>=1.16", "tf2onnx>=1.17,<1.18"]
+# Writes ONNX files.
+_ONNX = ["onnx>=1.14", "onnxruntime>=1.16", "tf2onnx>=1.17,<1.18"]
 _TEST = [*_PREPARE, *_RAY, *_ONNX, "pytest>=8,<9", "pytest-xdist>=3.7,<4"]
-_DEV = [*_TEST, "pre-commit>=3", "ruff==0.17.5"]
+_DEV = [*_TEST, "build", "pre-commit>=3", "ruff==0.17.5", "twine"]
 
 setup(
   name="nfnets_tf",
@@ -30,26 +55,12 @@ setup(
   package_data={
     "nfnets_tf.scaling": ["paper/*.csv", "paper/*.md", "*.html.j2"],
   },
-  python_requires=">=3.9,<3.12",
+  cmdclass={"build_py": _BuildPy},
+  python_requires=">=3.9,<3.14",
   install_requires=[
-    "absl-py",
-    "gin-config==0.5.0",
-    "h5py>=3.8",
-    "importlib-resources",
-    "jinja2>=3.0",
-    "keras==2.15.0",
-    "matplotlib>=3.7",
-    "numpy<2",
-    "pandas>=2.0",
-    "scikit-learn>=1.3",
-    "scipy>=1.9",
-    "setuptools<81",
-    "tensorflow==2.15.1",
-    "tensorflow-addons==0.23.0",
-    "tensorflow-datasets>=4.9.3,<4.9.9",
-    "tensorflow-metadata<1.17",
-    "tf-models-official==2.15.0",
-    "tqdm>=4.60",
+    *_requirements("base"),
+    *_requirements("tensorflow-2.15", 'python_version < "3.12"'),
+    *_requirements("tensorflow-2.20", 'python_version >= "3.12"'),
   ],
   extras_require={
     "prepare": _PREPARE,

@@ -6,9 +6,10 @@ itself is immediate.
 
 import importlib
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _MODULES = {
+  "keras": "nfnets_tf.keras_api",
   "NFNet": "nfnets_tf.models.nfnet",
   "SGD": "nfnets_tf.optim.sgd",
   "AGC": "nfnets_tf.optim.adaptive_clipping",

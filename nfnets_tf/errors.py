@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+import sys
 from collections.abc import Callable, Iterator
 
 import tensorflow as tf
@@ -96,6 +97,32 @@ def require_int(name: str, value: int, minimum: int) -> None:
   """Raises a UserError unless a parameter is an integer >= `minimum`."""
   valid = isinstance(value, int) and value >= minimum
   require(valid, name, value, f"an integer >= {minimum}")
+
+
+def refuse_keras3(receiver: str, *values: object) -> None:
+  """Raises a UserError if a value is an object or class of Keras 3.
+
+  From TensorFlow 2.16 on, `tf.keras` and `import keras` are Keras 3, whose
+  objects look like those of Keras 2 and fail late, or do something else.
+
+  Args:
+    receiver: what received the values, for the message.
+    *values: any objects; lists and tuples of objects too.
+  """
+  version = getattr(sys.modules.get("keras"), "__version__", "2")
+  if version.split(".")[0] < "3":
+    return
+  for value in values:
+    if isinstance(value, (list, tuple)):
+      refuse_keras3(receiver, *value)
+      continue
+    kind = value if isinstance(value, type) else type(value)
+    if any(base.__module__.split(".")[0] == "keras" for base in kind.__mro__):
+      raise UserError(
+        f"{receiver} received {kind.__name__} of Keras {version}; expected one"
+        " of Keras 2: take it from `from nfnets_tf import keras` instead of"
+        " `import keras` or `tf.keras`."
+      )
 
 
 @contextlib.contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import importlib
 import importlib.util  # noqa: F401  gin 0.5.0 uses it without importing it
 import inspect
@@ -17,7 +18,9 @@ from gin import config_parser
 from nfnets_tf.config import error_messages
 from nfnets_tf.errors import UserError
 
-ROOT = pathlib.Path(__file__).parents[2]
+_PACKAGE = pathlib.Path(__file__).parents[1]
+# Holds gin/: the package itself where it was installed from a wheel.
+ROOT = _PACKAGE if (_PACKAGE / "gin").is_dir() else _PACKAGE.parent
 DYNAMIC_REGISTRATION = "from __gin__ import dynamic_registration"
 
 
@@ -190,8 +193,14 @@ class Bindings(dict):
     Raises:
       UserError: as `resolve`.
     """
+    target = self.resolve(selector)
+    # Up to Python 3.9 the signature of a class is that of its `__new__`, which
+    # is (*args, **kwargs) for Keras objects.
+    is_class = inspect.isclass(target)
+    if is_class and target.__init__ is not object.__init__:
+      target = functools.partial(target.__init__, None)
     variadic = inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD
-    parameters = inspect.signature(self.resolve(selector)).parameters
+    parameters = inspect.signature(target).parameters
     return {n: p for n, p in parameters.items() if p.kind not in variadic}
 
   def dependencies(self, name: str) -> set[str]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import tensorflow as tf
 
+from nfnets_tf.errors import refuse_keras3
 from nfnets_tf.keras_api import keras
 from nfnets_tf.models import variants
 from nfnets_tf.models.layers import (
@@ -206,6 +207,11 @@ class NFNet(keras.Model):
       "input_shape": tuple(input_shape),
       "name": name,
     }
+
+  def __call__(self, *args, **kwargs):
+    """Applies the network; see the class."""
+    refuse_keras3("NFNet", *args)
+    return super().__call__(*args, **kwargs)
 
   def get_config(self):
     return dict(self._config)

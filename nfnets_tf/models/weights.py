@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 import tensorflow as tf
 
-from nfnets_tf.errors import UserError
+from nfnets_tf.errors import UserError, refuse_keras3
 from nfnets_tf.fileio import latest_checkpoint
 from nfnets_tf.keras_api import keras
 from nfnets_tf.models.layers import ClassifierHead, WSConv2D
@@ -224,6 +224,7 @@ def load_weights(
     UserError: if the file is none of these, or a variable is missing in it,
       left over, or of another shape; it lists them and changes nothing.
   """
+  refuse_keras3("load_weights", model)
   network = getattr(model, "network", model)
   if not isinstance(network, NFNet):
     raise UserError(

@@ -15,7 +15,7 @@ from typing import Union
 
 import tensorflow as tf
 
-from nfnets_tf.errors import UserError, require
+from nfnets_tf.errors import UserError, refuse_keras3, require
 from nfnets_tf.keras_api import keras
 from nfnets_tf.optim.param_groups import (
   GroupedOptimizer,
@@ -290,6 +290,7 @@ def agc(
 
 
 def _check_wrappable(optimizer) -> None:
+  refuse_keras3("AGC", optimizer)
   kinds = (keras.optimizers.Optimizer, keras.optimizers.legacy.Optimizer)
   require(
     isinstance(optimizer, kinds),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tensorflow as tf
 
+from nfnets_tf.errors import refuse_keras3
 from nfnets_tf.keras_api import keras
 from nfnets_tf.ops.finite import all_finite
 from nfnets_tf.optim.adaptive_clipping import clip_unitwise
@@ -43,6 +44,9 @@ class SGD(GroupedOptimizer):
     clipping: AGC's lambda, > 0; None turns clipping off.
     clipping_eps: AGC's floor under the norm of a unit's weights, >= 0.
     name: of the optimizer.
+
+  Raises:
+    UserError: if the schedule is one of Keras 3.
   """
 
   skips_nonfinite = True
@@ -59,6 +63,7 @@ class SGD(GroupedOptimizer):
     name: str = "SGD",
     **kwargs,
   ):
+    refuse_keras3("SGD.learning_rate", learning_rate)
     # Keras would apply its own decoupled decay, and compile the update of each
     # variable separately; the whole step can be compiled instead.
     kwargs.update(weight_decay=None, jit_compile=False)

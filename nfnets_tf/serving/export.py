@@ -11,7 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from nfnets_tf.data import preprocessing
-from nfnets_tf.errors import UserError, require
+from nfnets_tf.errors import UserError, refuse_keras3, require
 from nfnets_tf.fileio import write_atomically
 from nfnets_tf.serving import converters, model_card
 from nfnets_tf.serving.folding import DTYPES, TARGETS, inference_network
@@ -220,6 +220,7 @@ def export_saved_model(
 
 
 def _check_inputs(model, class_names, formats, sample) -> None:
+  refuse_keras3("export_saved_model", model)
   if not isinstance(model, Classifier):
     raise UserError(
       f"a {type(model).__name__} was given to export; expected a Classifier,"

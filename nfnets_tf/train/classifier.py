@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 
 import tensorflow as tf
 
-from nfnets_tf.errors import UserError
+from nfnets_tf.errors import UserError, refuse_keras3
 from nfnets_tf.keras_api import keras
 from nfnets_tf.models.nfnet import layers_by_stage, variables_by_stage
 from nfnets_tf.models.weights import named_variables
@@ -77,6 +77,7 @@ class Classifier(keras.Model):
     frozen: Sequence[str] | str = (),
     **kwargs,
   ):
+    refuse_keras3("Classifier", network)
     super().__init__(dtype="float32", **kwargs)  # the network casts
     # `train_step` returns metrics, which are reduced over replicas already;
     # Keras would sum them once more.
@@ -84,8 +85,7 @@ class Classifier(keras.Model):
     self.network = network
     self.label_smoothing = label_smoothing
     self.ema_decay = ema_decay
-    self.mean_rgb = tuple(mean_rgb)
-    self.stddev_rgb = tuple(stddev_rgb)
+    self.mean_rgb, self.stddev_rgb = tuple(mean_rgb), tuple(stddev_rgb)
     self.seed = seed
     self.sam = sam
     self.micro_batches = micro_batches
@@ -129,6 +129,7 @@ class Classifier(keras.Model):
           " cross-entropy) and metrics are built in; remove the argument, or"
           " set Classifier.label_smoothing."
         )
+    refuse_keras3("Classifier.compile", optimizer)
     super().compile(optimizer=optimizer, **kwargs)
     if not isinstance(self.optimizer, keras.optimizers.Optimizer):
       name = type(self.optimizer).__name__
@@ -165,6 +166,21 @@ class Classifier(keras.Model):
   def compile_from_config(self, config):
     """Compiles with the result of `get_compile_config`, for `load_model`."""
     self.compile(**{**config, "optimizer": _deserialize(config["optimizer"])})
+
+  def fit(self, *args, **kwargs):
+    """Trains; see `keras.Model.fit`."""
+    refuse_keras3("Classifier.fit", *args, *kwargs.values())
+    return super().fit(*args, **kwargs)
+
+  def evaluate(self, *args, **kwargs):
+    """Evaluates; see `keras.Model.evaluate`."""
+    refuse_keras3("Classifier.evaluate", *args, *kwargs.values())
+    return super().evaluate(*args, **kwargs)
+
+  def predict(self, *args, **kwargs):
+    """Predicts logits; see `keras.Model.predict`."""
+    refuse_keras3("Classifier.predict", *args, *kwargs.values())
+    return super().predict(*args, **kwargs)
 
   @property
   def metrics(self):

@@ -33,7 +33,7 @@ MAY_IMPORT = {
 # Library: the only packages that may import it ("" is the package's root).
 CONFINED = {
   "gin": {"config"},
-  "absl": {"launch"},
+  "absl": {"", "launch"},
   "ray": {"scaling", "jobs"},
   "jinja2": {"scaling"},
   "official": {"models", "data", "train", "ops"},

@@ -1,9 +1,9 @@
+import importlib
 import math
 
 import numpy as np
 import pytest
 import tensorflow as tf
-import tensorflow_addons as tfa
 from official.vision.ops import augment as reference
 
 from nfnets_tf.data import randaugment
@@ -16,6 +16,7 @@ from nfnets_tf.data.randaugment import (
 )
 from nfnets_tf.errors import UserError
 
+HAS_ADDONS = importlib.util.find_spec("tensorflow_addons") is not None
 IMAGE = np.random.default_rng(0).integers(0, 256, [40, 32, 3], np.uint8)
 
 
@@ -36,6 +37,21 @@ def color_images():
 @pytest.fixture(params=color_images())
 def color_image(request):
   return tf.constant(color_images()[request.param])
+
+
+def contrast_twin(image, factor):
+  """DeepMind's contrast, which the Model Garden had until 2.16.
+
+  The gray level is a histogram's mean count, not the mean of the gray levels.
+  """
+  gray = tf.cast(tf.image.rgb_to_grayscale(image), tf.int32)
+  histogram = tf.histogram_fixed_width(gray, [0, 255], nbins=256)
+  mean = tf.reduce_sum(tf.cast(histogram, tf.float32)) / 256.0
+  level = tf.cast(tf.clip_by_value(mean, 0.0, 255.0), tf.uint8)
+  return reference.blend(tf.fill(image.shape, level), image, factor)
+
+
+TWINS = {"contrast": contrast_twin}
 
 
 def difference(result, expected):
@@ -67,7 +83,8 @@ def test_color_operations_are_within_a_gray_level(color_image):
 def test_color_operations_at_every_strength(color_image, name, values):
   for value in values:
     result = getattr(randaugment, name)(color_image, value)
-    expected = getattr(reference, name)(color_image, value)
+    twin = TWINS.get(name) or getattr(reference, name)
+    expected = twin(color_image, value)
     assert difference(result, expected).max() <= 1
 
 
@@ -86,37 +103,80 @@ def test_color_operations_of_a_worked_example():
     np.testing.assert_array_equal(result, expected)
 
 
-def with_tfa(transform):
-  """Returns what `tfa.image` makes of the image, gray outside of it."""
-  image = transform(reference.wrap(tf.constant(IMAGE)))
-  return reference.unwrap(image, [FILL] * 3)
+def transform_twin(image, matrix):
+  """Returns a warped image, gray outside of it, as the Model Garden does.
+
+  Args:
+    image: uint8 [height, width, 3].
+    matrix: of the output's coordinates, [8], as TensorFlow's operation has it.
+  """
+  wrapped = reference.wrap(tf.convert_to_tensor(image))
+  warped = tf.raw_ops.ImageProjectiveTransformV3(
+    images=wrapped[None],
+    transforms=[tf.cast(tf.stack(matrix), tf.float32)],
+    output_shape=wrapped.shape[:2],
+    fill_value=0.0,
+    interpolation="NEAREST",
+    fill_mode="CONSTANT",
+  )
+  return reference.unwrap(warped[0], [FILL] * 3)
+
+
+def rotation(image, angle):
+  """Returns the matrix that rotates an image about its center, by radians."""
+  height, width = image.shape[0] - 1, image.shape[1] - 1
+  angle = tf.cast(angle, tf.float32)
+  sin, cos = tf.sin(angle), tf.cos(angle)
+  left = (width - (cos * width - sin * height)) / 2
+  top = (height - (sin * width + cos * height)) / 2
+  return [cos, -sin, left, sin, cos, top, 0.0, 0.0]
+
+
+@pytest.mark.skipif(
+  not HAS_ADDONS,
+  reason="tensorflow-addons cannot be imported beside this TensorFlow",
+)
+def test_twins_of_geometry_equal_tensorflow_addons():
+  tfa = importlib.import_module("tensorflow_addons")
+  wrapped = reference.wrap(tf.constant(IMAGE))
+  angle, shear = 0.4, [1.0, 0.3, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0]
+  shift = [1.0, 0.0, 2.5, 0.0, 1.0, -7.0, 0.0, 0.0]
+  for matrix, expected in [
+    (rotation(IMAGE, angle), tfa.image.rotate(wrapped, angle)),
+    (shear, tfa.image.transform(wrapped, shear)),
+    (shift, tfa.image.translate(wrapped, [-2.5, 7.0])),
+  ]:
+    np.testing.assert_array_equal(
+      transform_twin(IMAGE, matrix), reference.unwrap(expected, [FILL] * 3)
+    )
 
 
 @pytest.mark.parametrize("degrees", [-45.0, -30.0, -7.0, 0.0, 3.0, 15.0, 90.0])
-def test_rotate_equals_tfa(degrees):
-  expected = with_tfa(lambda x: tfa.image.rotate(x, degrees * math.pi / 180))
+def test_rotate_equals_its_twin(degrees):
+  matrix = rotation(IMAGE, degrees * math.pi / 180)
+  expected = transform_twin(IMAGE, matrix)
   result = randaugment.rotate(tf.constant(IMAGE), degrees)
   np.testing.assert_array_equal(result, expected)
 
 
 @pytest.mark.parametrize("level", [-0.45, -0.3, -0.15, 0.0, 0.05, 0.25])
-def test_shear_equals_tfa(level):
+def test_shear_equals_its_twin(level):
   for shear, matrix in [
     (randaugment.shear_x, [1.0, level, 0, 0, 1.0, 0, 0, 0]),
     (randaugment.shear_y, [1.0, 0, 0, level, 1.0, 0, 0, 0]),
   ]:
-    expected = with_tfa(lambda x, matrix=matrix: tfa.image.transform(x, matrix))
+    expected = transform_twin(IMAGE, matrix)
     result = shear(tf.constant(IMAGE), level)
     np.testing.assert_array_equal(result, expected)
 
 
 @pytest.mark.parametrize("pixels", [-100, -48, -10, -2.5, 0, 1, 2.5, 3.3, 50])
-def test_translate_equals_tfa(pixels):
-  for translate, offset in [
-    (randaugment.translate_x, [-pixels, 0]),
-    (randaugment.translate_y, [0, -pixels]),
+def test_translate_equals_its_twin(pixels):
+  for translate, matrix in [
+    (randaugment.translate_x, [1.0, 0, pixels, 0, 1.0, 0, 0, 0]),
+    (randaugment.translate_y, [1.0, 0, 0, 0, 1.0, pixels, 0, 0]),
   ]:
-    expected = with_tfa(lambda x, offset=offset: tfa.image.translate(x, offset))
+    expected = transform_twin(IMAGE, matrix)
     result = translate(tf.constant(IMAGE), pixels)
     np.testing.assert_array_equal(result, expected)
 
@@ -137,15 +197,6 @@ def naive_operations(magnitude):
   fraction = magnitude / 10
   blend = fraction * 1.8 + 0.1
 
-  def warp(image, matrix):
-    image = tfa.image.transform(reference.wrap(image), matrix)
-    return reference.unwrap(image, [128] * 3)
-
-  def rotate(image, sign):
-    angle = sign * 30 * fraction * math.pi / 180
-    image = tfa.image.rotate(reference.wrap(image), angle)
-    return reference.unwrap(image, [128] * 3)
-
   def cut_out(image, draws):
     place, half = draws * [40.0, 32.0], int(40 * fraction)
     rows, columns = tf.meshgrid(tf.range(40), tf.range(32), indexing="ij")
@@ -163,17 +214,19 @@ def naive_operations(magnitude):
         lambda: reference.autocontrast(image),
         lambda: reference.equalize(image),
         lambda: reference.invert(image),
-        lambda: rotate(image, sign),
+        lambda: transform_twin(
+          image, rotation(image, sign * 30 * fraction * math.pi / 180)
+        ),
         lambda: reference.posterize(image, int(4 * fraction)),
         lambda: reference.solarize(image, int(256 * fraction)),
         lambda: reference.color(image, blend),
-        lambda: reference.contrast(image, blend),
+        lambda: contrast_twin(image, blend),
         lambda: reference.brightness(image, blend),
         lambda: reference.sharpness(image, blend),
-        lambda: warp(image, [1.0, shear, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0]),
-        lambda: warp(image, [1.0, 0.0, 0.0, shear, 1.0, 0.0, 0.0, 0.0]),
-        lambda: warp(image, [1.0, 0.0, shift, 0.0, 1.0, 0.0, 0.0, 0.0]),
-        lambda: warp(image, [1.0, 0.0, 0.0, 0.0, 1.0, shift, 0.0, 0.0]),
+        lambda: transform_twin(image, [1.0, shear, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0]),
+        lambda: transform_twin(image, [1.0, 0.0, 0.0, shear, 1.0, 0.0, 0.0, 0.0]),
+        lambda: transform_twin(image, [1.0, 0.0, shift, 0.0, 1.0, 0.0, 0.0, 0.0]),
+        lambda: transform_twin(image, [1.0, 0.0, 0.0, 0.0, 1.0, shift, 0.0, 0.0]),
         lambda: cut_out(image, draws),
         lambda: reference.solarize_add(image, int(110 * fraction)),
       ],

@@ -6,18 +6,15 @@ children. See launcher.py.
 
 import json
 import os
-import pathlib
 import signal
 import sys
 
-sys.path.insert(0, str(pathlib.Path(__file__).parents[2] / "launch"))
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
-
-import train  # launch/train.py
 
 import nfnets_tf.config  # noqa: F401
 import nfnets_tf.jobs.train  # noqa: F401
 import nfnets_tf.serving.export  # noqa: F401
+from nfnets_tf import launch
 from nfnets_tf.train import inputs
 
 # A run of the tiny network always waits for its data, and would spend seconds
@@ -31,7 +28,7 @@ def run(arguments, streams, environment):
   flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
   for descriptor, path in zip((1, 2), streams):
     os.dup2(os.open(path, flags), descriptor)
-  code = train.main(["train.py", *arguments])
+  code = launch.main(["train.py", *arguments])
   sys.stdout.flush()
   os._exit(code)
 
