@@ -35,13 +35,10 @@ class _BuildPy(build_py):
       shutil.copytree(_HERE / "gin", target, dirs_exist_ok=True)
 
 
-# Writes shards; only that job imports it.
-_PREPARE = ["apache-beam>=2.60"]
-# An engine of sweeps; only it imports it.
-_RAY = ["ray>=2.9"]
-# Writes ONNX files.
+# Each is imported by one job or engine only.
+_PREPARE, _RAY = ["apache-beam>=2.60"], ["ray>=2.9"]
 _ONNX = ["onnx>=1.14", "onnxruntime>=1.16", "tf2onnx>=1.17,<1.18"]
-_TEST = [*_PREPARE, *_RAY, *_ONNX, "pytest>=8,<9", "pytest-xdist>=3.7,<4"]
+_TEST = _requirements("test")
 _DEV = [*_TEST, "build", "pre-commit>=3", "ruff==0.17.5", "twine"]
 
 setup(
