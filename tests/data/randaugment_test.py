@@ -223,10 +223,18 @@ def naive_operations(magnitude):
         lambda: contrast_twin(image, blend),
         lambda: reference.brightness(image, blend),
         lambda: reference.sharpness(image, blend),
-        lambda: transform_twin(image, [1.0, shear, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0]),
-        lambda: transform_twin(image, [1.0, 0.0, 0.0, shear, 1.0, 0.0, 0.0, 0.0]),
-        lambda: transform_twin(image, [1.0, 0.0, shift, 0.0, 1.0, 0.0, 0.0, 0.0]),
-        lambda: transform_twin(image, [1.0, 0.0, 0.0, 0.0, 1.0, shift, 0.0, 0.0]),
+        lambda: transform_twin(
+          image, [1.0, shear, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0]
+        ),
+        lambda: transform_twin(
+          image, [1.0, 0.0, 0.0, shear, 1.0, 0.0, 0.0, 0.0]
+        ),
+        lambda: transform_twin(
+          image, [1.0, 0.0, shift, 0.0, 1.0, 0.0, 0.0, 0.0]
+        ),
+        lambda: transform_twin(
+          image, [1.0, 0.0, 0.0, 0.0, 1.0, shift, 0.0, 0.0]
+        ),
         lambda: cut_out(image, draws),
         lambda: reference.solarize_add(image, int(110 * fraction)),
       ],
