@@ -69,7 +69,7 @@ def write(folder):
     path = os.path.join(folder, "folded" if fold else "unfolded")
     nfnets_tf.export_saved_model(model, path, class_names=names, fold=fold)
   model.save(os.path.join(folder, "model.keras"))
-  model.save(os.path.join(folder, "model.h5"))
+  model.network.save_weights(os.path.join(folder, "weights.h5"))
   train(model, 1)
   results["continued"] = describe(model)["logits"]
   np.savez(os.path.join(folder, "results.npz"), **results)
@@ -84,15 +84,16 @@ def read(folder, path):
     results[fold] = served(images)["logits"].numpy()
   network = nfnets_tf.NFNet("femto", 10)
   model = nfnets_tf.Classifier(network)
-  for name in ("model.keras", "model.h5", "unfolded"):
+  for name in ("model.keras", "weights.h5", "unfolded"):
     nfnets_tf.load_weights(model, os.path.join(folder, name), averaged=False)
     results[f"load_weights_{name}"] = model(images).numpy()
-  for name in ("model.keras", "model.h5"):
-    model = keras.models.load_model(os.path.join(folder, name))
-    for key, value in describe(model).items():
-      results[f"{name}_{key}"] = value
-    train(model, 1)
-    results[f"{name}_continued"] = describe(model)["logits"]
+  model.network.load_weights(os.path.join(folder, "weights.h5"))
+  results["weights.h5_in_keras"] = model(images).numpy()
+  model = keras.models.load_model(os.path.join(folder, "model.keras"))
+  for key, value in describe(model).items():
+    results[f"model.keras_{key}"] = value
+  train(model, 1)
+  results["model.keras_continued"] = describe(model)["logits"]
   np.savez(path, **results)
 
 
