@@ -2,8 +2,10 @@
 
 import io
 import json
+import logging
 import os
 import pathlib
+import re
 import zlib
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -28,6 +30,23 @@ tf.config.set_logical_device_configuration(
   tf.config.list_physical_devices("CPU")[0],
   [tf.config.LogicalDeviceConfiguration()] * 4,
 )
+
+
+class OwnDeprecations(logging.Handler):
+  """Raises where this project's code calls what TensorFlow has deprecated.
+
+  TensorFlow logs that, with the place of the call; warnings are turned into
+  errors by pyproject.toml.
+  """
+
+  CALL = re.compile(r"From \S*/(nfnets_tf|tests|benchmarks)/\S+: .*deprecated")
+
+  def emit(self, record):
+    if self.CALL.match(record.getMessage()):
+      raise DeprecationWarning(record.getMessage())
+
+
+tf.get_logger().addHandler(OwnDeprecations())
 
 
 @pytest.fixture(autouse=True)

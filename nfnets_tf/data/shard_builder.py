@@ -175,7 +175,13 @@ class ShardBuilder:
     path = os.path.join(self.directory, UNFINISHED)
     try:
       tf.io.gfile.makedirs(self.directory)
-      if names := sorted(tf.io.gfile.listdir(self.directory)):
+      # A process that builds the same shards may be writing its mark just now.
+      names = sorted(
+        name
+        for name in tf.io.gfile.listdir(self.directory)
+        if not name.startswith(UNFINISHED)
+      )
+      if names:
         raise UserError(
           f"{self.directory!r} holds other files, such as {names[0]!r}, and"
           " nothing is overwritten; bind DATA_DIR to a new or empty folder."

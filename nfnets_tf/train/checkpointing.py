@@ -226,14 +226,14 @@ class Checkpointer:
     steps = checkpoint_steps(self._directory)
     kept = {*steps[-self._keep :], self.best and self.best["step"]}
     self._remove(step for step in steps if step not in kept)
-    paths = [
-      checkpoint_path(self._directory, step) for step in steps if step in kept
-    ]
-    if paths:  # else the directory has vanished, as the next write reports
-      # For other tools, such as tf.train.latest_checkpoint; never read here.
-      tf.compat.v1.train.update_checkpoint_state(
-        self._directory, paths[-1], all_model_checkpoint_paths=paths
-      )
+    names = [f"ckpt-{step}" for step in steps if step in kept]
+    if names:  # else the directory has vanished, as the next write reports
+      # A CheckpointState for other tools, such as tf.train.latest_checkpoint;
+      # never read here. TensorFlow's function that writes it is deprecated.
+      lines = [f'model_checkpoint_path: "{names[-1]}"']
+      lines += [f'all_model_checkpoint_paths: "{name}"' for name in names]
+      path = os.path.join(self._directory, "checkpoint")
+      write_atomically(path, "\n".join(lines) + "\n")
 
   def _remove(self, steps: Iterable[int]) -> None:
     for path in _existing_files(self._directory, steps):

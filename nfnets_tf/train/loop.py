@@ -209,10 +209,14 @@ class Trainer:
 
   def _train(self, progress: Progress) -> None:
     schedule = self._schedule
-    if self.step and self.step % schedule.evaluate_every == 0:
-      # The run may have ended between the interval and its evaluation.
-      if not self._workers.any(self._is_evaluated()):
-        self._log_evaluation(progress)
+    # The run may have ended between an interval and its evaluation. At the last
+    # step `evaluate` is called after `fit`.
+    if (
+      0 < self.step < schedule.total_steps
+      and self.step % schedule.evaluate_every == 0
+      and not self._workers.any(self._is_evaluated())
+    ):
+      self._log_evaluation(progress)
     batches = iter(self._batches)
     self._input_monitor.start()
     progress.resume_clock()

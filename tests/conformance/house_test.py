@@ -3,8 +3,10 @@
 import ast
 import importlib.util
 import pathlib
+import warnings
 
 import pytest
+import tensorflow as tf
 
 import nfnets_tf
 
@@ -136,9 +138,20 @@ def test_sources_suit_python_3_9_and_public_keras():
       assert "from __future__ import annotations" in text, relative(path)
 
 
+def test_deprecations_in_own_code_are_errors():
+  place = f"{PACKAGE}/train/loop.py"
+  with pytest.raises(DeprecationWarning, match="old"):
+    tf.get_logger().warning("From %s:7: old is deprecated.", place)
+  tf.get_logger().warning("From /site/keras.py:7: old is deprecated.")
+  for category in (DeprecationWarning, FutureWarning):
+    with pytest.raises(category, match="old"):
+      warnings.warn_explicit("old", category, place, 7, "nfnets_tf.train.loop")
+    warnings.warn_explicit("old", DeprecationWarning, "/site/x.py", 7, "google")
+
+
 def test_public_names_resolve():
   assert set(nfnets_tf.__all__) <= set(dir(nfnets_tf))
   for name in nfnets_tf.__all__:
-    assert getattr(nfnets_tf, name).__name__ == name
+    assert getattr(nfnets_tf, name).__name__.split(".")[-1] == name
   with pytest.raises(AttributeError, match="no attribute 'NFNett'"):
     nfnets_tf.NFNett  # noqa: B018

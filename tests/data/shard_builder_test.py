@@ -118,6 +118,12 @@ def test_concurrent_builders_write_the_same_shards(tmp_path, shards):
   assert len(indexes) == 2 and contents(tmp_path) == shards
 
 
+def test_claims_while_another_process_writes_its_claim(tmp_path, shards):
+  (tmp_path / "preparing.json.ab12.partial").write_text("")
+  make_builder(tmp_path).claim()
+  assert (tmp_path / "preparing.json").exists()
+
+
 def test_ignores_errors_once_another_process_has_finished(
   tmp_path, shards, caplog
 ):

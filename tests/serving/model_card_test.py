@@ -2,6 +2,7 @@ import subprocess
 
 import pytest
 
+import nfnets_tf
 from nfnets_tf.data import preprocessing
 from nfnets_tf.keras_api import keras
 from nfnets_tf.serving import model_card
@@ -45,7 +46,7 @@ def test_card_states_form_data_metrics_and_license():
     "| license of the code | Apache 2.0 |",
   ):
     assert line in text.splitlines(), line
-  assert "| by | nfnets_tf 0.1.0, " in text
+  assert f"| by | nfnets_tf {nfnets_tf.__version__}, " in text
   assert "`features`" in text and "serving_bytes" not in text
 
 

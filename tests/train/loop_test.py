@@ -68,6 +68,19 @@ def test_resumes_bit_identically_after_sigterm_and_kill(
   assert logged(interrupted) == logged(whole)
 
 
+def test_run_killed_after_its_last_checkpoint_logs_nothing_twice(
+  sharp_job, open_trainer, logged, tmp_path
+):
+  # The last step is also one of the evaluations that `fit` logs.
+  sharp_job.schedule = dataclasses.replace(sharp_job.schedule, total_steps=8)
+  open_trainer(sharp_job, tmp_path).fit(None)
+  before = logged(tmp_path)
+  trainer = open_trainer(sharp_job, tmp_path)
+  assert trainer.step == 8
+  trainer.fit(None)
+  assert logged(tmp_path) == before
+
+
 def test_shorter_intervals_are_not_retraced(sharp_job, open_trainer, tmp_path):
   traces = []
 
