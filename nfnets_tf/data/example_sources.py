@@ -204,13 +204,12 @@ class TfdsDataset:
     import tensorflow_datasets as tfds  # seconds to import, and rarely needed
 
     path = os.path.expanduser(directory)
-    try:
-      info = tfds.builder_from_directory(path).info
-    except (FileNotFoundError, tf.errors.NotFoundError) as error:
+    if not tf.io.gfile.exists(os.path.join(path, "dataset_info.json")):
       raise UserError(
         f"TFDS has not prepared a dataset in {directory!r}; bind TFDS to the"
         " folder of a version, such as ~/tensorflow_datasets/cifar10/3.0.2."
-      ) from error
+      )
+    info = tfds.builder_from_directory(path).info
     self.split_rule = f"TFDS {info.full_name}"
     self._infos = {split: read_split_info(path, split) for split in info.splits}
     self.class_names = next(iter(self._infos.values())).class_names

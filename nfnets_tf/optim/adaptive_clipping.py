@@ -311,8 +311,11 @@ def _classes_of(config: dict) -> dict[str, type]:
   Keras 2.15 does not find AdamW, Lion and registered classes in HDF5 files.
   """
   name, registered = config["class_name"], config.get("registered_name")
-  module = sys.modules.get(config.get("module"))
-  cls = getattr(module, name, None)
+  module = config.get("module") or "keras"
+  # Files of Keras 2 say "keras.optimizers", which may be the module of Keras 3.
+  cls = None
+  if module.split(".")[0] not in ("keras", "tf_keras"):
+    cls = getattr(sys.modules.get(module), name, None)
   if cls is None and registered:
     cls = keras.saving.get_registered_object(registered)
   if cls is None:

@@ -106,7 +106,9 @@ def read_table(path: str) -> pd.DataFrame | None:
   if not tf.io.gfile.exists(path):
     return None
   content = io.BytesIO(read_bytes(path))
-  return pd.read_csv(content, float_precision="round_trip")
+  # The default from pandas 3.1 on, which deprecates the argument.
+  exact = {"float_precision": "round_trip"} if pd.__version__ < "3.1" else {}
+  return pd.read_csv(content, **exact)
 
 
 def results_table(

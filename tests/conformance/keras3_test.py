@@ -39,7 +39,7 @@ def foreign_objects(keras3):
 
   schedule = keras3.optimizers.schedules.CosineDecay(0.1, 10)
   network = keras3.Sequential([keras3.Input([32, 32, 3])])
-  path = "not/there"
+  images, path = keras3.Input([32, 32, 3]), "not/there"
   return {
     "AGC received AdamW": lambda _: nfnets_tf.AGC(keras3.optimizers.AdamW()),
     "SGD.learning_rate received Cos": lambda _: nfnets_tf.SGD(schedule),
@@ -57,7 +57,7 @@ def foreign_objects(keras3):
     "predict received Call": lambda m: m.predict(
       IMAGES, callbacks=[Callback()]
     ),
-    "NFNet received KerasTensor": lambda m: m.network(network.output),
+    "NFNet received KerasTensor": lambda m: m.network(images),
     "load_weights received Seq": lambda _: nfnets_tf.load_weights(
       network, path
     ),

@@ -223,7 +223,9 @@ def test_scan_names_a_record_without_a_label(make_dataset, label):
   else:
     feature.int64_list.value[0] = label
   valid = Record(b"", 0, "", "", "").serialize()
-  write_shard(shard, [(0, valid), (0, example.SerializeToString())])
+  write_shard(
+    shard, [(0, valid), (0, example.SerializeToString(deterministic=True))]
+  )
   with pytest.raises(UserError, match="record 1 of the shard .*has no label"):
     read_split_info(directory, "train")
 

@@ -82,7 +82,7 @@ def wrong_type(record, random):
     feature.int64_list.value.extend([1, 2])
   elif change == 2 and name == Fields().label:
     feature.int64_list.value.append(int(random.choice([-1, CLASSES, 2**62])))
-  return example.SerializeToString()
+  return example.SerializeToString(deterministic=True)
 
 
 def damaged(count, random):

@@ -91,7 +91,7 @@ def test_means_are_summed_in_float32():
   assert layers.spatial_mean(tf.ones([2, 4, 4, 3], tf.bfloat16)).shape == [2, 3]
   images = tf.fill([1, 64, 64, 1], tf.cast(1.0, tf.bfloat16))
   mean = layers.SpatialMean(dtype="mixed_bfloat16")(images)
-  assert mean.dtype == tf.float32 and float(mean) == 1.0
+  assert mean.dtype == tf.float32 and mean.numpy().item() == 1.0
 
 
 def test_head_is_float32_and_alone_exempt_from_clipping():

@@ -157,6 +157,12 @@ def test_accelerators_get_convolutions(nano):
   assert of_cpu["Tanh"] == of_others["Tanh"] == in_all
 
 
+@pytest.fixture
+def deprecated_loader(monkeypatch):
+  """Lets a test load as TensorFlow Serving does, with a deprecated function."""
+  monkeypatch.setattr(tf.get_logger(), "disabled", True)
+
+
 def fused_gelus(path):
   """Runs a SavedModel as TensorFlow Serving does; counts fused GELUs."""
   v1 = tf.compat.v1
@@ -184,6 +190,7 @@ def fused_gelus(path):
   return gelus, tanhs
 
 
+@pytest.mark.usefixtures("deprecated_loader")
 def test_server_fuses_every_gelu(nano, names, tmp_path):
   """The CPU speed depends on it, and TensorFlow does not guarantee it."""
   if platform.machine() != "x86_64":

@@ -117,7 +117,9 @@ def serialized_example(**features) -> bytes:
     for name, v in features.items()
   }
   features = tf.train.Features(feature=features)
-  return tf.train.Example(features=features).SerializeToString()
+  return tf.train.Example(features=features).SerializeToString(
+    deterministic=True
+  )
 
 
 def store_with_tfds(directory, **features) -> str:
