@@ -16,8 +16,10 @@ import pathlib
 import re
 import sys
 
-from absl import app, flags
+from absl import flags
 from matplotlib.figure import Figure
+
+from benchmarks import entry
 
 _RUNS = flags.DEFINE_multi_string("runs", [], "NAME=PATTERN, see above.")
 _OUTPUT = flags.DEFINE_string("output", None, "The picture, a PNG.")
@@ -79,4 +81,4 @@ def _points(folder: pathlib.Path, key: str) -> list[tuple[float, float]]:
 
 
 if __name__ == "__main__":
-  app.run(lambda _: main())
+  entry.run(main)

@@ -25,10 +25,10 @@ import statistics
 import tempfile
 
 import tensorflow as tf
-from absl import app, flags
+from absl import flags
 from official.vision.ops import augment
 
-from benchmarks import jpegs
+from benchmarks import entry, jpegs
 from benchmarks.timing import median_ratio, seconds_side_by_side
 from nfnets_tf.data import preprocessing, randaugment
 from nfnets_tf.data.dataset_info import read_split_info
@@ -218,4 +218,4 @@ def _take(iterator, count):
 
 
 if __name__ == "__main__":
-  app.run(lambda _: main())
+  entry.run(main)

@@ -16,8 +16,9 @@ import subprocess
 import sys
 
 import pandas as pd
-from absl import app, flags
+from absl import flags
 
+from benchmarks import entry
 from nfnets_tf.scaling.plots import (
   model_styles,
   new_figure,
@@ -146,4 +147,4 @@ def _plot(table: pd.DataFrame, path: pathlib.Path) -> None:
 
 
 if __name__ == "__main__":
-  app.run(lambda _: main())
+  entry.run(main)

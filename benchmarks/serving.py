@@ -21,8 +21,9 @@ import time
 
 import numpy as np
 import tensorflow as tf
-from absl import app, flags
+from absl import flags
 
+from benchmarks import entry
 from benchmarks.timing import median_ratio, seconds_side_by_side
 from nfnets_tf.models.nfnet import NFNet
 from nfnets_tf.serving.export import export_saved_model
@@ -139,4 +140,4 @@ def _ratios(timed: dict) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-  app.run(lambda _: main())
+  entry.run(main)

@@ -10,8 +10,9 @@ import json
 import statistics
 
 import numpy as np
-from absl import app, flags
+from absl import flags
 
+from benchmarks import entry
 from benchmarks.timing import (
   median_ratio,
   seconds_side_by_side,
@@ -59,4 +60,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-  app.run(lambda _: main())
+  entry.run(main)

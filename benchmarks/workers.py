@@ -15,8 +15,9 @@ import subprocess
 import sys
 
 import numpy as np
-from absl import app, flags
+from absl import flags
 
+from benchmarks import entry
 from benchmarks.timing import median_ratio, seconds_side_by_side
 
 _VARIANT = flags.DEFINE_string("variant", "pico", "Size of the network.")
@@ -125,4 +126,4 @@ def _serve() -> None:
 
 
 if __name__ == "__main__":
-  app.run(lambda _: main())
+  entry.run(main)

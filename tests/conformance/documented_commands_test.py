@@ -109,6 +109,11 @@ RULES = [
     replace=(("FOLDER", "photos/a"),),
     append=" --rounds=1 --count=64",
   ),
+  Rule(
+    r"benchmarks\.stacks",
+    replace=(("PYTHON", sys.executable), ("FOLDER", "photos/a")),
+    append=" --variant=femto --rounds=1",
+  ),
   Rule(r"benchmarks\.convolution"),
   Rule(
     r"benchmarks\.compare_runs",

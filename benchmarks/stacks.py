@@ -1,0 +1,160 @@
+"""Times the same work under both TensorFlow stacks, a call each in turn.
+
+  python -m benchmarks.stacks --other=PYTHON --images=FOLDER
+
+PYTHON is an interpreter whose environment has the other stack. Only the ratios
+matter: the two processes alternate, so that a machine whose speed changes
+changes both.
+"""
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+
+import numpy as np
+from absl import flags
+
+from benchmarks import entry
+from benchmarks.timing import median_ratio, seconds_side_by_side
+
+_OTHER = flags.DEFINE_string("other", None, "Interpreter of the other stack.")
+_IMAGES = flags.DEFINE_string("images", None, "Folder of JPEGs, for `input`.")
+_ROUNDS = flags.DEFINE_integer("rounds", 15, "Calls to time.")
+_VARIANT = flags.DEFINE_string("variant", "F0", "Size of the network.")
+_KINDS = flags.DEFINE_list("kinds", [], "Kinds of work; all by default.")
+_SERVE = flags.DEFINE_string("serve", None, "Used by the processes themselves.")
+_INPUT_BATCHES = 8
+
+
+def main() -> None:
+  """Prints the seconds of each kind of work and, last, the ratios as JSON."""
+  if _SERVE.value:
+    _serve()
+    return
+  kinds = _KINDS.value or [k for k in WORK if _IMAGES.value or k != "input"]
+  pythons = {"this": sys.executable, "other": _OTHER.value or sys.executable}
+  ratios = {}
+  for kind in kinds:
+    processes = {name: _start(python, kind) for name, python in pythons.items()}
+    versions = {n: p.stdout.readline().strip() for n, p in processes.items()}
+    seconds = seconds_side_by_side(
+      {name: lambda p=p: _call(p) for name, p in processes.items()},
+      rounds=_ROUNDS.value,
+    )
+    for process in processes.values():
+      process.stdin.close()
+      process.wait()
+    for name, times in seconds.items():
+      median = statistics.median(times)
+      print(f"{kind:>18} {versions[name]:>8} {1e3 * median:9.1f} ms")
+    ratios[kind] = round(median_ratio(seconds["other"], seconds["this"]), 3)
+  print(json.dumps({"other_over_this": ratios}))
+
+
+def _start(python: str, kind: str) -> subprocess.Popen:
+  arguments = [a for a in sys.argv[1:] if not a.startswith("--other")]
+  return subprocess.Popen(
+    [python, "-m", "benchmarks.stacks", f"--serve={kind}", *arguments],
+    stdin=subprocess.PIPE,
+    stdout=subprocess.PIPE,
+    text=True,
+    env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"},
+  )
+
+
+def _call(process: subprocess.Popen) -> None:
+  process.stdin.write("go\n")
+  process.stdin.flush()
+  if process.stdout.readline() != "done\n":
+    raise RuntimeError(f"process {process.pid} has ended.")
+
+
+def _serve() -> None:
+  """Prints TensorFlow's version; calls the work for each line of input."""
+  import tensorflow as tf
+
+  work = WORK[_SERVE.value]()
+  work()
+  print(tf.__version__, flush=True)
+  for _ in sys.stdin:
+    work()
+    print("done", flush=True)
+
+
+def _training(policy="float32", size=192, batch=8, sam=False):
+  """Returns a function that runs one step."""
+  import nfnets_tf
+  from benchmarks.timing import train_steps
+
+  nfnets_tf.keras.mixed_precision.set_global_policy(policy)
+  network = nfnets_tf.NFNet(_VARIANT.value, 1000)
+  model = nfnets_tf.Classifier(network, sam=nfnets_tf.SAM() if sam else None)
+  model.compile(nfnets_tf.SGD(0.1))
+  return train_steps(model, _noise(batch, size), np.zeros([batch], np.int32))
+
+
+def _serving(batch: int, **options):
+  """Returns a function that classifies one batch with a SavedModel."""
+  import tensorflow as tf
+
+  import nfnets_tf
+
+  model = nfnets_tf.Classifier(nfnets_tf.NFNet(_VARIANT.value, 1000))
+  names = [str(number) for number in range(1000)]
+  with tempfile.TemporaryDirectory() as folder:
+    path = nfnets_tf.export_saved_model(
+      model, os.path.join(folder, "1"), class_names=names, **options
+    )
+    served = tf.saved_model.load(path)
+  images = tf.constant(_noise(batch, 256))
+  return lambda: served(images)["logits"].numpy()
+
+
+def _input():
+  """Returns a function that reads batches of cropped and flipped images."""
+  from benchmarks import jpegs
+  from nfnets_tf.data import pipeline, preprocessing
+
+  folder = tempfile.mkdtemp()
+  encoded = jpegs.read(_IMAGES.value, 256, at_least=64)
+  jpegs.write_shards(folder, encoded, 16)
+  split = pipeline.Split(
+    directory=folder,
+    split="train",
+    num_classes=1,
+    transforms=[
+      preprocessing.InceptionCrop(image_size=224),
+      preprocessing.Flip(),
+    ],
+  )
+  batches = iter(
+    split.training_batches(
+      split.read_info(),
+      stream=pipeline.DataStream(32, 48, 0),
+      start_step=0,
+      replicas=1,
+    )
+  )
+  return lambda: [next(batches) for _ in range(_INPUT_BATCHES)]
+
+
+def _noise(batch: int, size: int) -> np.ndarray:
+  r = np.random.default_rng(0)
+  return r.integers(0, 255, [batch, size, size, 3], np.uint8)
+
+
+WORK = {
+  "training_float32": _training,
+  "training_bfloat16": lambda: _training("mixed_bfloat16"),
+  "training_sam": lambda: _training(size=128, sam=True),
+  "serving_1": lambda: _serving(1),
+  "serving_8": lambda: _serving(8),
+  "serving_bfloat16_1": lambda: _serving(1, dtype="bfloat16"),
+  "input": _input,
+}
+
+if __name__ == "__main__":
+  entry.run(main)
