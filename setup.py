@@ -37,8 +37,10 @@ class _BuildPy(build_py):
 
 # Each is imported by one job or engine only.
 _PREPARE, _RAY = ["apache-beam>=2.60"], ["ray>=2.9"]
-_ONNX = ["onnx>=1.14", "onnxruntime>=1.16", "tf2onnx>=1.17,<1.18"]
-_TEST = _requirements("test")
+# Later onnx cannot be imported with the ml_dtypes of TensorFlow 2.15.
+_OLD_ONNX = 'onnx<1.18; python_version < "3.12"'
+_ONNX = ["onnx>=1.14", _OLD_ONNX, "onnxruntime>=1.16", "tf2onnx>=1.17,<1.18"]
+_TEST = [*_requirements("test"), _OLD_ONNX]
 _DEV = [*_TEST, "build", "pre-commit>=3", "ruff==0.17.5", "twine"]
 
 setup(
