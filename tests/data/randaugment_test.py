@@ -275,7 +275,7 @@ def test_equals_the_naive_form_on_hundreds_of_images(magnitude):
     # Equalizing or stretching what was one level apart may widen the gap.
     assert (difference(result, expected) > 1).mean() < 0.01
     changed += bool((result.numpy() != IMAGE).any())
-  assert changed > 270
+  assert changed > 240  # four operations change nothing at magnitude 5
 
 
 def test_operations_and_signs_are_drawn_uniformly():
