@@ -120,8 +120,8 @@ def refuse_keras3(receiver: str, *values: object) -> None:
     if any(base.__module__.split(".")[0] == "keras" for base in kind.__mro__):
       raise UserError(
         f"{receiver} received {kind.__name__} of Keras {version}; expected one"
-        " of Keras 2: take it from `from nfnets_tf import keras` instead of"
-        " `import keras` or `tf.keras`."
+        " of Keras 2, from `from nfnets_tf import keras` (in gin files `from"
+        " nfnets_tf import keras_api`) instead of `import keras` or `tf.keras`."
       )
 
 
