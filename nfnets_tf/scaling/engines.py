@@ -192,6 +192,8 @@ def _start(command: Sequence[str], log: str, **options) -> subprocess.Popen:
 
 def _run_task(command: list[str], log: str, directory: str) -> int:
   """Runs a command within a Ray task; canceling terminates it gracefully."""
+  # Ray cancels by SIGINT, which what a shell starts in the background ignores.
+  signal.signal(signal.SIGINT, signal.default_int_handler)
   log = os.path.join(directory, log)
   os.makedirs(os.path.dirname(log), exist_ok=True)
   process = _start(command, log, cwd=directory)
