@@ -49,6 +49,21 @@ class OwnDeprecations(logging.Handler):
 tf.get_logger().addHandler(OwnDeprecations())
 
 
+@pytest.fixture(scope="session", autouse=True)
+def iterate():
+  """Keras's own data sets do not wait for tf.data's autotuner; see loading.py.
+
+  Returns:
+    The method of TensorFlow that this replaces.
+  """
+  iterate = tf.data.Dataset.__iter__
+  options = tf.data.Options()
+  options.autotune.enabled = False
+  tf.data.Dataset.__iter__ = lambda data: iterate(data.with_options(options))
+  yield iterate
+  tf.data.Dataset.__iter__ = iterate
+
+
 @pytest.fixture(autouse=True)
 def fresh_globals():
   """No test sees another's precision policy, random state or collectives."""
