@@ -231,7 +231,7 @@ def _tfds_fields(directory: str, features) -> Fields:
   import tensorflow_datasets as tfds
 
   images, labels = (
-    [name for name, feature in features.items() if isinstance(feature, kind)]
+    [name for name in sorted(features) if isinstance(features[name], kind)]
     for kind in (tfds.features.Image, tfds.features.ClassLabel)
   )
   if len(images) != 1 or len(labels) != 1:

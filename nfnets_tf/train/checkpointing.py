@@ -277,9 +277,10 @@ def write_checkpoint(variables: Mapping, directory: str, step: int) -> None:
   if not tf.io.gfile.isdir(partial):
     tf.io.gfile.mkdir(partial)
   try:
-    written = tf.train.Checkpoint(**variables).write(
-      checkpoint_path(partial, step)
-    )
+    written = checkpoint_path(partial, step)
+    # A tensor: TensorFlow makes all directories of a string, also those of a
+    # work directory that has vanished.
+    tf.train.Checkpoint(**variables).write(tf.constant(written))
     final = checkpoint_path(directory, step)
     if tf.io.gfile.exists(final + _SUFFIXES[1]):
       # Else the old index would point into the new data.

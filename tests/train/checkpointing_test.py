@@ -108,6 +108,23 @@ def test_only_the_writing_process_writes(tmp_path):
   assert list(tmp_path.iterdir()) == [] and checkpoints.latest_step == 1
 
 
+def test_directory_that_vanishes_meanwhile_is_not_made_again(
+  tmp_path, monkeypatch
+):
+  folder = tmp_path / "run" / "checkpoints"
+  folder.mkdir(parents=True)
+  mkdir = tf.io.gfile.mkdir
+
+  def make_and_lose(path):
+    mkdir(path)
+    (tmp_path / "run").rename(tmp_path / "moved")
+
+  monkeypatch.setattr(tf.io.gfile, "mkdir", make_and_lose)
+  with pytest.raises(tf.errors.NotFoundError):
+    write_checkpoint({"v": tf.Variable(1.0)}, str(folder), 1)
+  assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize("content", [None, "garbage"])
 def test_restores_without_tensorflows_checkpoint_file(tmp_path, content):
   model, checkpoints = make(tmp_path)
