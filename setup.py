@@ -35,12 +35,13 @@ class _BuildPy(build_py):
       shutil.copytree(_HERE / "gin", target, dirs_exist_ok=True)
 
 
-# Each is imported by one job or engine only.
-_PREPARE, _RAY = ["apache-beam>=2.60"], ["ray>=2.9"]
 # Later onnx cannot be imported with the ml_dtypes of TensorFlow 2.15.
 _OLD_ONNX = 'onnx<1.18; python_version < "3.12"'
-_ONNX = ["onnx>=1.14", _OLD_ONNX, "onnxruntime>=1.16", "tf2onnx>=1.17,<1.18"]
 _TEST = [*_requirements("test"), _OLD_ONNX]
+# Each is imported by one job or engine only.
+_PREPARE = [line for line in _TEST if "beam" in line]
+_RAY = [line for line in _TEST if "ray" in line]
+_ONNX = [line for line in _TEST if "onnx" in line]
 _DEV = [*_TEST, "build", "pre-commit>=3", "ruff==0.17.5", "twine"]
 
 setup(

@@ -34,8 +34,10 @@ def main() -> None:
   if _SERVE.value:
     _serve()
     return
+  if not _OTHER.value:
+    sys.exit("--other names no interpreter; expected one with the other stack.")
   kinds = _KINDS.value or [k for k in WORK if _IMAGES.value or k != "input"]
-  pythons = {"this": sys.executable, "other": _OTHER.value or sys.executable}
+  pythons = {"this": sys.executable, "other": _OTHER.value}
   ratios = {}
   for kind in kinds:
     processes = {name: _start(python, kind) for name, python in pythons.items()}

@@ -53,7 +53,7 @@ tf.get_logger().addHandler(OwnDeprecations())
 def iterate():
   """Keras's own data sets do not wait for tf.data's autotuner; see loading.py.
 
-  Returns:
+  Yields:
     The method of TensorFlow that this replaces.
   """
   iterate = tf.data.Dataset.__iter__

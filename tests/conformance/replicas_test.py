@@ -102,19 +102,23 @@ def test_training_moves_every_weight(femto_on_one_device):
 
 
 @pytest.mark.parametrize(
-  "sam",
+  "sam, replicas",
   [
-    pytest.param(None, marks=pytest.mark.soak),
-    SAM(0.2, scope="global", every=2),
+    (SAM(0.2, scope="global", every=2), [4]),
+    pytest.param(
+      SAM(0.2, scope="global", every=2), [2], marks=pytest.mark.soak
+    ),
+    pytest.param(None, [2, 4], marks=pytest.mark.soak),
   ],
 )
-def test_random_numbers_follow_the_example_not_the_replica(sam):
-  """With dropout and stochastic depth, too; two in changed_run_test.py."""
+def test_random_numbers_follow_the_example_not_the_replica(sam, replicas):
+  """With dropout and stochastic depth, too, replicas equal one device."""
   expected = train(ONE, sam=sam)
   repeated = train(ONE, sam=sam)
   for a, b in zip(expected[0], repeated[0]):
     np.testing.assert_array_equal(a, b)
-  assert_same(train(mirrored(4), sam=sam), expected)
+  for number in replicas:
+    assert_same(train(mirrored(number), sam=sam), expected)
 
 
 def test_sam_of_global_scope_equals_one_device_with_the_whole_batch():

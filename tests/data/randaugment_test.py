@@ -255,10 +255,12 @@ def test_operation_equals_deepminds(position):
     assert difference(result, expected).max() <= 1
 
 
+# At magnitude 5 four of the sixteen operations change nothing.
 @pytest.mark.parametrize(
-  "magnitude", [9.0, pytest.param(5.0, marks=pytest.mark.soak)]
+  "magnitude, least",
+  [(9.0, 270), pytest.param(5.0, 240, marks=pytest.mark.soak)],
 )
-def test_equals_the_naive_form_on_hundreds_of_images(magnitude):
+def test_equals_the_naive_form_on_hundreds_of_images(magnitude, least):
   augment = RandAugment(layers=2, magnitude=magnitude)
   naive = naive_operations(magnitude)
 
@@ -275,7 +277,7 @@ def test_equals_the_naive_form_on_hundreds_of_images(magnitude):
     # Equalizing or stretching what was one level apart may widen the gap.
     assert (difference(result, expected) > 1).mean() < 0.01
     changed += bool((result.numpy() != IMAGE).any())
-  assert changed > 240  # four operations change nothing at magnitude 5
+  assert changed > least
 
 
 def test_operations_and_signs_are_drawn_uniformly():
