@@ -67,15 +67,16 @@ def report_write_errors(path: str) -> Iterator[None]:
     ) from error
 
 
-def write_atomically(path: str, content: str) -> None:
-  """Writes a text file so that readers see it complete or not at all.
+def write_atomically(path: str, content: str | bytes) -> None:
+  """Writes a file so that readers see it complete or not at all.
 
   Several processes may write the same file; the last one's is what stays.
   """
   partial = f"{path}.{uuid.uuid4().hex[:8]}.partial"
   with report_write_errors(path):
     try:
-      with tf.io.gfile.GFile(partial, "w") as file:
+      mode = "wb" if isinstance(content, bytes) else "w"
+      with tf.io.gfile.GFile(partial, mode) as file:
         file.write(content)
       tf.io.gfile.rename(partial, path, overwrite=True)
     except BaseException:

@@ -17,6 +17,7 @@ from sklearn.metrics import (
   precision_recall_fscore_support,
 )
 
+from nfnets_tf import figures
 from nfnets_tf.data.dataset_info import (
   SplitInfo,
   evaluation_steps,
@@ -29,6 +30,8 @@ from nfnets_tf.keras_api import keras
 
 _MAX_LABELED_CLASSES = 60  # more names are illegible
 _MAX_NUMBERED_CLASSES = 20
+_DPI = 110
+_TITLE_WIDTH = 24  # in Latin characters
 
 
 class ClassificationReport:
@@ -98,7 +101,9 @@ class ClassificationReport:
     )
     write(worst, "most_wrong.csv")
     titles = [
-      f"{row.label}\n→ {row.prediction} {row.probability_of_prediction:.0%}"
+      f"{figures.label(row.label, _TITLE_WIDTH)}\n→"
+      f" {figures.label(row.prediction, _TITLE_WIDTH - 7)}"
+      f" {row.probability_of_prediction:.0%}"
       for row in worst.itertuples()
     ]
     draw_images(list(images.values()), titles, path("most_wrong.png"))
@@ -207,12 +212,12 @@ def draw_confusion(
     display.im_, ax=axes, label="fraction of the true class (%)", shrink=0.8
   )
   axes.set(xlabel="predicted", ylabel="true")
-  ticks, names = range(count), class_names
+  ticks, names = range(count), list(map(figures.label, class_names))
   if count > _MAX_LABELED_CLASSES:
     ticks = names = range(0, count, count // 10)
   axes.set_xticks(ticks, names, rotation=90)
   axes.set_yticks(ticks, names)
-  _save(figure, path)
+  figures.save_png(figure, path, dpi=_DPI)
 
 
 def draw_images(
@@ -236,9 +241,4 @@ def draw_images(
     axes.set_title(title, fontsize="small")
   if not images:
     grid[0, 0].set_title("no image is wrong", fontsize="small")
-  _save(figure, path)
-
-
-def _save(figure: Figure, path: str) -> None:
-  with tf.io.gfile.GFile(path, "wb") as file:
-    figure.savefig(file, format="png", dpi=110)
+  figures.save_png(figure, path, dpi=_DPI)

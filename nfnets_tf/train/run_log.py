@@ -13,6 +13,7 @@ import tensorflow as tf
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
+from nfnets_tf import figures
 from nfnets_tf.fileio import report_write_errors, write_atomically
 
 if TYPE_CHECKING:
@@ -183,7 +184,7 @@ def draw_curves(files: RunDir, *, title: str) -> None:
   with matplotlib.rc_context({"axes.grid": True, "grid.alpha": 0.3}):
     figure = Figure(figsize=(11, 3.4), layout="constrained")
     loss, accuracy, rate = figure.subplots(1, 3)
-  figure.suptitle(title)
+  figure.suptitle(figures.label(title))
   for prefix, (label, color, width, marker) in _CURVES.items():
     style = {"linewidth": width, "marker": marker, "markersize": 3}
     for axes, name, scale in ((loss, "loss", 1.0), (accuracy, "top1", 100.0)):
@@ -196,8 +197,7 @@ def draw_curves(files: RunDir, *, title: str) -> None:
   rate.set(ylabel="learning rate")
   for axes in (loss, accuracy, rate):
     axes.set_xlabel("step")
-  with tf.io.gfile.GFile(files.curves, "wb") as file:
-    figure.savefig(file, format="png", dpi=120)
+  figures.save_png(figure, files.curves, dpi=120, formulas=True)
 
 
 def _points(records, name: str, scale: float = 1.0) -> tuple[list, list]:
