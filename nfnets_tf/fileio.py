@@ -85,6 +85,23 @@ def write_atomically(path: str, content: str | bytes) -> None:
       raise
 
 
+@contextlib.contextmanager
+def new_file(path: str) -> Iterator[tf.io.gfile.GFile]:
+  """Opens a binary file that must not exist; it appears when it is complete.
+
+  Raises:
+    UserError: if the file exists.
+  """
+  if tf.io.gfile.exists(path):
+    raise UserError(
+      f"the file {path!r} exists and is not overwritten; choose another name."
+    )
+  partial = f"{path}.partial"
+  with tf.io.gfile.GFile(partial, "wb") as file:
+    yield file
+  tf.io.gfile.rename(partial, path)
+
+
 def read_bytes(path: str) -> bytes:
   """Reads a file to its end, also while another process replaces it."""
   # GFile.read() without a size would query the path, not the open file, for it.

@@ -1,31 +1,49 @@
-"""Safe readers of parameter files: no code from a file is run.
+"""Reads DeepMind's and Keras' weight files; no code from a file is run.
 
 DeepMind's published `F0_haiku.npz` to `F6_haiku.npz` are pickles despite their
-suffix: {module: {name: array}}. A pickle may call any function when it
-is opened, set attributes of what it names and, with NumPy's own types, make an
-array of pointers out of bytes. So only an allow-list of names is resolved, each
-to a stand-in that holds no state and makes only floats; everything else is
-refused by name. Of Keras files the arrays are read, never the configuration,
-which may name any class: Keras 2.15 imports it even with `safe_mode=True`.
+suffix: {module: {name: array}}. Of Keras files the arrays are read, never the
+configuration, which may name any class: Keras 2.15 imports it even with
+`safe_mode=True`.
 """
 
 from __future__ import annotations
 
 import io
-import math
 import pickle
+import re
 import zipfile
-from collections.abc import Callable
+from collections.abc import Iterator, Sequence
 
 import h5py
 import numpy as np
 import tensorflow as tf
 
 from nfnets_tf.errors import UserError
-
-Parameters = dict[str, dict[str, np.ndarray]]
+from nfnets_tf.fileio import new_file
+from nfnets_tf.models.parameter_names import (
+  HEAD_KEYS,
+  LEFT_OVER,
+  Key,
+  ModuleNames,
+  Parameters,
+)
+from nfnets_tf.models.restricted_pickle import (
+  BoundedReader,
+  PickledArray,
+  RefusedError,
+  RestrictedUnpickler,
+)
 
 _KERAS_WEIGHTS = "model.weights.h5"  # inside a .keras archive
+# Where Keras 2.15 puts a head, and a `Classifier`'s averages.
+_HEAD_PATHS = {
+  "classifier/kernel:0": HEAD_KEYS[0],
+  "layers/classifier_head/vars/0": HEAD_KEYS[0],
+  "classifier/bias:0": HEAD_KEYS[1],
+  "layers/classifier_head/vars/1": HEAD_KEYS[1],
+}
+_AVERAGES = ("top_level_model_weights/", "vars/")
+_VALUE = "/.ATTRIBUTES/VARIABLE_VALUE"
 _NOT_WEIGHTS = ("metrics/", "optimizer/", "optimizer_weights/")
 
 
@@ -44,8 +62,8 @@ def read_parameters(path: str) -> Parameters:
   """
   with tf.io.gfile.GFile(path, "rb") as file:
     try:
-      content = _Unpickler(_Reader(file)).load()
-    except _RefusedError as error:
+      content = RestrictedUnpickler(BoundedReader(file, file.size())).load()
+    except RefusedError as error:
       raise UserError(
         f"the parameter file {path!r} was not opened: it asks for {error};"
         " expected NumPy arrays of floats in dictionaries, as in DeepMind's"
@@ -78,15 +96,9 @@ def write_parameters(path: str, parameters: Parameters) -> None:
   Raises:
     UserError: if the file exists.
   """
-  if tf.io.gfile.exists(path):
-    raise UserError(
-      f"the file {path!r} exists and is not overwritten; choose another name."
-    )
-  partial = f"{path}.partial"
-  with tf.io.gfile.GFile(partial, "wb") as file:
+  with new_file(path) as file:
     # Protocol 4 has frames for arrays above 4 GB, and old readers know it.
     file.write(pickle.dumps(parameters, protocol=4))
-  tf.io.gfile.rename(partial, path)
 
 
 def read_keras_arrays(path: str) -> dict[str, np.ndarray]:
@@ -110,7 +122,7 @@ def read_keras_arrays(path: str) -> dict[str, np.ndarray]:
       arrays[name] = item[()]
 
   try:
-    if path.endswith(".keras"):
+    if path.endswith(".keras") or zipfile.is_zipfile(content):
       with zipfile.ZipFile(content) as archive:
         content = io.BytesIO(archive.read(_KERAS_WEIGHTS))
     with h5py.File(content, "r") as file:
@@ -123,122 +135,107 @@ def read_keras_arrays(path: str) -> dict[str, np.ndarray]:
   return arrays
 
 
-class _RefusedError(Exception):
-  """Names the object that a file asks for and is refused."""
+def match_keras_arrays(
+  path: str,
+  arrays: dict[str, np.ndarray],
+  variables: Sequence[tf.Variable],
+  modules: Sequence[ModuleNames],
+  averaged: bool,
+) -> dict[Key, np.ndarray]:
+  """Matches the arrays of a Keras file with the parameters of a network.
 
+  Args:
+    path: of the file, for messages.
+    arrays: {path inside the file: array}; what is matched is removed.
+    variables: of the network, in Keras' order.
+    modules: of the network.
+    averaged: whether averages are taken if the file has them.
 
-class _StandIn:
-  """Stands for a function that a pickle names; cannot be changed by it."""
+  Returns:
+    {(module, name): array}; what matches nothing is in the module `LEFT_OVER`.
 
-  __slots__ = ("_function",)
-
-  def __init__(self, function: Callable):
-    self._function = function
-
-  def __call__(self, *arguments):
-    return self._function(*arguments)
-
-  def __setstate__(self, state):
-    raise _RefusedError("a change of a function")
-
-
-class _Dtype:
-  """The type of an array's elements: floats; only the byte order is set."""
-
-  __slots__ = ("dtype",)
-
-  def __init__(self, name, align=False, copy=True):
-    if name not in ("f2", "f4", "f8"):
-      raise _RefusedError(f"elements of type {name!r} instead of floats")
-    self.dtype = np.dtype(name)
-
-  def __setstate__(self, state):
-    _, order, *rest = state
-    if order not in ("<", ">", "=", "|") or rest != [*(None,) * 3, -1, -1, 0]:
-      raise _RefusedError(f"elements described by {state!r}")
-    self.dtype = self.dtype.newbyteorder(order)
-
-
-class _Array:
-  """An array whose bytes come with its state."""
-
-  __slots__ = ("array",)
-
-  def __setstate__(self, state):
-    _, shape, dtype, fortran, content = state
-    self.array = _array(content, dtype, shape, "F" if fortran else "C").array
-
-
-def _array(content, dtype, shape, order="C") -> _Array:
-  """Returns an array of exactly the bytes that its shape needs."""
-  if type(dtype) is not _Dtype or type(content) not in (bytes, bytearray):
-    raise _RefusedError(f"an array of {type(content).__name__}")
-  if type(shape) is not tuple or not all(
-    type(size) is int and size >= 0 for size in shape
-  ):
-    raise _RefusedError(f"an array of shape {shape!r}")
-  if math.prod(shape) * dtype.dtype.itemsize != len(content):
-    raise _RefusedError(
-      f"an array of shape {shape!r} out of {len(content)} bytes"
-    )
-  leaf = _Array()
-  flat = np.frombuffer(content, dtype.dtype)
-  leaf.array = flat.reshape(shape, order="F" if order == "F" else "C")
-  return leaf
-
-
-def _encode(text, encoding) -> bytes:
-  """Returns bytes, as pickles of protocol 2 write them."""
-  if type(text) is not str or encoding != "latin1":
-    raise _RefusedError(f"bytes in the encoding {encoding!r}")
-  return text.encode("latin1")
-
-
-def _refuse_ndarray(*arguments):
-  raise _RefusedError("a call of numpy.ndarray")  # named, but never called
-
-
-_ALLOWED = {
-  ("collections", "OrderedDict"): _StandIn(lambda: {}),
-  ("_codecs", "encode"): _StandIn(_encode),
-  ("numpy", "ndarray"): _StandIn(_refuse_ndarray),
-  ("numpy", "dtype"): _StandIn(_Dtype),
-}
-for _core in ("numpy.core", "numpy._core"):  # NumPy 1 and 2
-  _ALLOWED |= {
-    # Protocols up to 4 make an empty array first and then set its state.
-    (f"{_core}.multiarray", "_reconstruct"): _StandIn(lambda *_: _Array()),
-    (f"{_core}.multiarray", "scalar"): _StandIn(
-      lambda dtype, content: _array(content, dtype, ())
-    ),
-    (f"{_core}.numeric", "_frombuffer"): _StandIn(_array),
+  Raises:
+    UserError: if the averages cannot be matched.
+  """
+  averages = {  # average_0:0, ... or vars/0, ...
+    int(re.search(r"(\d+)(:0)?$", name)[1]): arrays.pop(name)
+    for name in list(arrays)
+    if name.startswith(_AVERAGES)
   }
+  matched = {}
+  for place, key in (*_keras_paths(modules), *_HEAD_PATHS.items()):
+    # Or at the end of a longer path: below a Classifier's network.
+    for name in [n for n in arrays if n == place or n.endswith(f"/{place}")]:
+      matched[key] = arrays.pop(name)
+      break
+  if averaged and averages and not arrays:
+    # Averages are in the order of the variables, whose head comes last.
+    keys = {id(v): key for key, v in _parameters(modules)}
+    body = [keys[id(v)] for v in variables]
+    body = [key for key in body if key not in HEAD_KEYS]
+    order = [key for key in (*body, *HEAD_KEYS) if key in matched]
+    if len(order) != len(averages):
+      raise UserError(
+        f"the Keras file {path!r} has {len(averages)} averages of"
+        f" {len(order)} variables; use averaged=False."
+      )
+    matched = {key: averages[i] for i, key in enumerate(order)}
+  left_over = {(LEFT_OVER, name): array for name, array in arrays.items()}
+  return {**matched, **left_over}
 
 
-class _Unpickler(pickle.Unpickler):
-  def find_class(self, module, name):
-    try:
-      return _ALLOWED[module, name]
-    except KeyError:
-      raise _RefusedError(f"{module}.{name}") from None
-
-  def persistent_load(self, pid):
-    raise _RefusedError(f"a reference to {pid!r}")
+def _parameters(modules: Sequence[ModuleNames]):
+  """Yields (key, variable) of every parameter."""
+  for module in modules:
+    for name, variable in zip(module.names, module.variables):
+      yield (module.module, name), variable
 
 
-class _Reader:
-  """A gfile as `pickle` needs it, which never reads beyond the file's end."""
+def _keras_paths(modules: Sequence[ModuleNames]) -> Iterator[tuple[str, Key]]:
+  """Yields (end of the path in a file, key) of every parameter and layout."""
+  for key, variable in _parameters(modules):
+    yield variable.name, key  # .h5 of save and save_weights
+  for module in modules:
+    for index, name in enumerate(module.names):
+      yield f"{module.keras_folder}/vars/{index}", (module.module, name)
 
-  def __init__(self, file):
-    self._file = file
-    self._size = file.size()
 
-  def read(self, size: int) -> bytes:
-    # A forged length would otherwise allocate as much before it fails.
-    return self._file.read(min(size, self._size - self._file.tell()))
+def read_variables(
+  path: str, prefix: str, averaged: bool
+) -> dict[str, np.ndarray]:
+  """Reads the variables of a checkpoint or SavedModel that this project wrote.
 
-  def readline(self) -> bytes:
-    return self._file.readline()
+  Args:
+    path: of the checkpoint or SavedModel, for messages.
+    prefix: of TensorFlow's files.
+    averaged: whether averages are taken if there are any.
+
+  Returns:
+    {name of `parameter_names.join_name`: array of any shape}.
+
+  Raises:
+    UserError: if there are none, or they are folded for serving.
+  """
+  reader = tf.train.load_checkpoint(prefix)
+  keys = reader.get_variable_to_shape_map()
+  if any(key.startswith("folded/") for key in keys):
+    raise UserError(
+      f"{path!r} is folded for serving: its kernels are not those of training;"
+      " use the run's checkpoint, or export with export.Exporter.fold = False."
+    )
+  arrays = {}
+  for key in keys:
+    if key.startswith("parameters/") and key.endswith(_VALUE):
+      name = key[len("parameters/") : -len(_VALUE)]
+      average = f"averages/{name}{_VALUE}"
+      key = average if averaged and average in keys else key
+      arrays[name] = reader.get_tensor(key)
+  if not arrays:
+    raise UserError(
+      f"{path!r} holds no parameters by name; expected a checkpoint or a"
+      " SavedModel that this project wrote."
+    )
+  return arrays
 
 
 def _are_parameters(content) -> bool:
@@ -246,7 +243,9 @@ def _are_parameters(content) -> bool:
     isinstance(module, str)
     and isinstance(leaves, dict)
     and all(
-      isinstance(name, str) and type(leaf) is _Array and hasattr(leaf, "array")
+      isinstance(name, str)
+      and type(leaf) is PickledArray
+      and hasattr(leaf, "array")
       for name, leaf in leaves.items()
     )
     for module, leaves in content.items()

@@ -18,41 +18,48 @@ import tensorflow as tf
 from nfnets_tf.errors import UserError, refuse_keras3
 from nfnets_tf.fileio import latest_checkpoint
 from nfnets_tf.keras_api import keras
-from nfnets_tf.models.layers import ClassifierHead, WSConv2D
-from nfnets_tf.models.nfnet import NFBlock, NFNet
-from nfnets_tf.models.weight_files import (
+from nfnets_tf.models.file_formats import file_format
+from nfnets_tf.models.layers import ClassifierHead, SqueezeExcite, WSConv2D
+from nfnets_tf.models.parameter_names import (
+  HEAD,
+  ROOT,
+  ModuleNames,
   Parameters,
+  by_module,
+  check_fit,
+  join_name,
+  split_name,
+)
+from nfnets_tf.models.safetensors_files import (
+  read_safetensors,
+  write_safetensors,
+)
+from nfnets_tf.models.timm_layout import from_timm, to_timm
+from nfnets_tf.models.torch_files import read_torch
+from nfnets_tf.models.weight_files import (
+  match_keras_arrays,
   read_keras_arrays,
   read_parameters,
+  read_variables,
   write_parameters,
 )
 
 LOGGER = logging.getLogger("nfnets_tf")
 
-_ROOT = "NFNet/~"
-_HEAD = f"{_ROOT}/linear"
-_HEAD_KEYS = ((_HEAD, "w"), (_HEAD, "b"))
-_CONVOLUTIONS = ("conv0", "conv1", "conv1b", "conv2", "conv_shortcut")
-# Keras 2.15 names the folders of a file after the classes, numbered in order.
-_FOLDERS = {
-  WSConv2D: "ws_conv2d",
-  NFBlock: "nf_block",
-  ClassifierHead: "classifier_head",
+_TIMM_CONVOLUTIONS = {
+  "conv0": "conv1",
+  "conv1": "conv2",
+  "conv1b": "conv2b",
+  "conv2": "conv3",
+  "conv_shortcut": "downsample.conv",
 }
-# Where it puts a head, and a `Classifier`'s averages.
-_HEAD_PATHS = {
-  "classifier/kernel:0": _HEAD_KEYS[0],
-  "layers/classifier_head/vars/0": _HEAD_KEYS[0],
-  "classifier/bias:0": _HEAD_KEYS[1],
-  "layers/classifier_head/vars/1": _HEAD_KEYS[1],
-}
-_AVERAGES = ("top_level_model_weights/", "vars/")
-_SEPARATOR = "|"  # "/" would be escaped in a checkpoint's keys
-_VALUE = "/.ATTRIBUTES/VARIABLE_VALUE"
-_KERAS = (".keras", ".h5", ".hdf5")
+# Of the files that belong together a user may name any.
+_PARTS = re.compile(r"\.(index|data-\d+-of-\d+)$|/saved_model\.pb$")
+_TORCH = ("model.safetensors", "pytorch_model.bin")  # of a Hugging Face model
 _EXPECTED = (
-  "expected a parameter file of DeepMind's, a run's work directory or"
-  " checkpoint, a SavedModel of this project, or a .keras or .h5 file."
+  "expected a parameter file of DeepMind's, timm's .safetensors or .pth of a"
+  " dm_nfnet, a run's work directory or checkpoint, a SavedModel of this"
+  " project, or a .keras or .h5 file."
 )
 
 
@@ -64,36 +71,65 @@ def parameter_table(
   Variables are float32 of any shape; another network has none.
   """
   return {
-    (module, name): variable
-    for module, _, names, variables in _parameter_groups(network)
-    for name, variable in zip(names, variables)
+    (module.module, name): variable
+    for module in _modules(network)
+    for name, variable in zip(module.names, module.variables)
   }
 
 
-def _parameter_groups(network: keras.Model):
-  """Yields (DeepMind's module, Keras' folder, DeepMind's names, variables)."""
-  counts = dict.fromkeys(_FOLDERS, 0)
-  for layer in network.layers:
-    kind = next((kind for kind in _FOLDERS if isinstance(layer, kind)), None)
-    if kind is None:
-      continue
+def _modules(network: keras.Model) -> Iterator[ModuleNames]:
+  """Yields the modules of an `NFNet`; none of another network."""
+  # Keras 2.15 names the folders of a file after the classes, numbered in order.
+  counts = {"ws_conv2d": 0, "nf_block": 0}
+
+  def folder(kind):
     number, counts[kind] = counts[kind], counts[kind] + 1
-    folder = f"layers/{_FOLDERS[kind]}" + (f"_{number}" if number else "")
-    module = _HEAD if kind is ClassifierHead else f"{_ROOT}/{layer.name}"
-    if kind is not NFBlock:
-      names = ("w", "gain", "bias") if kind is WSConv2D else ("w", "b")
-      yield module, folder, names, layer.variables
-      continue
-    yield module, folder, ("skip_gain",), [layer.skip_gain]
-    for name in _CONVOLUTIONS:
-      if (convolution := getattr(layer, name)) is not None:
-        names, variables = ("w", "gain", "bias"), convolution.variables
-        yield f"{module}/~/{name}", f"{folder}/{name}", names, variables
-    for ours, theirs in (("reduce", "linear"), ("expand", "linear_1")):
-      dense = getattr(layer.squeeze_excite, ours)
-      place = f"{folder}/squeeze_excite/{ours}"
-      theirs = f"{module}/~/squeeze_excite/~/{theirs}"
-      yield theirs, place, ("w", "b"), dense.variables
+    return f"layers/{kind}_{number}" if number else f"layers/{kind}"
+
+  stage, block = -1, 0
+  for layer in network.layers:
+    module = f"{ROOT}/{layer.name}"
+    if isinstance(layer, WSConv2D):
+      number = layer.name.replace("stem_conv", "")
+      timm = f"stem.conv{int(number) + 1}" if number.isdigit() else layer.name
+      names = ("w", "gain", "bias")
+      place = folder("ws_conv2d")
+      yield ModuleNames(module, place, timm, names, layer.variables)
+    elif isinstance(layer, ClassifierHead):
+      place, names = "layers/classifier_head", ("w", "b")
+      yield ModuleNames(HEAD, place, "head.fc", names, layer.variables)
+    elif isinstance(getattr(layer, "squeeze_excite", None), SqueezeExcite):
+      starts = layer.conv_shortcut is not None  # the first block of a stage
+      stage, block = (stage + 1, 0) if starts else (stage, block + 1)
+      timm = f"stages.{stage}.{block}"
+      yield from _block_modules(layer, module, folder("nf_block"), timm)
+
+
+def _block_modules(
+  block: keras.layers.Layer, module: str, folder: str, timm: str
+) -> Iterator[ModuleNames]:
+  """Yields the modules of an `NFBlock`, itself first."""
+  yield ModuleNames(module, folder, timm, ("skip_gain",), [block.skip_gain])
+  for name, theirs in _TIMM_CONVOLUTIONS.items():
+    if (convolution := getattr(block, name)) is not None:
+      yield ModuleNames(
+        f"{module}/~/{name}",
+        f"{folder}/{name}",
+        f"{timm}.{theirs}",
+        ("w", "gain", "bias"),
+        convolution.variables,
+      )
+  for name, deepminds, theirs in (
+    ("reduce", "linear", "fc1"),
+    ("expand", "linear_1", "fc2"),
+  ):
+    yield ModuleNames(
+      f"{module}/~/squeeze_excite/~/{deepminds}",
+      f"{folder}/squeeze_excite/{name}",
+      f"{timm}.attn_last.{theirs}",
+      ("w", "b"),
+      getattr(block.squeeze_excite, name).variables,
+    )
 
 
 def named_variables(network: keras.Model) -> dict[str, tf.Variable]:
@@ -102,26 +138,21 @@ def named_variables(network: keras.Model) -> dict[str, tf.Variable]:
   Those of an `NFNet` have DeepMind's names, with "|" for "/":
   "NFNet|~|stem_conv0:w". Those of another network are numbered.
   """
-  table = parameter_table(network)
-  if {id(v) for v in table.values()} == {id(v) for v in network.variables}:
+  if _is_nfnet(network):
+    table = parameter_table(network)
     return {join_name(*key): variable for key, variable in table.items()}
   return {f"variable_{i}": v for i, v in enumerate(network.variables)}
 
 
-def join_name(module: str, parameter: str) -> str:
-  """Returns the name of a parameter of one of DeepMind's modules."""
-  return f"{module.replace('/', _SEPARATOR)}:{parameter}"
-
-
-def split_name(name: str) -> tuple[str, str]:
-  """Returns the (module, parameter) that `join_name` joined."""
-  module, _, parameter = name.rpartition(":")
-  return module.replace(_SEPARATOR, "/"), parameter
+def _is_nfnet(network: keras.Model) -> bool:
+  """Returns whether all variables are those of an `NFNet`'s layers."""
+  table = {id(v) for v in parameter_table(network).values()}
+  return bool(table) and table == {id(v) for v in network.variables}
 
 
 def get_parameters(network: keras.Model) -> Parameters:
   """Returns the values of an `NFNet`, float32 of any shape, as DeepMind's."""
-  return _by_module(
+  return by_module(
     {key: v.numpy() for key, v in parameter_table(network).items()}
   )
 
@@ -146,7 +177,7 @@ def assign_parameters(
   """
 
   def needed(key):
-    return keep_head or key[0] != _HEAD
+    return keep_head or key[0] != HEAD
 
   table = {k: v for k, v in parameter_table(network).items() if needed(k)}
   arrays = {
@@ -155,41 +186,10 @@ def assign_parameters(
     for name, array in members.items()
     if needed((module, name))
   }
-  _check_fit(table, arrays)
+  check_fit(table, arrays)
   for key, variable in table.items():
-    variable.assign(arrays[key])
-
-
-def _check_fit(table: Mapping, arrays: Mapping) -> None:
-  """Raises a UserError unless `arrays` has exactly the shapes of `table`."""
-  misfits = [
-    key
-    for key, variable in table.items()
-    if key in arrays and np.shape(arrays[key]) != tuple(variable.shape)
-  ]
-  mismatches = {
-    "missing": [":".join(key) for key in table.keys() - arrays.keys()],
-    "left over": [":".join(key) for key in arrays.keys() - table.keys()],
-    "of another shape": [
-      f"{':'.join(key)} is {np.shape(arrays[key])}, not"
-      f" {tuple(table[key].shape)}"
-      for key in misfits
-    ],
-  }
-  lists = [
-    f"{len(names)} {kind} ({', '.join(sorted(names))})"
-    for kind, names in mismatches.items()
-    if names
-  ]
-  if not lists:
-    return
-  affected = {*misfits, *(table.keys() ^ arrays.keys())}
-  hint = "; choose the variant that the parameters belong to."
-  if {module for module, _ in affected} == {_HEAD}:
-    hint = "; only the classifier differs: use keep_head=False."
-  raise UserError(
-    f"the parameters do not fit the network: {'; '.join(lists)}{hint}"
-  )
+    # One at a time: a view of a file's half precision, or expanded, is small.
+    variable.assign(np.asarray(arrays[key], np.float32))
 
 
 def load_weights(
@@ -203,6 +203,8 @@ def load_weights(
 
   `path` is one of
     - a parameter file of DeepMind's, such as F0_haiku.npz;
+    - timm's weights of a `dm_nfnet`: .safetensors, or .pth, .bin and .tar of
+      torch.save, also inside a training script's checkpoint;
     - a run's work directory, its checkpoints folder, or one checkpoint;
     - a SavedModel that was exported with fold=False;
     - a .keras or .h5 file of an `NFNet` or a `Classifier`, or the .h5 of an
@@ -226,7 +228,7 @@ def load_weights(
   """
   refuse_keras3("load_weights", model)
   network = getattr(model, "network", model)
-  if not isinstance(network, NFNet):
+  if not _is_nfnet(network):
     raise UserError(
       f"load_weights received a {type(network).__name__}; expected an NFNet, or"
       " a Classifier around one."
@@ -279,6 +281,25 @@ class InitWeights:
     return f"{self.path}, {'with its' if self.keep_head else 'with a new'} head"
 
 
+def save_timm(model: keras.Model, path: str) -> None:
+  """Writes an NFNet's weights for timm's `dm_nfnet`, as safetensors.
+
+  Args:
+    model: an `NFNet` or a `Classifier` around one.
+    path: of the file, such as "model.safetensors"; must not exist.
+
+  Raises:
+    UserError: if the file exists or has another suffix.
+  """
+  if not path.endswith(".safetensors"):
+    raise UserError(
+      f"save_timm received {path!r}; expected the suffix .safetensors, by which"
+      " timm knows the format."
+    )
+  modules = _modules(getattr(model, "network", model))
+  write_safetensors(path, to_timm(modules))
+
+
 def save_deepmind(model: keras.Model, path: str) -> None:
   """Writes an NFNet's weights in the layout of DeepMind's files.
 
@@ -292,93 +313,51 @@ def save_deepmind(model: keras.Model, path: str) -> None:
   write_parameters(path, get_parameters(getattr(model, "network", model)))
 
 
-def _read(path: str, network: NFNet, averaged: bool) -> tuple[str, Parameters]:
+def _read(
+  path: str, network: keras.Model, averaged: bool
+) -> tuple[str, Parameters]:
   """Returns (kind of the file, its parameters)."""
   exists, join = tf.io.gfile.exists, os.path.join
-  if path.endswith(_KERAS) and exists(path):
-    return "the Keras file", _from_keras(path, network, averaged)
+  whole = _PARTS.sub("", path)
+  if exists(f"{whole}.index") or exists(join(whole, "saved_model.pb")):
+    path = whole
+  path = next((x for n in _TORCH if exists(x := join(path, n))), path)
+  if exists(path) and not tf.io.gfile.isdir(path):
+    return _read_file(path, network, averaged)
   if exists(join(path, "saved_model.pb")):
     prefix = join(path, "variables", "variables")
-    return "the SavedModel", _from_checkpoint(path, prefix, averaged)
+    return "the SavedModel", _read_checkpoint(path, prefix, averaged)
   for folder in (join(path, "checkpoints"), path):
     if prefix := latest_checkpoint(folder):
-      return "the checkpoint", _from_checkpoint(path, prefix, averaged)
+      return "the checkpoint", _read_checkpoint(path, prefix, averaged)
   if exists(f"{path}.index"):
-    return "the checkpoint", _from_checkpoint(path, path, averaged)
-  if exists(path) and not tf.io.gfile.isdir(path):
-    return "the parameter file", read_parameters(path)
+    return "the checkpoint", _read_checkpoint(path, path, averaged)
   state = "holds no weights" if exists(path) else "does not exist"
   raise UserError(f"{path!r} {state}; {_EXPECTED}")
 
 
-def _from_checkpoint(path: str, prefix: str, averaged: bool) -> Parameters:
-  """Reads the variables that `named_variables` named."""
-  reader = tf.train.load_checkpoint(prefix)
-  keys = reader.get_variable_to_shape_map()
-  if any(key.startswith("folded/") for key in keys):
-    raise UserError(
-      f"{path!r} is folded for serving: its kernels are not those of training;"
-      " use the run's checkpoint, or export with export.Exporter.fold = False."
+def _read_file(
+  path: str, network: keras.Model, averaged: bool
+) -> tuple[str, Parameters]:
+  """Returns (kind of the file, its parameters); its content decides."""
+  kind = file_format(path)
+  if kind == "keras":
+    arrays = read_keras_arrays(path)
+    matched = match_keras_arrays(
+      path, arrays, network.variables, list(_modules(network)), averaged
     )
-  arrays = {}
-  for key in keys:
-    if key.startswith("parameters/") and key.endswith(_VALUE):
-      name = key[len("parameters/") : -len(_VALUE)]
-      average = f"averages/{name}{_VALUE}"
-      key = average if averaged and average in keys else key
-      arrays[split_name(name)] = reader.get_tensor(key)
-  if not arrays:
-    raise UserError(
-      f"{path!r} holds no parameters by name; expected a checkpoint or a"
-      " SavedModel that this project wrote."
-    )
-  return _by_module(arrays)
+    return "the Keras file", by_module(matched)
+  if kind == "pickle":
+    return "the parameter file", read_parameters(path)
+  reader = read_safetensors if kind == "safetensors" else read_torch
+  content = reader(path)
+  try:
+    arrays = from_timm(content, _modules(network), averaged)
+  except UserError as error:
+    raise UserError(f"{path!r} does not fit: {error}") from error
+  return "the PyTorch file", by_module(arrays)
 
 
-def _from_keras(path: str, network: NFNet, averaged: bool) -> Parameters:
-  """Matches the arrays of a Keras file with the variables of `network`.
-
-  What matches no variable is returned as the module "left over".
-  """
-  arrays = read_keras_arrays(path)
-  averages = {  # average_0:0, ... or vars/0, ...
-    int(re.search(r"(\d+)(:0)?$", name)[1]): arrays.pop(name)
-    for name in list(arrays)
-    if name.startswith(_AVERAGES)
-  }
-  matched = {}
-  for place, key in (*_keras_paths(network), *_HEAD_PATHS.items()):
-    # Or at the end of a longer path: below a Classifier's network.
-    for name in [n for n in arrays if n == place or n.endswith(f"/{place}")]:
-      matched[key] = arrays.pop(name)
-      break
-  if averaged and averages and not arrays:
-    # Averages are in the order of the variables, whose head comes last.
-    keys = {id(v): key for key, v in parameter_table(network).items()}
-    body = [keys[id(v)] for v in network.variables]
-    body = [key for key in body if key not in _HEAD_KEYS]
-    order = [key for key in (*body, *_HEAD_KEYS) if key in matched]
-    if len(order) != len(averages):
-      raise UserError(
-        f"the Keras file {path!r} has {len(averages)} averages of"
-        f" {len(order)} variables; use averaged=False."
-      )
-    matched = {key: averages[i] for i, key in enumerate(order)}
-  left_over = {("left over", name): array for name, array in arrays.items()}
-  return _by_module({**matched, **left_over})
-
-
-def _keras_paths(network: NFNet) -> Iterator[tuple[str, tuple[str, str]]]:
-  """Yields (end of the path in a file, key) of every variable and layout."""
-  for key, variable in parameter_table(network).items():
-    yield variable.name, key  # .h5 of save and save_weights
-  for module, folder, names, _ in _parameter_groups(network):
-    for index, name in enumerate(names):
-      yield f"{folder}/vars/{index}", (module, name)
-
-
-def _by_module(arrays: Mapping[tuple[str, str], np.ndarray]) -> Parameters:
-  parameters: Parameters = {}
-  for (module, name), array in arrays.items():
-    parameters.setdefault(module, {})[name] = array
-  return parameters
+def _read_checkpoint(path: str, prefix: str, averaged: bool) -> Parameters:
+  arrays = read_variables(path, prefix, averaged)
+  return by_module({split_name(name): x for name, x in arrays.items()})

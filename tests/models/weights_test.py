@@ -15,6 +15,7 @@ from nfnets_tf.errors import UserError
 from nfnets_tf.keras_api import keras
 from nfnets_tf.models import cost
 from nfnets_tf.models.nfnet import NFNet
+from nfnets_tf.models.safetensors_files import read_safetensors
 from nfnets_tf.models.weights import (
   InitWeights,
   assign_parameters,
@@ -24,6 +25,7 @@ from nfnets_tf.models.weights import (
   named_variables,
   parameter_table,
   save_deepmind,
+  save_timm,
   split_name,
 )
 from nfnets_tf.optim.sgd import SGD
@@ -276,6 +278,29 @@ def test_f0_in_deepminds_layout_has_the_logits_of_deepminds_code(
     assert values[module].keys() == arrays.keys()
     for name, array in arrays.items():
       np.testing.assert_array_equal(values[module][name], array)
+  check_timms_layout(network, shapes, parameters, testdata, tmp_path)
+
+
+def check_timms_layout(network, shapes, parameters, testdata, tmp_path):
+  """Writes F0 as timm has it, and reads it back into other weights."""
+  path = str(tmp_path / "model.safetensors")
+  save_timm(network, path)
+  arrays = read_safetensors(path)
+  theirs = json.loads((testdata / "timm_f0_shapes.json").read_text())
+  assert {name: list(x.shape) for name, x in arrays.items()} == theirs
+  # Block 9 of the whole network is the first of stage 4.
+  block = parameters["NFNet/~/nf_block_9/~/conv1b"]
+  np.testing.assert_array_equal(
+    arrays["stages.3.0.conv2b.weight"], block["w"].transpose(3, 2, 0, 1)
+  )
+  network.get_layer("stem_conv0").kernel.assign(np.ones([3, 3, 3, 16]))
+  load_weights(network, path)
+  values = get_parameters(network)
+  for module, names in shapes.items():
+    for name in names:
+      np.testing.assert_array_equal(
+        values[module][name], parameters[module][name]
+      )
 
 
 @pytest.mark.parametrize("name", ["network.weights.h5", "network.h5"])
