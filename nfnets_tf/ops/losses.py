@@ -28,6 +28,100 @@ class MixedLabels(NamedTuple):
     return tf.where(self.fraction >= 0.5, self.first, self.second)
 
 
+def check_labels(
+  shape: tf.TensorShape | tuple, dtype: tf.DType, num_classes: int
+) -> None:
+  """Raises a UserError unless labels can be those of a classifier.
+
+  Args:
+    shape: of the labels; sizes may be unknown.
+    dtype: of the labels.
+    num_classes: of the classifier.
+  """
+  shape, dtype = tf.TensorShape(shape), tf.as_dtype(dtype)
+  numeric = dtype.is_integer or dtype.is_floating or dtype.is_bool
+  fits = shape.rank in (None, 1) or (
+    shape.rank == 2 and shape[1] in (None, 1, num_classes)
+  )
+  if numeric and fits:
+    return
+  mend = (
+    "" if numeric else ", such as np.unique(labels, return_inverse=True)[1]"
+  )
+  raise UserError(
+    f"labels of shape {shape} and {dtype.name} do not fit a network of"
+    f" {num_classes} classes; expected whole numbers [examples] or [examples,"
+    f" 1]{mend}, or one-hot or soft labels [examples, {num_classes}]."
+  )
+
+
+def canonical_labels(
+  labels: tf.Tensor | MixedLabels, num_classes: int
+) -> tf.Tensor | MixedLabels:
+  """Returns labels in one of the forms that `softmax_cross_entropy` takes.
+
+  Args:
+    labels: classes [batch] or [batch, 1], of any integer type, bool, or floats
+      that are whole numbers; one-hot or soft labels [batch, num_classes] of any
+      type; or `MixedLabels`. With one class, floats [batch, 1] are soft labels.
+    num_classes: of the logits.
+
+  Returns:
+    int32 or int64 [batch], float [batch, num_classes], or `MixedLabels`; int32
+    and int64 [batch] and floats [batch, num_classes] as they are.
+
+  Raises:
+    UserError: if the labels have another type or shape.
+  """
+  if isinstance(labels, MixedLabels):
+    return labels
+  check_labels(labels.shape, labels.dtype, num_classes)
+  if labels.shape.rank == 1:
+    return _class_indices(labels)
+  columns = labels.shape[1]
+  if columns is None:  # of a generator, or of calls with labels of two forms
+    dense = tf.cond(
+      tf.equal(tf.shape(labels)[1], 1) & (num_classes > 1),
+      lambda: _one_hot(labels[:, 0], num_classes),
+      lambda: tf.cast(labels, tf.float32),
+    )
+    return tf.ensure_shape(dense, [None, num_classes])
+  if columns == num_classes and (columns > 1 or labels.dtype.is_floating):
+    return labels if labels.dtype.is_floating else tf.cast(labels, tf.float32)
+  return _class_indices(tf.squeeze(labels, axis=1))
+
+
+def _class_indices(labels):
+  """Returns labels [batch] as int32 or int64."""
+  if labels.dtype in (tf.int32, tf.int64):
+    return labels
+  if not labels.dtype.is_floating:
+    wide = labels.dtype in (tf.uint32, tf.uint64)
+    return tf.cast(labels, tf.int64 if wide else tf.int32)
+  whole = tf.cast(labels, tf.int32)
+  checks = [
+    tf.debugging.assert_equal(
+      tf.cast(whole, labels.dtype),
+      labels,
+      "labels are fractions; expected whole numbers, the classes of examples.",
+    )
+  ]
+  with tf.control_dependencies(checks):
+    return tf.identity(whole)
+
+
+def _one_hot(labels, num_classes):
+  """Returns float32 [batch, num_classes] of labels [batch]."""
+  indices = _class_indices(labels)
+  check = tf.debugging.assert_less(
+    tf.cast(tf.reduce_max(indices), tf.int64),
+    tf.constant(num_classes, tf.int64),
+    f"a label is not one of the {num_classes} classes.",
+  )
+  with tf.control_dependencies([check]):
+    return tf.one_hot(indices, num_classes)
+
+
 def softmax_cross_entropy(
   logits: tf.Tensor,
   labels: tf.Tensor | MixedLabels,
@@ -50,7 +144,7 @@ def softmax_cross_entropy(
 
   Raises:
     UserError: if the labels have another shape; TensorFlow would silently
-      broadcast [batch, 1] over all classes.
+      broadcast [batch, 1] over all classes, which `canonical_labels` mends.
   """
   logits = tf.cast(logits, tf.float32)
   loss = _cross_entropy(logits, labels)

@@ -12,11 +12,22 @@ from nfnets_tf.keras_api import keras
 from nfnets_tf.models.nfnet import layers_by_stage, variables_by_stage
 from nfnets_tf.models.weights import named_variables
 from nfnets_tf.ops import stateless_random
-from nfnets_tf.ops.losses import softmax_cross_entropy
+from nfnets_tf.ops.losses import canonical_labels, softmax_cross_entropy
 from nfnets_tf.optim import ema, param_groups
 from nfnets_tf.optim.sam import SAM
-from nfnets_tf.train.metrics import Scores, Telemetry, compute_example_metrics
+from nfnets_tf.train.checked_model import CheckedModel
+from nfnets_tf.train.metrics import (
+  Scores,
+  Telemetry,
+  compute_example_metrics,
+  count_examples,
+)
 from nfnets_tf.train.train_step import NonfiniteGuard, ReplicaBatch
+from nfnets_tf.train.user_data import (
+  Expected,
+  canonical_weights,
+  check_images,
+)
 
 # Of ImageNet, in units of [0, 1]; the published weights expect them.
 MEAN_RGB = (0.485, 0.456, 0.406)
@@ -27,7 +38,7 @@ _deserialize = keras.saving.deserialize_keras_object
 
 
 @keras.saving.register_keras_serializable(package="nfnets_tf")
-class Classifier(keras.Model):
+class Classifier(CheckedModel):
   """Trains a network on images and labels, as any Keras model.
 
     model = Classifier(NFNet("F0", num_classes=10))
@@ -35,13 +46,19 @@ class Classifier(keras.Model):
     model.fit(dataset)             # batches (images, labels[, weights])
 
   Images are uint8 or float in [0, 255], [batch, height, width, 3], and are
-  normalized on the device. Labels are integers [batch], distributions [batch,
-  classes] or `ops.losses.MixedLabels`; an example of weight 0 is ignored. The
-  loss is the mean over the global batch. `evaluate` returns the plain
-  cross-entropy, not the smoothed one, so that runs can be compared. A step's
-  loss and accuracies are those at the weights themselves, with SAM as well. A
-  step whose loss or gradient is not finite changes no weight
-  (`train_step.NonfiniteGuard`).
+  normalized on the device. Labels are classes [batch] or [batch, 1] of any
+  integer type (or floats that are whole numbers), one-hot or soft labels
+  [batch, classes], or `ops.losses.MixedLabels`.
+
+  The loss is sum(weight * cross-entropy) / n over the n examples of the global
+  batch whose weight is not 0; the weight is 1, or `sample_weight` times
+  `class_weight`. It is what a step minimizes and what `fit` and `evaluate`
+  show, over all batches of an epoch: Keras' own loss, but that an example of
+  weight 0 does not count, as if it were not in the batch. top1 and top5 are
+  weighted means. `evaluate` returns the plain cross-entropy, not the smoothed
+  one, so that runs can be compared. A step's loss and accuracies are those at
+  the weights themselves, with SAM as well. A step whose loss or gradient is not
+  finite changes no weight (`train_step.NonfiniteGuard`).
 
   Args:
     network: maps normalized images to logits [batch, classes].
@@ -119,18 +136,26 @@ class Classifier(keras.Model):
       **kwargs: of `keras.Model.compile`, such as steps_per_execution.
 
     Raises:
-      UserError: if a loss or metrics are given, or the optimizer is a legacy
-        one, or it would ignore learning rate multipliers.
+      UserError: if a loss or metrics are given, the network has losses of its
+        own, or the optimizer is a legacy one or would ignore learning rate
+        multipliers.
     """
     for name in ("loss", "loss_weights", "metrics", "weighted_metrics"):
-      if kwargs.pop(name, None) is not None:
+      if kwargs.pop(name, None) not in (None, []):
         raise UserError(
           f"Classifier.compile received {name}, but its loss (softmax"
           " cross-entropy) and metrics are built in; remove the argument, or"
           " set Classifier.label_smoothing."
         )
+    if self.network.losses:
+      raise UserError(
+        "Classifier.compile found a regularizer in the network, whose loss it"
+        " would not minimize; remove it, and decay weights by"
+        " SGD(weight_decay=...)."
+      )
     refuse_keras3("Classifier.compile", optimizer)
-    super().compile(optimizer=optimizer, **kwargs)
+    # With None Keras would warn that `sample_weight` weighs no metric.
+    super().compile(optimizer=optimizer, weighted_metrics=[], **kwargs)
     if not isinstance(self.optimizer, keras.optimizers.Optimizer):
       name = type(self.optimizer).__name__
       raise UserError(
@@ -167,20 +192,14 @@ class Classifier(keras.Model):
     """Compiles with the result of `get_compile_config`, for `load_model`."""
     self.compile(**{**config, "optimizer": _deserialize(config["optimizer"])})
 
-  def fit(self, *args, **kwargs):
-    """Trains; see `keras.Model.fit`."""
-    refuse_keras3("Classifier.fit", *args, *kwargs.values())
-    return super().fit(*args, **kwargs)
-
-  def evaluate(self, *args, **kwargs):
-    """Evaluates; see `keras.Model.evaluate`."""
-    refuse_keras3("Classifier.evaluate", *args, *kwargs.values())
-    return super().evaluate(*args, **kwargs)
-
-  def predict(self, *args, **kwargs):
-    """Predicts logits; see `keras.Model.predict`."""
-    refuse_keras3("Classifier.predict", *args, *kwargs.values())
-    return super().predict(*args, **kwargs)
+  def expected_data(self) -> Expected | None:
+    """Returns what images and labels have to be."""
+    shape = getattr(self.network, "input_shape", None)
+    if not isinstance(shape, tuple):
+      return None
+    unit = 255.0 * max(self.stddev_rgb)
+    classes = self.network.output_shape[-1]
+    return Expected(shape, classes, in_bytes=unit > 1.5)
 
   @property
   def metrics(self):
@@ -195,6 +214,8 @@ class Classifier(keras.Model):
 
   def call(self, images, training=False):
     """Returns logits [batch, classes] of images in [0, 255]."""
+    if expected := self.expected_data():
+      check_images(images.shape, images.dtype, expected)
     return self.network(self.normalize(images), training=training)
 
   def normalize(self, images: tf.Tensor) -> tf.Tensor:
@@ -226,7 +247,8 @@ class Classifier(keras.Model):
     Unlike `train_step` it does not read the metrics, which under several
     workers is one sum over the network for each of them.
     """
-    tensors = keras.utils.unpack_x_y_sample_weight(data)
+    tensors = self._unpack(data)
+    weights = tensors[2]
     variables = self.network.trainable_variables
     step = tf.identity(self.optimizer.iterations)
     batch = ReplicaBatch(
@@ -240,13 +262,16 @@ class Classifier(keras.Model):
     result = batch.gradient(self.sam, step)
     passes = [p for p in (result.clean, result.perturbed) if p is not None]
     gradients, finite = self.guard.reduce_gradients(
-      result.gradients, [p.losses for p in passes], variables
+      result.gradients,
+      [p.losses for p in passes],
+      variables,
+      counts=None if weights is None else count_examples(weights),
     )
     clean, *perturbed = (p.masked(finite) for p in passes)
     self._telemetry.update(
       variables,
       gradients,
-      weights=tensors[2],
+      weights=weights,
       finite=finite,
       perturbed=perturbed[0] if perturbed else None,
       sam_active=result.sam_active,
@@ -260,9 +285,40 @@ class Classifier(keras.Model):
       ema.update(self.averages, self._averaged, decay)
     self._scores.update(clean)
 
+  def _unpack(self, data):
+    """Returns (images, labels, weights [batch] or None)."""
+    images, labels, weights = keras.utils.unpack_x_y_sample_weight(data)
+    if labels is None:
+      raise UserError("Classifier received images alone; expected labels too.")
+    if isinstance(labels, tf.Tensor) and labels.shape.rank is None:
+      # Keras traced once for labels of several forms.
+      labels = tf.reshape(labels, [tf.shape(labels)[0], -1])
+    return images, labels, canonical_weights(weights)
+
+  def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None):
+    """Returns the loss of a batch, for a training loop of one's own.
+
+    Args:
+      x: ignored.
+      y: labels in any of the forms of the class.
+      y_pred: logits, float [batch, classes].
+      sample_weight: [batch] or [batch, 1]; None is 1 for each.
+
+    Returns:
+      The mean over the examples whose weight is not 0, a float32 scalar.
+    """
+    del x
+    weights = canonical_weights(sample_weight)
+    _, metrics = self._training_losses(y_pred, y, weights)
+    total = tf.reduce_sum(metrics.losses * metrics.weights)
+    return tf.math.divide_no_nan(total, count_examples(metrics.weights)[0])
+
   def _compute_training_losses(self, images, labels, weights=None):
     """Returns (losses multiplied by weights [examples], `ExampleMetrics`)."""
-    logits = self(images, training=True)
+    return self._training_losses(self(images, training=True), labels, weights)
+
+  def _training_losses(self, logits, labels, weights):
+    labels = canonical_labels(labels, logits.shape[-1])
     losses = softmax_cross_entropy(
       logits, labels, label_smoothing=self.label_smoothing
     )
@@ -280,8 +336,9 @@ class Classifier(keras.Model):
 
   def score_batch(self, data) -> None:
     """Adds a replica's part of a batch to loss and accuracies."""
-    images, labels, weights = keras.utils.unpack_x_y_sample_weight(data)
+    images, labels, weights = self._unpack(data)
     logits = self(images, training=False)
+    labels = canonical_labels(labels, logits.shape[-1])
     losses = softmax_cross_entropy(logits, labels)
     metrics = compute_example_metrics(logits, labels, losses, weights)
     self._scores.update(metrics)

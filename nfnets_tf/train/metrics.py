@@ -30,7 +30,7 @@ class ExampleMetrics(NamedTuple):
     losses: cross-entropy in nats, not multiplied by `weights`.
     top1: 1 if the label's class has the largest logit, else 0.
     top5: 1 if it is among the five largest, else 0.
-    weights: of the examples, >= 0; an example of weight 0 is ignored.
+    weights: of the examples; one of weight 0 does not count as an example.
   """
 
   losses: tf.Tensor
@@ -59,6 +59,19 @@ class ExampleMetrics(NamedTuple):
 NUM_EXAMPLE_METRICS = len(ExampleMetrics._fields)
 
 
+def packed_array(count, rows) -> tf.TensorArray:
+  """Returns an array for `count` results of `ExampleMetrics.pack`.
+
+  Args:
+    count: an integer or an integer scalar tensor.
+    rows: examples of each, likewise.
+  """
+  shape = [rows if isinstance(rows, int) else None, NUM_EXAMPLE_METRICS]
+  return tf.TensorArray(
+    tf.float32, count, infer_shape=False, element_shape=shape
+  )
+
+
 def compute_example_metrics(
   logits: tf.Tensor,
   labels: tf.Tensor | MixedLabels,
@@ -84,8 +97,53 @@ def compute_example_metrics(
   return ExampleMetrics(*(tf.cast(column, tf.float32) for column in columns))
 
 
+class MeanLoss(keras.metrics.Mean):
+  """The loss of an interval's examples: sum(weight * loss) / their number.
+
+  An example of weight 0 does not count, other weights do not change the number:
+  what a training step minimizes, and what Keras' losses return but for examples
+  of weight 0, which they count. It is 0 without examples.
+  """
+
+  def update(self, examples: ExampleMetrics) -> None:
+    """Adds examples, float32 [examples] each."""
+    self.update_state(
+      examples.losses * examples.weights, tf.not_equal(examples.weights, 0.0)
+    )
+
+
+def count_examples(weights: tf.Tensor) -> tf.Tensor:
+  """Returns [those of a weight other than 0, all], float32 [2].
+
+  Args:
+    weights: of the examples, float [examples].
+  """
+  valid = tf.cast(tf.not_equal(weights, 0.0), tf.float32)
+  return tf.stack([tf.reduce_sum(valid), tf.reduce_sum(tf.ones_like(valid))])
+
+
+def mean_over_valid(
+  gradients: Sequence[tf.Tensor], counts: tf.Tensor
+) -> list[tf.Tensor]:
+  """Turns gradients of a mean over all examples into one over those that count.
+
+  Args:
+    gradients: of any shape.
+    counts: result of `count_examples`, summed over replicas.
+
+  Returns:
+    The gradients, bit for bit if all examples count.
+  """
+  valid, examples = tf.unstack(counts)
+  scale = examples / tf.maximum(valid, 1.0)
+  return [gradient * tf.cast(scale, gradient.dtype) for gradient in gradients]
+
+
 class Scores:
   """Mean loss, top-1 and top-5 over the examples of an interval.
+
+  The loss is a `MeanLoss`; top-1 and top-5 are weighted means, sum(weight *
+  hit) / sum(weight), and so stay in [0, 1] under any weights.
 
   Attributes:
     metrics: the Keras metrics.
@@ -93,12 +151,14 @@ class Scores:
 
   def __init__(self):
     self._loss, self._top1, self._top5 = self.metrics = [
-      keras.metrics.Mean(name=name) for name in ("loss", "top1", "top5")
+      MeanLoss(name="loss"),
+      keras.metrics.Mean(name="top1"),
+      keras.metrics.Mean(name="top5"),
     ]
 
   def update(self, examples: ExampleMetrics) -> None:
-    """Adds examples, float32 [examples] each, by their weights."""
-    self._loss.update_state(examples.losses, examples.weights)
+    """Adds examples, float32 [examples] each."""
+    self._loss.update(examples)
     self._top1.update_state(examples.top1, examples.weights)
     self._top5.update_state(examples.top5, examples.weights)
 
@@ -118,7 +178,7 @@ class Telemetry:
     invalid_examples    fraction of the examples that had weight 0
     skipped_steps       fraction of the steps that were not finite
     sam_active          fraction of the steps that SAM perturbed
-    perturbed_loss      at SAM's perturbed weights, in nats
+    perturbed_loss      at SAM's perturbed weights, in nats; a `MeanLoss`
 
   Skipped steps enter `skipped_steps` and `invalid_examples` only.
 
@@ -166,7 +226,7 @@ class Telemetry:
       self.metrics += self._clipped.values()
     self._perturbed_loss = self._sam_active = None
     if sam is not None:
-      self._perturbed_loss = keras.metrics.Mean(name="perturbed_loss")
+      self._perturbed_loss = MeanLoss(name="perturbed_loss")
       self._sam_active = keras.metrics.Mean(name="sam_active")
       self.metrics += [self._perturbed_loss, self._sam_active]
 
@@ -205,7 +265,7 @@ class Telemetry:
     if self._clipping is not None:
       self._count_clipped(variables, norms, counted)
     if self._perturbed_loss is not None:
-      self._perturbed_loss.update_state(perturbed.losses, perturbed.weights)
+      self._perturbed_loss.update(perturbed)
       self._sam_active.update_state(sam_active, counted)
 
   def _count_clipped(self, variables, norms, weight) -> None:

@@ -1,7 +1,6 @@
 """Gradients of one training step: micro-batches, SAM's passes, the guard.
 
-All of it runs in a replica context, on the replica's examples of the global
-batch, and leaves the weights unchanged.
+All run in a replica context, on its examples, and leave the weights unchanged.
 """
 
 from __future__ import annotations
@@ -18,11 +17,15 @@ from nfnets_tf.ops.finite import all_finite
 from nfnets_tf.optim import sam as sam_passes
 from nfnets_tf.optim.param_groups import GroupedOptimizer
 from nfnets_tf.optim.sam import SAM
-from nfnets_tf.train.metrics import NUM_EXAMPLE_METRICS, ExampleMetrics
+from nfnets_tf.train.metrics import (
+  NUM_EXAMPLE_METRICS,
+  ExampleMetrics,
+  mean_over_valid,
+  packed_array,
+)
 
-# A pass returns (gradients, packed metrics [examples, NUM_EXAMPLE_METRICS] of
-# one or more forward passes): tensors, since tf.while_loop and tf.cond carry
-# nothing else.
+# (gradients, packed metrics [examples, NUM_EXAMPLE_METRICS] of each forward
+# pass): tensors, since tf.while_loop and tf.cond carry nothing else.
 _Pass = tuple[list[tf.Tensor], tuple[tf.Tensor, ...]]
 
 
@@ -31,7 +34,8 @@ class StepGradient(NamedTuple):
 
   Attributes:
     gradients: parallel to the weights, each of its weight's shape; their sum
-      over replicas is the gradient of the global batch's mean loss.
+      over replicas is the gradient of the loss' sum over the global batch,
+      divided by the number of all its examples, those of weight 0 included.
     clean: metrics of the examples at the weights themselves.
     perturbed: metrics at the perturbed weights, all of weight 0 in a step that
       SAM does not perturb; None without SAM.
@@ -216,7 +220,7 @@ class ReplicaBatch:
       return index + 1, total, arrays
 
     rows = [size] if ascent_rows is None else [ascent_rows, size]
-    arrays = [_metrics_array(count, n) for n in rows]
+    arrays = [packed_array(count, n) for n in rows]
     zeros = [tf.zeros(v.shape, v.dtype) for v in self._variables]
     _, gradients, arrays = tf.while_loop(
       lambda index, *_: index < count,
@@ -233,13 +237,6 @@ class ReplicaBatch:
       )
       for array, n in zip(arrays, rows)
     )
-
-
-def _metrics_array(count, rows) -> tf.TensorArray:
-  shape = [rows if isinstance(rows, int) else None, NUM_EXAMPLE_METRICS]
-  return tf.TensorArray(
-    tf.float32, count, infer_shape=False, element_shape=shape
-  )
 
 
 def _perturbed_step(gradients, ascent, descent, active) -> StepGradient:
@@ -261,8 +258,8 @@ def _perturbed_step(gradients, ascent, descent, active) -> StepGradient:
 class NonfiniteGuard:
   """Decides on all replicas alike whether a step is skipped.
 
-  Branch-free: replicas exchange values through `merge_call`, which TensorFlow
-  forbids inside `tf.cond`. To be created under the strategy's scope.
+  Branch-free: TensorFlow forbids `merge_call` inside `tf.cond`. To be created
+  under the strategy's scope.
 
   Args:
     optimizer: sums the gradients over replicas. `nfnets_tf.SGD` skips a
@@ -270,8 +267,7 @@ class NonfiniteGuard:
       gradient of zeros, under which its own state still moves.
 
   Attributes:
-    consecutive_skips: number of steps skipped since the last finite one, an
-      int64 scalar variable.
+    consecutive_skips: steps skipped since the last finite one, an int64 scalar.
   """
 
   def __init__(self, optimizer: keras.optimizers.Optimizer):
@@ -292,28 +288,35 @@ class NonfiniteGuard:
     gradients: Sequence[tf.Tensor],
     losses: Sequence[tf.Tensor],
     variables: Sequence[tf.Variable],
+    counts: tf.Tensor | None = None,
   ) -> tuple[list[tf.Tensor], tf.Tensor]:
     """Sums gradients over replicas and counts the step if it is skipped.
 
     Args:
-      gradients: of this replica, each of the shape of its variable.
+      gradients: each of the shape of its variable.
       losses: of this replica's examples, float [examples] for each pass.
       variables: the trainable weights, parallel to `gradients`.
+      counts: this replica's, from `count_examples`: the gradients become those
+        of the mean over the examples that count. None if all do.
 
     Returns:
-      (summed gradients, whether all gradients and losses of all replicas are
-      finite, a scalar bool), the same on all replicas.
+      (summed gradients, whether all gradients and losses are finite, a scalar
+      bool), the same on all replicas.
     """
     gradients = list(gradients)
     # A NaN added to the smallest gradient carries a bad loss to all replicas
-    # with the sum that is made anyway, at no further communication.
+    # with the sum that is made anyway.
     smallest = min(
       range(len(gradients)), key=lambda i: gradients[i].shape.num_elements()
     )
     poison = tf.where(all_finite(losses), 0.0, float("nan"))
     gradients[smallest] += tf.cast(poison, gradients[smallest].dtype)
-    pairs = self._optimizer.aggregate_gradients(zip(gradients, variables))
-    gradients = [gradient for gradient, _ in pairs]
+    pairs = list(zip(gradients, variables))
+    if counts is not None:  # it travels with them, beside any variable
+      pairs.append((counts, variables[smallest]))
+    gradients = [x for x, _ in self._optimizer.aggregate_gradients(pairs)]
+    if counts is not None:
+      gradients = mean_over_valid(gradients[:-1], gradients[-1])
     finite = all_finite(gradients)
     skips = self.consecutive_skips.read_value() + 1
     self.consecutive_skips.assign(tf.where(finite, tf.zeros_like(skips), skips))
@@ -337,8 +340,6 @@ def locate_in_global_batch(
   examples: tf.Tensor, replicas: int
 ) -> tuple[tf.Tensor, tf.Tensor]:
   """Locates a replica's examples in an unevenly distributed global batch.
-
-  To be called in a replica context.
 
   Args:
     examples: number of this replica's examples, an int32 scalar.

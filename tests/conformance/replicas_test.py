@@ -168,6 +168,23 @@ def test_uneven_last_batch(remainder):
   assert results[0][1] == pytest.approx(results[1][1], rel=1e-5)
 
 
+def test_examples_of_weight_0_count_on_no_replica():
+  """The mean is over the examples of all replicas, one of which has none."""
+  weights = np.float32([0, 2, 0, 1, 0, 0, 0, 0])
+  results = []
+  for strategy in (ONE, mirrored(2)):
+    model = build(strategy, PLAIN)
+    history = model.fit(
+      batches(strategy, np.tile(weights, STEPS)), steps_per_epoch=1, verbose=0
+    ).history
+    results.append((model.get_weights(), history))
+  for a, b in zip(results[0][0], results[1][0]):
+    np.testing.assert_allclose(a, b, rtol=0, atol=1e-5)
+  for name in ("loss", "gradient_norm", "invalid_examples", "top1"):
+    assert results[0][1][name] == pytest.approx(results[1][1][name], rel=1e-5)
+  assert results[0][1]["invalid_examples"] == [0.75]
+
+
 @pytest.mark.parametrize(
   "optimizer, sam",
   [

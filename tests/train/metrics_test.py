@@ -65,7 +65,8 @@ def test_scores_weigh_the_examples():
   )
   scores.update(metrics)
   results = {name: float(value) for name, value in scores.results().items()}
-  assert results == {"loss": 1.75, "top1": 0.25, "top5": 1.0}
+  # (1 * 1 + 3 * 2) / 2 examples; the accuracies are weighted means.
+  assert results == {"loss": 3.5, "top1": 0.25, "top5": 1.0}
 
 
 def rows_of_units(array):
