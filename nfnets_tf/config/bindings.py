@@ -203,6 +203,28 @@ class Bindings(dict):
     parameters = inspect.signature(target).parameters
     return {n: p for n, p in parameters.items() if p.kind not in variadic}
 
+  def value(self, name: str) -> tuple[str, Any]:
+    """Returns the value of a name with macros replaced by theirs.
+
+    Returns:
+      The macro that the value is given to, or `name`; and the value.
+    """
+    origin = name
+    for _ in self:  # a macro may refer to another one, or to itself
+      if isinstance(self[origin], Macro) and self[origin].name in self:
+        origin = self[origin].name
+    return origin, self._expand(self[origin], depth=len(self))
+
+  def _expand(self, value: Any, depth: int) -> Any:
+    if isinstance(value, Macro) and value.name in self and depth:
+      return self._expand(self[value.name], depth - 1)
+    if isinstance(value, dict):
+      items = value.items()
+      return {key: self._expand(item, depth) for key, item in items}
+    if isinstance(value, (list, tuple)):
+      return type(value)(self._expand(item, depth) for item in value)
+    return value
+
   def dependencies(self, name: str) -> set[str]:
     """Returns `name` and the names of all that its value is built of."""
     visited, pending = set(), [name]

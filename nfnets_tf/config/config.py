@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import dataclasses
 import inspect
 import logging
 import os
@@ -24,6 +25,7 @@ from nfnets_tf.config.bindings import Bindings, Macro, Reference
 from nfnets_tf.config.grid import read_grid
 from nfnets_tf.errors import UserError, require
 from nfnets_tf.fileio import find_run_dir, read_bytes, read_run_data
+from nfnets_tf.ranges import declared
 
 if TYPE_CHECKING:
   from nfnets_tf.jobs.job import Job
@@ -95,9 +97,11 @@ class Configuration:
           f"{self.run_folder!r} is the work directory of a sweep, not of a run;"
           " name one of the points below it."
         )
-    # A sweep is checked at its first point.
-    for point in read_grid(self.bindings)[:1]:
+    # A sweep is checked at its first point, and the values of all.
+    points = read_grid(self.bindings)
+    for point in reversed(points):
       self._set(point)
+      check_ranges(self.bindings)
     check(self.bindings)
     if _JOB not in self.bindings:
       raise UserError(
@@ -314,6 +318,34 @@ def check(bindings: Bindings) -> None:
       parameters = bindings.parameters(reference.selector)
     if reference.called:
       _check_complete(bindings, reference, parameters)
+  check_ranges(bindings)
+
+
+def check_ranges(bindings: Bindings) -> None:
+  """Checks every value that a class or function declares a range for.
+
+  References are skipped: what they return is checked when they are called.
+
+  Raises:
+    UserError: if a value is out of range; names the macro or the parameter.
+  """
+  for name in bindings:
+    if bindings_lib.is_macro(name) or name.startswith(f"{_GRID}."):
+      continue
+    _, selector, parameter = bindings_lib.split_parameter(name)
+    with _located(bindings.places[name]):
+      accepted = declared(bindings.resolve(selector)).get(parameter)
+    origin, value = bindings.value(name)
+    unknown = (Macro, Reference)
+    if accepted is None or any(
+      isinstance(leaf, unknown) for leaf in bindings_lib.leaves(value)
+    ):
+      continue
+    if origin != name:
+      words = f"{accepted.words} ({name})"
+      accepted = dataclasses.replace(accepted, words=words)
+    with _located(bindings.places[origin]):
+      accepted.check(origin, value)
 
 
 @contextlib.contextmanager

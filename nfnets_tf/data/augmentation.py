@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 import tensorflow as tf
 
 from nfnets_tf.data.preprocessing import Transform, fold_seed, paste
-from nfnets_tf.errors import require, require_fraction, require_int
+from nfnets_tf.ranges import accepts, ascending, integer, number
 
 Mixer = Callable[
   [tf.Tensor, tf.Tensor, tf.Tensor], "tuple[tf.Tensor, tf.Tensor]"
@@ -23,6 +23,7 @@ Mixer = Callable[
 _ATTEMPTS = 10
 
 
+@accepts(multiplicity=integer(1))
 @dataclasses.dataclass(frozen=True)
 class Augmentation:
   """Augmentation of training images after a split's own transforms.
@@ -49,9 +50,6 @@ class Augmentation:
   final_transforms: Sequence[Transform] = ()
   multiplicity: int = 1
 
-  def __post_init__(self):
-    require_int("Augmentation.multiplicity", self.multiplicity, 1)
-
   @property
   def records_per_image(self) -> int:
     """Number of records per image: 1, or 2 with mixing."""
@@ -63,6 +61,7 @@ class Augmentation:
     return (*self.post_mix_transforms, *self.final_transforms)
 
 
+@accepts(alpha=number(above=0))
 class MixUp:
   """Blends two images (Zhang et al. 2017, arXiv 1710.09412).
 
@@ -74,7 +73,6 @@ class MixUp:
   """
 
   def __init__(self, *, alpha: float = 0.2):
-    require(alpha > 0, "MixUp.alpha", alpha, "a number above 0")
     self.alpha = alpha
 
   def __call__(self, first, second, seed):
@@ -109,6 +107,11 @@ class CutMix:
     return tf.ensure_shape(mixed, first.shape), weight
 
 
+@accepts(
+  probability=number(0, 1),
+  area=ascending(number(above=0, most=1)),
+  aspect_ratio=ascending(number(above=0)),
+)
 class RandomErasing:
   """Replaces a random box by noise (Zhong et al. 2017, arXiv 1708.04896).
 
@@ -131,19 +134,6 @@ class RandomErasing:
     area: Sequence[float] = (0.02, 1 / 3),
     aspect_ratio: Sequence[float] = (0.3, 1 / 0.3),
   ):
-    require_fraction("RandomErasing.probability", probability)
-    require(
-      0 < area[0] <= area[1] <= 1,
-      "RandomErasing.area",
-      area,
-      "(smallest, largest) with 0 < smallest <= largest <= 1",
-    )
-    require(
-      0 < aspect_ratio[0] <= aspect_ratio[1],
-      "RandomErasing.aspect_ratio",
-      aspect_ratio,
-      "(smallest, largest) with 0 < smallest <= largest",
-    )
     self.probability = probability
     self.area = tuple(area)
     self.aspect_ratio = tuple(aspect_ratio)

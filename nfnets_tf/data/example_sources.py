@@ -28,6 +28,7 @@ from nfnets_tf.data.image_folder import (
 )
 from nfnets_tf.data.tfrecords import Record, read_features, record_spans
 from nfnets_tf.errors import UserError
+from nfnets_tf.ranges import MAX_SIDE, accepts, integer
 
 # A class number beyond this is more likely to be some other number.
 _MAX_CLASSES = 1_000_000
@@ -244,6 +245,7 @@ class TfdsDataset:
     )
 
 
+@accepts(image_size=integer(8, MAX_SIDE))
 class Digits:
   """The 1,797 handwritten digits of scikit-learn, as PNGs.
 

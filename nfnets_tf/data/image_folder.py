@@ -16,7 +16,8 @@ from collections.abc import Mapping, Sequence
 import tensorflow as tf
 
 from nfnets_tf.data.tfrecords import Record
-from nfnets_tf.errors import UserError, require
+from nfnets_tf.errors import UserError
+from nfnets_tf.ranges import accepts, number
 
 LOGGER = logging.getLogger("nfnets_tf")
 
@@ -41,6 +42,7 @@ _FORMATS = {
 }
 
 
+@accepts(heldout_fraction=number(above=0, below=1))
 class ImageFiles:
   """Base of sources of image files; a reference is (path, label).
 
@@ -56,9 +58,6 @@ class ImageFiles:
   splits: Mapping[str, Sequence[tuple[str, int]]]
 
   def __init__(self, directory: str | None, heldout_fraction: float):
-    valid = 0 < heldout_fraction < 1
-    name, expected = "HELDOUT_FRACTION", "a number between 0 and 1"
-    require(valid, name, heldout_fraction, expected)
     self.directory = os.path.expanduser(directory or "")
     if not tf.io.gfile.isdir(self.directory):
       raise UserError(

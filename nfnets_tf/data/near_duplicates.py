@@ -8,9 +8,10 @@ from collections.abc import Iterable
 import numpy as np
 import tensorflow as tf
 
-from nfnets_tf.errors import require
+from nfnets_tf.ranges import accepts, integer
 
 BITS = 64
+MAX_DISTANCE = 15
 _SIDE = 8
 
 
@@ -35,6 +36,7 @@ def difference_hash(image: tf.Tensor) -> int:
   return int.from_bytes(np.packbits(bits).tobytes(), "big")
 
 
+@accepts(distance=integer(0, MAX_DISTANCE))
 class NearDuplicates:
   """A set of hashes that contains every hash near one of them.
 
@@ -50,12 +52,6 @@ class NearDuplicates:
   """
 
   def __init__(self, hashes: Iterable[int], distance: int):
-    require(
-      isinstance(distance, int) and 0 <= distance < 16,
-      "max_hash_distance",
-      distance,
-      f"an integer from 0 to 15, of the {BITS} bits of a hash",
-    )
     self._distance = distance
     edges = np.linspace(0, BITS, distance + 2).astype(int).tolist()
     self._parts = [(a, (1 << (b - a)) - 1) for a, b in zip(edges, edges[1:])]

@@ -11,6 +11,8 @@ from collections.abc import Callable, Sequence
 
 import tensorflow as tf
 
+from nfnets_tf.ranges import MAX_SIDE, accepts, ascending, integer, number, side
+
 Transform = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
 
 # Limit of height * width: 8,192 x 8,192, which takes 200 MB decoded.
@@ -142,6 +144,7 @@ def paste(
   return tf.concat([image[:top], rows, image[bottom:]], axis=0)
 
 
+@accepts(image_size=side(), area=ascending(number(above=0, most=1)))
 class InceptionCrop:
   """Crops a random box and resizes it to a square.
 
@@ -221,6 +224,7 @@ class Flip:
     return tf.image.stateless_random_flip_left_right(image, seed)
 
 
+@accepts(pixels=integer(0, MAX_SIDE))
 class Shift:
   """Translates the image by up to `pixels` along each axis, over black.
 
@@ -239,6 +243,7 @@ class Shift:
     return tf.image.stateless_random_crop(padded, tf.shape(image), seed)
 
 
+@accepts(image_size=side())
 class Resize:
   """Resizes to a square and ignores the aspect ratio.
 
@@ -254,6 +259,7 @@ class Resize:
     return resize_bicubic(image, self.image_size, self.image_size)
 
 
+@accepts(image_size=side(), margin=integer(0, MAX_SIDE))
 class SquashCenterCrop:
   """DeepMind's evaluation: resizes to a larger square and crops its center.
 

@@ -21,7 +21,8 @@ from typing import NamedTuple
 import tensorflow as tf
 
 from nfnets_tf.data.preprocessing import paste
-from nfnets_tf.errors import require, require_int
+from nfnets_tf.errors import require
+from nfnets_tf.ranges import accepts, integer, number
 
 FILL = 128  # gray outside of the image
 _LUMA = (0.2989, 0.587, 0.114)  # weights of red, green and blue
@@ -83,6 +84,12 @@ def _signed(value, draws):
   return tf.where(draws[0] < 0.5, -value, value)
 
 
+@accepts(
+  layers=integer(0, 100),
+  magnitude=number(0, 20),
+  translation=number(0),
+  cut_out=number(0),
+)
 class RandAugment:
   """Applies `layers` operations, each drawn uniformly from `operations`.
 
@@ -113,9 +120,6 @@ class RandAugment:
     valid = operations and set(operations) <= OPERATIONS.keys()
     names = f"some of {', '.join(OPERATIONS)}"
     require(valid, "RandAugment.operations", operations, names)
-    valid = 0 <= magnitude <= 20
-    require(valid, "RandAugment.magnitude", magnitude, "a number in [0, 20]")
-    require_int("RandAugment.layers", layers, 0)
     self.layers = layers
     self.magnitude = magnitude
     self.operations = tuple(operations)

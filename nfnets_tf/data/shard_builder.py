@@ -25,7 +25,7 @@ from nfnets_tf.data.dataset_info import (
   write_index,
 )
 from nfnets_tf.data.image_folder import digest
-from nfnets_tf.data.near_duplicates import NearDuplicates
+from nfnets_tf.data.near_duplicates import MAX_DISTANCE
 from nfnets_tf.data.shard_tasks import (
   Beam,
   InProcess,
@@ -40,10 +40,9 @@ from nfnets_tf.errors import (
   RunError,
   UserError,
   plain_message,
-  require_fraction,
-  require_int,
 )
 from nfnets_tf.fileio import file_sha256, read_json, write_atomically
+from nfnets_tf.ranges import accepts, integer, number, optional, seed
 
 if TYPE_CHECKING:
   from nfnets_tf.data.example_sources import ExampleSource
@@ -54,6 +53,12 @@ _HASHES_PER_FILE = 4096
 _NAMED = 3
 
 
+@accepts(
+  examples_per_shard=integer(1),
+  seed=optional(seed()),
+  max_hash_distance=integer(0, MAX_DISTANCE),
+  max_invalid_fraction=number(0, 1),
+)
 class ShardBuilder:
   """Writes the shards of a source into a directory that belongs to them.
 
@@ -84,12 +89,6 @@ class ShardBuilder:
     max_invalid_fraction: float,
     runner: InProcess | Beam,
   ):
-    prefix = "shard_builder.ShardBuilder"
-    require_int(f"{prefix}.examples_per_shard", examples_per_shard, 1)
-    if seed is not None:
-      require_int(f"{prefix}.seed", seed, 0)
-    require_fraction(f"{prefix}.max_invalid_fraction", max_invalid_fraction)
-    NearDuplicates([], max_hash_distance)  # raises if the distance is invalid
     self.source, self.exclude, self.runner = source, exclude, runner
     self.directory = os.path.expanduser(directory)
     self.max_invalid_fraction = max_invalid_fraction

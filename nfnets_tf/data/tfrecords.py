@@ -19,12 +19,14 @@ import tensorflow as tf
 from google.protobuf.message import DecodeError
 
 from nfnets_tf.fileio import file_sha256
+from nfnets_tf.ranges import accepts, flag, integer
 
 # Followed by a shard's path, it replaces a record that cannot be read there:
 # no parser accepts it as a `tf.train.Example`.
 UNREADABLE = b"not readable in "
 
 
+@accepts(first_label=integer(0), raw=flag())
 @dataclasses.dataclass(frozen=True)
 class Fields:
   """Names of the features of a `tf.train.Example`.

@@ -19,9 +19,10 @@ from nfnets_tf.data.loading import parallel_calls
 from nfnets_tf.data.preprocessing import decode
 from nfnets_tf.data.tfrecords import Fields, read_features, read_records
 from nfnets_tf.data.validation import InvalidRecord, RecordValidator
-from nfnets_tf.errors import UserError, plain_message, require_fraction
+from nfnets_tf.errors import UserError, plain_message
 from nfnets_tf.fileio import file_sha256, write_atomically
 from nfnets_tf.jobs.job import RunContext
+from nfnets_tf.ranges import accepts, integer, number, optional
 from nfnets_tf.train.dry_run import format_table
 from nfnets_tf.train.run_dir import RunDir
 
@@ -135,6 +136,11 @@ def _check_record(serialized, report, validate, min_side: int) -> None:
     report.add(InvalidRecord(TINY, name, detail), position)
 
 
+@accepts(
+  num_classes=optional(integer(1)),
+  min_side=integer(0),
+  max_invalid_fraction=number(0, 1),
+)
 class CheckShardsJob:
   """Validates every record of some splits.
 
@@ -158,8 +164,6 @@ class CheckShardsJob:
     min_side: int,
     max_invalid_fraction: float,
   ):
-    name = "check_shards.CheckShardsJob.max_invalid_fraction"
-    require_fraction(name, max_invalid_fraction)
     self.directory = os.path.expanduser(directory)
     self.splits = tuple(splits)
     self.fields, self.num_classes = fields, num_classes

@@ -4,22 +4,27 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import tensorflow as tf
 
 from nfnets_tf.data.dataset_info import SplitInfo
-from nfnets_tf.errors import UserError, require_int
+from nfnets_tf.errors import UserError
 from nfnets_tf.fileio import find_run_dir, latest_checkpoint
 from nfnets_tf.jobs.job import RunContext
-from nfnets_tf.jobs.train import TrainJob
 from nfnets_tf.keras_api import keras
 from nfnets_tf.models import cost
 from nfnets_tf.models.weights import InitWeights
+from nfnets_tf.ranges import accepts, flag, integer
 from nfnets_tf.train.dry_run import describe_network, format_table
 from nfnets_tf.train.finish import export_metadata, heldout_sample
 from nfnets_tf.train.run_dir import RunDir
 
+if TYPE_CHECKING:
+  from nfnets_tf.jobs.train import TrainJob
 
+
+@accepts(averaged=flag(), images=integer(1))
 class ExportJob:
   """Exports the weights of a checkpoint or a file, for a run's configuration.
 
@@ -41,7 +46,6 @@ class ExportJob:
     export: Callable[..., str],
     images: int,
   ):
-    require_int("export_checkpoint.ExportJob.images", images, 1)
     self.training, self.export = training, export
     self.start = InitWeights(path=checkpoint, keep_head=True, averaged=averaged)
     self.images = images

@@ -9,9 +9,10 @@ import os
 import pandas as pd
 import tensorflow as tf
 
-from nfnets_tf.errors import UserError, require_int
+from nfnets_tf.errors import UserError
 from nfnets_tf.fileio import report_write_errors, write_atomically
 from nfnets_tf.jobs.job import RunContext
+from nfnets_tf.ranges import accepts, integer, number, optional, seed
 from nfnets_tf.scaling import allocation, compute, paper_data, plots, study
 from nfnets_tf.scaling.study import Fits, RunColumns, fit_study
 from nfnets_tf.train.dry_run import format_table
@@ -26,6 +27,11 @@ _PAPER_COLUMNS = RunColumns(
 )
 
 
+@accepts(
+  extrapolate_from=optional(number(above=0)),
+  resamples=integer(1),
+  seed=seed(),
+)
 class FitLawsJob:
   """Fits the scaling laws to a table and plots them.
 
@@ -54,7 +60,6 @@ class FitLawsJob:
     resamples: int,
     seed: int,
   ):
-    require_int("FitLawsJob.resamples", resamples, 1)
     self.table, self.columns = table, columns
     self.extrapolate_from = extrapolate_from
     self.resamples, self.seed = resamples, seed
@@ -85,6 +90,7 @@ class FitLawsJob:
     return format_table([*lines, ("laws", laws)])
 
 
+@accepts(extrapolate_from=number(above=0), resamples=integer(1), seed=seed())
 class PaperFiguresJob:
   """Plots the scaling paper's figures and fits its law to their points.
 
@@ -103,7 +109,6 @@ class PaperFiguresJob:
   """
 
   def __init__(self, *, extrapolate_from: float, resamples: int, seed: int):
-    require_int("PaperFiguresJob.resamples", resamples, 1)
     self.extrapolate_from = extrapolate_from
     self.resamples, self.seed = resamples, seed
 

@@ -15,6 +15,8 @@ from nfnets_tf.fileio import latest_checkpoint
 from nfnets_tf.jobs.job import RunContext
 from nfnets_tf.keras_api import keras
 from nfnets_tf.models import cost
+from nfnets_tf.models.nfnet import check_image_size
+from nfnets_tf.ranges import accepts, function, optional, seed
 from nfnets_tf.train import dry_run
 from nfnets_tf.train.classifier import Classifier
 from nfnets_tf.train.distribution import Workers, describe
@@ -35,6 +37,11 @@ from nfnets_tf.train.train_step import check_micro_batches
 LOGGER = logging.getLogger("nfnets_tf")
 
 
+@accepts(
+  export=optional(function("@export.Exporter()")),
+  report=optional(function("@eval_report.ClassificationReport()")),
+  seed=seed(),
+)
 @dataclasses.dataclass
 class TrainJob:
   """The job that trains, evaluates and exports one network.
@@ -64,6 +71,7 @@ class TrainJob:
 
   def plan(self) -> str:
     """Describes the run; creates no weights and reads no data."""
+    self.data.check_copies()
     lines = dry_run.describe_run(
       self.model, self.optimization, self.data, self.schedule, self.devices
     )
@@ -128,6 +136,8 @@ class TrainJob:
       classifier = self.model.classifier(
         network=self.model.network(), sam=optimization.sam
       )
+      for part in (self.data.train_split, self.data.heldout_split):
+        check_image_size(classifier.network, part.image_shape()[0])
       check_micro_batches(
         self.data.batch_size // strategy.num_replicas_in_sync,
         classifier.micro_batches,
@@ -238,6 +248,7 @@ class TrainJob:
 
   def _check_batch(self, strategy: tf.distribute.Strategy) -> None:
     replicas, batch_size = strategy.num_replicas_in_sync, self.data.batch_size
+    self.data.check_copies(replicas)
     if batch_size % replicas:
       raise UserError(
         f"BATCH_SIZE = {batch_size} does not divide among the {replicas}"

@@ -7,9 +7,11 @@ and a head. Shapes are [batch, height, width, channels].
 
 from __future__ import annotations
 
+import math
+
 import tensorflow as tf
 
-from nfnets_tf.errors import refuse_keras3
+from nfnets_tf.errors import UserError, refuse_keras3
 from nfnets_tf.keras_api import keras
 from nfnets_tf.models import variants
 from nfnets_tf.models.layers import (
@@ -25,6 +27,14 @@ from nfnets_tf.models.layers import (
 from nfnets_tf.ops.activations import scaled_activation
 from nfnets_tf.ops.weight_standardization import input_scales
 from nfnets_tf.optim.param_groups import HEAD, ParamGroup, set_group
+from nfnets_tf.ranges import (
+  accepts,
+  each,
+  flag,
+  integer,
+  number,
+  optional,
+)
 
 ALPHA = 0.2  # scale of every residual branch
 STAGE_STRIDES = (1, 2, 2, 2)
@@ -140,6 +150,15 @@ class NFBlock(keras.layers.Layer):
 
 
 @register
+@accepts(
+  num_classes=integer(1),
+  include_top=flag(),
+  drop_rate=optional(number(0, below=1)),
+  stochdepth_rate=number(0, below=1),
+  skip_gain=number(),
+  bottleneck_rule=variants.BOTTLENECK_RULE,
+  input_shape=each(optional(integer(1)), 3),
+)
 class NFNet(keras.Model):
   """An NFNet image classifier.
 
@@ -166,7 +185,8 @@ class NFNet(keras.Model):
     input_shape: [height, width, channels]; None leaves a size free.
 
   Raises:
-    UserError: if the variant, the activation or the rule does not exist.
+    UserError: if the variant, the activation or the rule does not exist, or a
+      number is out of range.
   """
 
   def __init__(
@@ -269,6 +289,30 @@ def _blocks(
       index += 1
 
 
+def check_image_size(network: keras.Model, image_size: int) -> None:
+  """Checks that the last stage of an `NFNet` sees more than one pixel.
+
+  Args:
+    network: of another class, it is not checked.
+    image_size: height and width of its images, in pixels.
+
+  Raises:
+    UserError: if the images are too small.
+  """
+  if not isinstance(network, NFNet):
+    return
+  name = network.get_config()["variant"]
+  strides = variants.variant(name).stem_strides + STAGE_STRIDES[:-1]
+  pixels = math.prod(strides)
+  if image_size <= pixels:
+    raise UserError(
+      f"images of {image_size} pixels are too small for NFNet {name}, whose"
+      " last stage would see a single pixel; bind IMAGE_SIZE, or image_size of"
+      f" the transforms, to {pixels + 1} or more, or VARIANT to a network for"
+      " small images, such as 'pico'."
+    )
+
+
 def layers_by_stage(
   network: keras.Model,
 ) -> dict[str, list[keras.layers.Layer]]:
@@ -283,8 +327,8 @@ def layers_by_stage(
   blocks = [layer for layer in network.layers if isinstance(layer, NFBlock)]
   stages = {"stem": [network.get_layer(f"stem_conv{i}") for i in range(4)]}
   depths = variants.variant(config["variant"]).depths
-  for number, depth in enumerate(depths, start=1):
-    stages[f"stage{number}"], blocks = blocks[:depth], blocks[depth:]
+  for stage, depth in enumerate(depths, start=1):
+    stages[f"stage{stage}"], blocks = blocks[:depth], blocks[depth:]
   stages["final_conv"] = [network.get_layer("final_conv")]
   if config["include_top"]:
     stages[HEAD] = [network.get_layer(HEAD)]

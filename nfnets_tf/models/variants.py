@@ -8,6 +8,7 @@ import dataclasses
 import difflib
 
 from nfnets_tf.errors import UserError
+from nfnets_tf.ranges import accepts, one_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,6 +84,8 @@ _LADDER = {
   for width in (8, 16, 32, 64)
 }
 
+BOTTLENECK_RULE = one_of("released", "published")
+
 VARIANTS = {**_PUBLISHED, **_WIDER, **_SMALL, **_LADDER}
 
 
@@ -108,6 +111,7 @@ def _likeness(name: str, known: str) -> float:
   return difflib.SequenceMatcher(None, name, known).ratio()
 
 
+@accepts(rule=BOTTLENECK_RULE)
 def bottleneck_shape(
   width: int, group_width: int, rule: str
 ) -> tuple[int, int]:
@@ -117,15 +121,7 @@ def bottleneck_shape(
     width: output channels of the stage; the bottleneck is half of them.
     group_width: channels of a group.
     rule: "released" or "published"; see `nfnet.NFNet`.
-
-  Raises:
-    UserError: if the rule does not exist.
   """
-  if rule not in ("released", "published"):
-    raise UserError(
-      f"bottleneck_rule = {rule!r} is invalid; expected 'released' or"
-      " 'published'."
-    )
   bottleneck = width // 2
   groups = max(1, bottleneck // group_width)
   return (groups * group_width if rule == "released" else bottleneck), groups

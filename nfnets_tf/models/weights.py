@@ -43,6 +43,7 @@ from nfnets_tf.models.weight_files import (
   read_variables,
   write_parameters,
 )
+from nfnets_tf.ranges import accepts, flag
 
 LOGGER = logging.getLogger("nfnets_tf")
 
@@ -245,6 +246,7 @@ def load_weights(
   LOGGER.info("Loaded %s %s; the classifier is %s.", kind, path, head)
 
 
+@accepts(keep_head=flag(), averaged=flag())
 class InitWeights:
   """The initial weights of a run; called with its `Classifier`.
 

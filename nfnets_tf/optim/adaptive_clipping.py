@@ -8,6 +8,7 @@ skip gains are clipped by one norm each.
 
 from __future__ import annotations
 
+import inspect
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -21,6 +22,16 @@ from nfnets_tf.optim.param_groups import (
   GroupedOptimizer,
   group_of,
   lr_multiplier,
+)
+from nfnets_tf.ranges import (
+  Range,
+  accepts,
+  declare,
+  flag,
+  function,
+  integer,
+  number,
+  optional,
 )
 
 
@@ -83,12 +94,35 @@ def clip_unitwise(
   return gradient * scale
 
 
+def _hyperparameter_ranges() -> dict[str, Range]:
+  """Returns {parameter: its range} of Keras' optimizers."""
+  decay, flags = number(0, below=1), "amsgrad centered nesterov use_ema"
+  return {
+    **dict.fromkeys("beta_1 beta_2 momentum rho ema_momentum".split(), decay),
+    **dict.fromkeys(("learning_rate", "epsilon"), number(0)),
+    "weight_decay": optional(number(0)),
+    **dict.fromkeys(
+      ("clipnorm", "clipvalue", "global_clipnorm"), optional(number(above=0))
+    ),
+    "ema_overwrite_frequency": optional(integer(1)),
+    "initial_accumulator_value": number(0),
+    **dict.fromkeys(flags.split(), flag()),
+  }
+
+
+for _optimizer in vars(keras.optimizers).values():
+  if inspect.isclass(_optimizer) and issubclass(
+    _optimizer, keras.optimizers.Optimizer
+  ):
+    declare(_optimizer, **_hyperparameter_ranges())
+
 Exclude = Union[
   Callable[[tf.Variable], bool], Sequence[Union[tf.Variable, str]], None
 ]
 
 
 @keras.saving.register_keras_serializable(package="nfnets_tf")
+@accepts(clipping=optional(number(above=0)), eps=number(0))
 class AGC(GroupedOptimizer):
   """Clips gradients unit by unit, then hands them to another optimizer.
 
@@ -126,9 +160,6 @@ class AGC(GroupedOptimizer):
     name: str = "AGC",
   ):
     _check_wrappable(optimizer)
-    positive = clipping is None or clipping > 0
-    require(positive, "AGC.clipping", clipping, "a number > 0, or None")
-    require(eps >= 0, "AGC.eps", eps, "a number >= 0")
     super().__init__(name=name)
     self.optimizer = optimizer
     self.clipping = clipping
@@ -271,6 +302,11 @@ class AGC(GroupedOptimizer):
     return cls(**{**config, "optimizer": optimizer, "exclude": exclude})
 
 
+@accepts(
+  optimizer=function("@keras_api.keras.optimizers.AdamW"),
+  clipping=optional(number(above=0)),
+  eps=number(0),
+)
 def agc(
   learning_rate: float | keras.optimizers.schedules.LearningRateSchedule,
   *,

@@ -10,13 +10,19 @@ from collections.abc import Sequence
 
 import tensorflow as tf
 
-from nfnets_tf.errors import require, require_int
 from nfnets_tf.keras_api import keras
+from nfnets_tf.ranges import accepts, integer, number, one_of
 
 SCOPES = ("micro_batch", "replica", "global")
 
 
 @keras.saving.register_keras_serializable(package="nfnets_tf")
+@accepts(
+  rho=number(0),
+  scope=one_of(*SCOPES),
+  ascent_fraction=number(above=0, most=1),
+  every=integer(1),
+)
 class SAM:
   """The perturbation of SAM, for a `Classifier`.
 
@@ -50,16 +56,6 @@ class SAM:
     ascent_fraction: float = 1.0,
     every: int = 1,
   ):
-    require(rho >= 0, "SAM.rho", rho, "a number >= 0")
-    scopes = ", ".join(map(repr, SCOPES))
-    require(scope in SCOPES, "SAM.scope", scope, f"one of {scopes}")
-    require(
-      0 < ascent_fraction <= 1,
-      "SAM.ascent_fraction",
-      ascent_fraction,
-      "a fraction in (0, 1]",
-    )
-    require_int("SAM.every", every, 1)
     self.rho = rho
     self.scope = scope
     self.ascent_fraction = ascent_fraction

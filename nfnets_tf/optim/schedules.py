@@ -2,10 +2,12 @@
 
 from collections.abc import Mapping
 
-from nfnets_tf.errors import UserError, require_int
+from nfnets_tf.errors import UserError
 from nfnets_tf.keras_api import keras
+from nfnets_tf.ranges import accepts, integer, mapping, number
 
 
+@accepts(peak=number(0), warmup_steps=integer(0), total_steps=integer(1))
 def warmup_cosine(
   *, peak: float, warmup_steps: int, total_steps: int
 ) -> keras.optimizers.schedules.CosineDecay:
@@ -17,12 +19,13 @@ def warmup_cosine(
     else:   peak * (1 + cos(pi * (t - w) / (T - w))) / 2
 
   Args:
-    peak: the rate at the end of the warm-up.
+    peak: the rate at the end of the warm-up, >= 0.
     warmup_steps: w, from 0 to T - 1.
     total_steps: T; the rate of later steps is 0.
 
   Raises:
-    UserError: if the warm-up is not shorter than the run.
+    UserError: if the warm-up is not shorter than the run, or a number is out of
+      range.
   """
   if not 0 <= warmup_steps < total_steps:
     raise UserError(
@@ -40,6 +43,7 @@ def warmup_cosine(
   )
 
 
+@accepts(epochs=number(above=0), num_examples=integer(1), batch_size=integer(1))
 def steps_for_epochs(
   *, epochs: float, num_examples: int, batch_size: int
 ) -> int:
@@ -54,9 +58,8 @@ def steps_for_epochs(
     batch_size: images per step.
 
   Raises:
-    UserError: if that is less than one step.
+    UserError: if that is less than one step, or a number is out of range.
   """
-  require_int("BATCH_SIZE", batch_size, 1)
   steps = round(epochs * num_examples / batch_size)
   if steps < 1:
     raise UserError(
@@ -66,11 +69,13 @@ def steps_for_epochs(
   return steps
 
 
+@accepts(fraction=number(0, 1), total_steps=integer(1))
 def fraction_of_steps(*, fraction: float, total_steps: int) -> int:
   """Returns a fraction of `total_steps`, such as a warm-up, in whole steps."""
   return round(fraction * total_steps)
 
 
+@accepts(epochs=number(above=0), table=mapping(number(0)))
 def tuned_peak(
   *, variant: str, epochs: float, table: Mapping[tuple[str, float], float]
 ) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tensorflow as tf
 
-from nfnets_tf.errors import refuse_keras3
+from nfnets_tf.errors import refuse_keras3, require
 from nfnets_tf.keras_api import keras
 from nfnets_tf.ops.finite import all_finite
 from nfnets_tf.optim.adaptive_clipping import clip_unitwise
@@ -13,9 +13,17 @@ from nfnets_tf.optim.param_groups import (
   group_of,
   lr_multiplier,
 )
+from nfnets_tf.ranges import accepts, flag, number, optional
 
 
 @keras.saving.register_keras_serializable(package="nfnets_tf")
+@accepts(
+  momentum=number(0, below=1),
+  nesterov=flag(),
+  weight_decay=number(0),
+  clipping=optional(number(above=0)),
+  clipping_eps=number(0),
+)
 class SGD(GroupedOptimizer):
   """The optimizer of the NFNet papers, with DeepMind's order of operations.
 
@@ -46,7 +54,7 @@ class SGD(GroupedOptimizer):
     name: of the optimizer.
 
   Raises:
-    UserError: if the schedule is one of Keras 3.
+    UserError: if the schedule is one of Keras 3, or a number is out of range.
   """
 
   skips_nonfinite = True
@@ -64,6 +72,7 @@ class SGD(GroupedOptimizer):
     **kwargs,
   ):
     refuse_keras3("SGD.learning_rate", learning_rate)
+    _check_rate(learning_rate)
     # Keras would apply its own decoupled decay, and compile the update of each
     # variable separately; the whole step can be compiled instead.
     kwargs.update(weight_decay=None, jit_compile=False)
@@ -160,3 +169,13 @@ class SGD(GroupedOptimizer):
       "clipping": self.clipping,
       "clipping_eps": self.clipping_eps,
     }
+
+
+def _check_rate(rate) -> None:
+  kinds = (
+    keras.optimizers.schedules.LearningRateSchedule,
+    tf.Variable,
+    tf.Tensor,
+  )
+  valid = isinstance(rate, kinds) or number(0).contains(rate)
+  require(valid, "SGD.learning_rate", rate, "a number >= 0, or a schedule")

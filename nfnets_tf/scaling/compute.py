@@ -8,11 +8,12 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 import pandas as pd
 
-from nfnets_tf.errors import require
+from nfnets_tf.ranges import accepts, either, mapping, number
 from nfnets_tf.scaling import paper_data
 
 # bfloat16 peak of one TensorCore, half of a TPU-v4 chip's 275 TFLOP/s.
 TPU_V4_CORE_FLOPS = 137.5e12
+_UTILIZATION = number(above=0, most=1)
 
 
 def training_flops(macs: int, images: float) -> float:
@@ -25,6 +26,7 @@ def training_flops(macs: int, images: float) -> float:
   return 6.0 * macs * images
 
 
+@accepts(utilization=either(_UTILIZATION, mapping(_UTILIZATION)))
 class TpuV4:
   """Predicts the core-hours of a training run on TPU-v4.
 
@@ -39,13 +41,6 @@ class TpuV4:
 
   def __init__(self, *, utilization: float | Mapping[str, float]):
     by_variant = isinstance(utilization, Mapping)
-    fractions = list(utilization.values()) if by_variant else [utilization]
-    require(
-      bool(fractions) and all(map(_is_utilization, fractions)),
-      "TpuV4.utilization",
-      utilization,
-      "a fraction of the peak above 0 and up to 1, or {variant: fraction}",
-    )
     self.utilization = dict(utilization) if by_variant else utilization
 
   def utilization_of(self, variant: str | None) -> float:
@@ -157,7 +152,3 @@ def _published_hours() -> dict[tuple[str, float], int]:
   points = paper_data.heldout_losses()
   hours = points.set_index(["model", "epochs"])["tpu_v4_core_hours"]
   return hours.to_dict()
-
-
-def _is_utilization(value) -> bool:
-  return isinstance(value, (int, float)) and 0 < value <= 1

@@ -12,7 +12,8 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Protocol
 
-from nfnets_tf.errors import Preempted, UserError, require_int
+from nfnets_tf.errors import Preempted, UserError
+from nfnets_tf.ranges import accepts, integer, mapping, number
 
 LOGGER = logging.getLogger("nfnets_tf")
 
@@ -39,6 +40,7 @@ class Engine(Protocol):
     """Terminates all commands (SIGTERM) and waits until they have ended."""
 
 
+@accepts(at_once=integer(1))
 class LocalProcesses:
   """Runs commands as processes of this machine.
 
@@ -47,7 +49,6 @@ class LocalProcesses:
   """
 
   def __init__(self, *, at_once: int):
-    require_int("engines.LocalProcesses.at_once", at_once, 1)
     self.at_once = at_once
     self._running: dict[str, subprocess.Popen] = {}
 
@@ -76,6 +77,7 @@ class LocalProcesses:
     self._running.clear()
 
 
+@accepts(at_once=integer(1), resources=mapping(number(0)))
 class Ray:
   """Runs commands as tasks of a Ray cluster.
 
@@ -92,7 +94,6 @@ class Ray:
   def __init__(
     self, *, at_once: int, address: str | None, resources: Mapping[str, float]
   ):
-    require_int("engines.Ray.at_once", at_once, 1)
     self.at_once, self._address = at_once, address
     self._resources = dict(resources)
     self._running: dict[str, object] = {}

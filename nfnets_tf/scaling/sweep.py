@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from nfnets_tf.errors import Preempted, UserError, require, require_int
+from nfnets_tf.errors import Preempted, UserError
+from nfnets_tf.ranges import accepts, flag, integer, number, optional
 from nfnets_tf.scaling.engines import Engine, raising_on_sigterm
 from nfnets_tf.scaling.sweep_store import (
   DONE,
@@ -106,6 +107,12 @@ def select_points(
   return list(points[first - 1 :: step])
 
 
+@accepts(
+  start=number(above=0),
+  factor=number(above=1),
+  both_sides=flag(),
+  most_trials=integer(1),
+)
 class GridSearch:
   """Tunes one macro on a grid of values that are spaced by a factor.
 
@@ -134,11 +141,6 @@ class GridSearch:
     both_sides: bool,
     most_trials: int,
   ):
-    require_int("sweep.GridSearch.most_trials", most_trials, 1)
-    for name, value, least in (("start", start, 0), ("factor", factor, 1)):
-      valid = isinstance(value, (int, float)) and least < value < math.inf
-      name = f"sweep.GridSearch.{name}"
-      require(valid, name, value, f"a number above {least}")
     self.macro, self.start, self.factor = macro, float(start), float(factor)
     self.both_sides, self.most_trials = both_sides, most_trials
 
@@ -180,6 +182,7 @@ def _is_same(a: float, b: float) -> bool:
   return math.isclose(a, b, rel_tol=1e-4)
 
 
+@accepts(poll_seconds=number(above=0), price=optional(number(0)))
 class Sweep:
   """The points of a sweep, the search at each of them, and what runs it.
 
@@ -208,10 +211,6 @@ class Sweep:
     price: float | None,
     report: Callable[[SweepStatus, str], None] | None,
   ):
-    name = "sweep.Sweep.poll_seconds"
-    require(poll_seconds > 0, name, poll_seconds, "a number > 0")
-    valid = price is None or price >= 0
-    require(valid, "sweep.Sweep.price", price, "a number >= 0, or None")
     self.points = grid_points(grid)
     self.tuning, self.engine, self.loss = tuning, engine, loss
     self.poll_seconds, self.price, self.report = poll_seconds, price, report

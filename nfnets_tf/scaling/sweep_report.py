@@ -15,8 +15,8 @@ import matplotlib
 import pandas as pd
 from matplotlib.figure import Figure
 
-from nfnets_tf.errors import require_int
 from nfnets_tf.fileio import write_atomically
+from nfnets_tf.ranges import accepts, integer, optional, seed
 from nfnets_tf.scaling import plots
 from nfnets_tf.scaling.study import Fits, RunColumns, fit_study
 from nfnets_tf.scaling.sweep_tables import (
@@ -42,6 +42,9 @@ _TITLES = {
 _SUMMED = ("images", "steps", "flops", "tpu_v4_core_hours", "cost")
 
 
+@accepts(
+  resamples=integer(1), seed=seed(), refresh_seconds=optional(integer(1))
+)
 class SweepReport:
   """Writes report.html, a self-contained page.
 
@@ -56,10 +59,6 @@ class SweepReport:
   """
 
   def __init__(self, *, resamples: int, seed: int, refresh_seconds: int | None):
-    require_int("SweepReport.resamples", resamples, 1)
-    require_int("SweepReport.seed", seed, 0)
-    if refresh_seconds is not None:
-      require_int("SweepReport.refresh_seconds", refresh_seconds, 1)
     self.resamples, self.seed = resamples, seed
     self.refresh_seconds = refresh_seconds
     self._fits: tuple[pd.DataFrame, Fits] | None = None

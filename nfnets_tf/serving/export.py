@@ -11,8 +11,9 @@ import numpy as np
 import tensorflow as tf
 
 from nfnets_tf.data import preprocessing
-from nfnets_tf.errors import UserError, refuse_keras3, require
+from nfnets_tf.errors import UserError, refuse_keras3
 from nfnets_tf.fileio import write_atomically
+from nfnets_tf.ranges import accepts, flag, one_of
 from nfnets_tf.serving import converters, model_card
 from nfnets_tf.serving.folding import DTYPES, TARGETS, inference_network
 from nfnets_tf.serving.signatures import ServingModule
@@ -29,6 +30,9 @@ LOGGER = logging.getLogger("nfnets_tf")
 Sample = tuple[np.ndarray, "np.ndarray | None"]
 
 
+@accepts(
+  fold=flag(), dtype=one_of(*DTYPES), target=one_of(*TARGETS), averaged=flag()
+)
 class Exporter:
   """Writes SavedModels: plain convolutions, four signatures, a model card.
 
@@ -59,8 +63,6 @@ class Exporter:
     formats: Sequence[str] = (),
     license: str | None = None,
   ):
-    require(dtype in DTYPES, "dtype", dtype, f"one of {DTYPES}")
-    require(target in TARGETS, "target", target, f"one of {TARGETS}")
     if not fold and dtype != "float32":
       raise UserError(
         f"dtype = {dtype!r} needs a folded network; use fold=True, or"

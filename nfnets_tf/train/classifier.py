@@ -15,6 +15,7 @@ from nfnets_tf.ops import stateless_random
 from nfnets_tf.ops.losses import canonical_labels, softmax_cross_entropy
 from nfnets_tf.optim import ema, param_groups
 from nfnets_tf.optim.sam import SAM
+from nfnets_tf.ranges import accepts, each, integer, number, optional, seed
 from nfnets_tf.train.checked_model import CheckedModel
 from nfnets_tf.train.metrics import (
   Scores,
@@ -38,6 +39,15 @@ _deserialize = keras.saving.deserialize_keras_object
 
 
 @keras.saving.register_keras_serializable(package="nfnets_tf")
+@accepts(
+  label_smoothing=number(0, below=1),
+  ema_decay=optional(number(0, below=1)),
+  mean_rgb=each(number(), 3),
+  stddev_rgb=each(number(above=0), 3),
+  seed=seed(),
+  micro_batches=integer(1),
+  layer_decay=number(above=0, most=1),
+)
 class Classifier(CheckedModel):
   """Trains a network on images and labels, as any Keras model.
 
@@ -76,7 +86,8 @@ class Classifier(CheckedModel):
       "stage1"], or "backbone" for all but the classifier.
 
   Raises:
-    UserError: if `frozen` names a stage that the network does not have.
+    UserError: if `frozen` names a stage that the network does not have, or a
+      number is out of range.
   """
 
   def __init__(

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from nfnets_tf.keras_api import keras
 from nfnets_tf.models import cost
+from nfnets_tf.models.nfnet import check_image_size
 
 if TYPE_CHECKING:
   from nfnets_tf.data.pipeline import Split
@@ -146,8 +147,14 @@ def describe_run(
   schedule: Schedule,
   devices: DeviceConfig,
 ) -> Lines:
-  """Returns all lines about a run; creates no weights, reads no data."""
+  """Returns all lines about a run; creates no weights, reads no data.
+
+  Raises:
+    UserError: if the images are too small for the network.
+  """
   network = cost.abstractly(model.network)
+  for part in (data.train_split, data.heldout_split):
+    check_image_size(network, part.image_shape()[0])
   costs = estimate_costs(
     model, optimization, data, schedule, devices, network=network
   )

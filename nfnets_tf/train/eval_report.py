@@ -24,9 +24,9 @@ from nfnets_tf.data.dataset_info import (
   read_filenames,
 )
 from nfnets_tf.data.pipeline import Split
-from nfnets_tf.errors import require_int
 from nfnets_tf.fileio import write_atomically
 from nfnets_tf.keras_api import keras
+from nfnets_tf.ranges import accepts, integer
 
 _MAX_LABELED_CLASSES = 60  # more names are illegible
 _MAX_NUMBERED_CLASSES = 20
@@ -34,6 +34,7 @@ _DPI = 110
 _TITLE_WIDTH = 24  # in Latin characters
 
 
+@accepts(most_wrong=integer(0))
 class ClassificationReport:
   """Evaluates every held-out image and writes tables and pictures.
 
@@ -50,7 +51,6 @@ class ClassificationReport:
   """
 
   def __init__(self, *, most_wrong: int):
-    require_int("eval_report.ClassificationReport.most_wrong", most_wrong, 0)
     self.most_wrong = most_wrong
 
   def __call__(

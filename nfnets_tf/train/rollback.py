@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import tensorflow as tf
 
-from nfnets_tf.errors import Diverged, require_int
+from nfnets_tf.errors import Diverged
 from nfnets_tf.fileio import read_bytes, write_atomically
+from nfnets_tf.ranges import accepts, integer
 
 if TYPE_CHECKING:
   from nfnets_tf.train.checkpointing import Checkpointer
@@ -28,6 +29,7 @@ LOGGER = logging.getLogger("nfnets_tf")
 _NAMES_SHOWN = 5
 
 
+@accepts(max_consecutive_skips=integer(1), max_rollbacks=integer(0))
 @dataclasses.dataclass(frozen=True)
 class Recovery:
   """The policy of rolling back, and of giving up.
@@ -43,11 +45,6 @@ class Recovery:
 
   max_consecutive_skips: int
   max_rollbacks: int
-
-  def __post_init__(self):
-    name = "rollback.Recovery.max_consecutive_skips"
-    require_int(name, self.max_consecutive_skips, 1)
-    require_int("rollback.Recovery.max_rollbacks", self.max_rollbacks, 0)
 
 
 class Rollback(NamedTuple):

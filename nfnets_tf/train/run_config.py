@@ -10,7 +10,15 @@ import dataclasses
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from nfnets_tf.errors import require, require_fraction, require_int
+from nfnets_tf.errors import require
+from nfnets_tf.ranges import (
+  accepts,
+  function,
+  integer,
+  number,
+  one_of,
+  optional,
+)
 
 if TYPE_CHECKING:
   import tensorflow as tf
@@ -21,6 +29,10 @@ if TYPE_CHECKING:
   from nfnets_tf.optim.sam import SAM
 
 
+@accepts(
+  network=function("@nfnet.NFNet"),
+  classifier=function("@classifier.Classifier"),
+)
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
   """The network, the model around it, and its initial weights.
@@ -38,6 +50,7 @@ class ModelConfig:
   init_weights: InitWeights
 
 
+@accepts(optimizer=function("@sgd.SGD"))
 @dataclasses.dataclass(frozen=True)
 class OptimizationConfig:
   """The optimizer, its learning rate and SAM.
@@ -53,6 +66,14 @@ class OptimizationConfig:
   sam: SAM | None
 
 
+@accepts(
+  num_classes=integer(2),
+  num_examples=integer(1),
+  batch_size=integer(1),
+  shuffle_buffer=integer(1),
+  max_invalid_fraction=number(0, 1),
+  num_data_streams=optional(integer(1)),
+)
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
   """The splits and how they are read.
@@ -85,17 +106,33 @@ class DataConfig:
   max_invalid_fraction: float
   num_data_streams: int | None
 
-  def __post_init__(self):
-    for name in ("num_classes", "num_examples", "batch_size", "shuffle_buffer"):
-      require_int(f"run_config.DataConfig.{name}", getattr(self, name), 1)
-    require_fraction(
-      "run_config.DataConfig.max_invalid_fraction", self.max_invalid_fraction
+  def check_copies(self, replicas: int = 1) -> None:
+    """Checks that the copies of an image fit into a replica's batch.
+
+    Args:
+      replicas: that share a batch.
+
+    Raises:
+      UserError: if they do not.
+    """
+    copies = self.train_split.augmentation.multiplicity
+    require(
+      self.batch_size % (copies * replicas) == 0 or self.batch_size % replicas,
+      "run_config.DataConfig.batch_size",
+      self.batch_size,
+      f"a multiple of {copies * replicas}, for MULTIPLICITY = {copies} on"
+      f" {replicas} replica{'s' * (replicas > 1)}",
     )
-    if self.num_data_streams is not None:
-      name = "run_config.DataConfig.num_data_streams"
-      require_int(name, self.num_data_streams, 1)
 
 
+@accepts(
+  total_steps=integer(1),
+  steps_per_execution=integer(1),
+  log_every=integer(1),
+  evaluate_every=integer(1),
+  checkpoint_every=integer(1),
+  checkpoints_to_keep=integer(1),
+)
 @dataclasses.dataclass(frozen=True)
 class Schedule:
   """The length of a run and the intervals of its actions, in steps.
@@ -121,8 +158,6 @@ class Schedule:
   checkpoints_to_keep: int
 
   def __post_init__(self):
-    for name, value in dataclasses.asdict(self).items():
-      require_int(f"run_config.Schedule.{name}", value, 1)
     for unit, name in (
       ("steps_per_execution", "log_every"),
       ("log_every", "evaluate_every"),
@@ -137,6 +172,10 @@ class Schedule:
       )
 
 
+@accepts(
+  strategy=function("@distribution.auto"),
+  policy=one_of("float32", "mixed_bfloat16"),
+)
 @dataclasses.dataclass(frozen=True)
 class DeviceConfig:
   """The devices, their numeric precision and their cost.

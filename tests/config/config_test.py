@@ -118,8 +118,11 @@ def test_file_without_gin_imports(tmp_path):
 @pytest.mark.parametrize(
   "binding, words",
   [
-    ("EPOCHS = 'abc'", "steps_for_epochs rejected its arguments"),
-    ("BATCH_SIZE = 0", "batch_size = 0"),
+    (
+      "EPOCHS = 'abc'",
+      "a finite number > 0 (schedules.steps_for_epochs.epochs)",
+    ),
+    ("BATCH_SIZE = 0", "BATCH_SIZE = 0 is invalid"),
     ("schedules.warmup_cosine.warmup_steps = 5000", "lower warmup_steps"),
     ("run_config.Schedule.log_every = 7", "a multiple of"),
     ("run_config.Schedule.checkpoints_to_keep = 0", "integer >= 1"),

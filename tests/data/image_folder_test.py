@@ -140,7 +140,7 @@ def test_rejects_invalid_folders(folder, tmp_path):
 
 @pytest.mark.parametrize("fraction", [0, 1, 1.5, -0.1])
 def test_rejects_fractions_outside_of_0_to_1(fraction, folder):
-  with pytest.raises(UserError, match=f"HELDOUT_FRACTION = {fraction} is inv"):
+  with pytest.raises(UserError, match=f"heldout_fraction = {fraction} is inv"):
     read(folder, fraction)
 
 

@@ -49,5 +49,5 @@ def test_index_equals_brute_force(distance):
 
 @pytest.mark.parametrize("distance", [-1, 16, 2.5])
 def test_rejects_invalid_distances(distance):
-  with pytest.raises(UserError, match="max_hash_distance = .* is invalid"):
+  with pytest.raises(UserError, match="distance = .* is invalid"):
     NearDuplicates([], distance)

@@ -83,7 +83,7 @@ def test_ascent_examples(fraction, examples, expected):
     ({"rho": float("nan")}, "SAM.rho = nan"),
     (
       {"scope": "batch"},
-      "SAM.scope = 'batch' .* expected one of 'micro_batch', 'rep",
+      "SAM.scope = 'batch' .* expected 'micro_batch', 'rep",
     ),
     ({"ascent_fraction": 0.0}, "SAM.ascent_fraction = 0.0"),
     ({"ascent_fraction": 1.5}, "SAM.ascent_fraction = 1.5"),

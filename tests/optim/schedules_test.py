@@ -57,7 +57,7 @@ def test_fraction_of_steps():
 def test_run_shorter_than_a_step_is_refused():
   with pytest.raises(UserError, match="less than one batch of 64"):
     schedules.steps_for_epochs(epochs=0.1, num_examples=100, batch_size=64)
-  with pytest.raises(UserError, match="BATCH_SIZE = 0"):
+  with pytest.raises(UserError, match="batch_size = 0"):
     schedules.steps_for_epochs(epochs=0.1, num_examples=100, batch_size=0)
 
 

@@ -92,7 +92,9 @@ def test_unknown_variant_has_the_geometric_mean_utilization():
   ids=repr,
 )
 def test_refuses_utilization_outside_0_to_1(bad):
-  with pytest.raises(UserError, match=r"TpuV4\.utilization = .* above 0"):
+  with pytest.raises(
+    UserError, match=r"TpuV4\.utilization = .* a number > 0 and <= 1"
+  ):
     TpuV4(utilization=bad)
 
 
