@@ -73,16 +73,21 @@ def main(argv: list[str]) -> int:
 
 
 def _launch(quiet) -> int:
-  from nfnets_tf.config import Configuration
-  from nfnets_tf.jobs.job import RunContext
-  from nfnets_tf.train.run_dir import RunDir
+  from nfnets_tf.progress import activity
 
-  configuration = Configuration(_GIN_FILE.value, _GIN_PARAM.value)
+  with activity("Loading TensorFlow and the configuration"):
+    from nfnets_tf.config import Configuration
+    from nfnets_tf.jobs.job import RunContext
+    from nfnets_tf.train.run_dir import RunDir
+
+    configuration = Configuration(_GIN_FILE.value, _GIN_PARAM.value)
   workdir = _WORKDIR.value or configuration.workdir
   if configuration.is_sweep or _POINTS.value is not None:
     return _launch_sweep(quiet, configuration, workdir)
   if _DRY_RUN.value:
-    print(configuration.build_job().plan())
+    with activity("Planning the job"):
+      plan = configuration.build_job().plan()
+    print(plan)
     print("\nBindings that differ from the run's base:")
     print("\n".join(f"  {line}" for line in configuration.differences()))
     quiet.discard_log()
@@ -90,16 +95,18 @@ def _launch(quiet) -> int:
   RunDir(workdir).check_layout()  # before its configuration is read
   if configuration.run_folder is None:
     configuration.check_workdir(os.path.join(workdir, "config.gin"))
-  job = configuration.build_job()
+  with activity("Preparing the job"):
+    job = configuration.build_job()
 
-  summary = job.run(
-    RunContext(
-      workdir,
-      configuration.text,
-      quiet.terminal,
-      on_start=lambda: _move_log(quiet, workdir),
+  with activity(f"Running {_GIN_FILE.value[0]}"):
+    summary = job.run(
+      RunContext(
+        workdir,
+        configuration.text,
+        quiet.terminal,
+        on_start=lambda: _move_log(quiet, workdir),
+      )
     )
-  )
   quiet.discard_log()
   print(summary)
   return 0
@@ -107,6 +114,7 @@ def _launch(quiet) -> int:
 
 def _launch_sweep(quiet, configuration, workdir: str) -> int:
   from nfnets_tf.jobs.sweep import SweepJob
+  from nfnets_tf.progress import activity
 
   command = [
     sys.executable,
@@ -116,15 +124,16 @@ def _launch_sweep(quiet, configuration, workdir: str) -> int:
     *(f"--gin_param={param}" for param in _GIN_PARAM.value),
     f"--workdir={workdir}",
   ]
-  sweep = SweepJob(configuration, workdir, command)
-  if _DRY_RUN.value:
-    summary = sweep.plan()
-  else:
-    summary = sweep.run(
-      _POINTS.value or "left",
-      terminal=quiet.terminal,
-      on_start=lambda folder: _move_log(quiet, folder),
-    )
+  with activity(f"Running {_GIN_FILE.value[0]}"):
+    sweep = SweepJob(configuration, workdir, command)
+    if _DRY_RUN.value:
+      summary = sweep.plan()
+    else:
+      summary = sweep.run(
+        _POINTS.value or "left",
+        terminal=quiet.terminal,
+        on_start=lambda folder: _move_log(quiet, folder),
+      )
   quiet.discard_log()
   print(summary)
   return 0

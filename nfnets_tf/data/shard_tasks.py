@@ -26,6 +26,7 @@ from nfnets_tf.data.preprocessing import decode
 from nfnets_tf.data.tfrecords import shard_name, write_shard
 from nfnets_tf.errors import UserError, plain_message
 from nfnets_tf.fileio import read_json, write_atomically
+from nfnets_tf.progress import counted
 
 if TYPE_CHECKING:
   from nfnets_tf.data.example_sources import ExampleSource
@@ -43,7 +44,9 @@ class InProcess:
     """Applies a function to every task, in any order."""
     pool = concurrent.futures.ThreadPoolExecutor()
     try:
-      list(pool.map(function, tasks))
+      done = pool.map(function, tasks)
+      for _ in counted(done, "Reading images, shard by shard", len(tasks)):
+        pass
     finally:
       pool.shutdown(cancel_futures=True)
 

@@ -22,6 +22,7 @@ from nfnets_tf.data.validation import InvalidRecord, RecordValidator
 from nfnets_tf.errors import UserError, plain_message
 from nfnets_tf.fileio import file_sha256, write_atomically
 from nfnets_tf.jobs.job import RunContext
+from nfnets_tf.progress import counted
 from nfnets_tf.ranges import accepts, integer, number, optional
 from nfnets_tf.train.dry_run import format_table
 from nfnets_tf.train.run_dir import RunDir
@@ -210,7 +211,8 @@ class CheckShardsJob:
     checksums = info.checksums or [None] * len(info.files)
     reports = []
     with concurrent.futures.ThreadPoolExecutor(parallel_calls()) as pool:
-      for report in pool.map(check, info.files, info.counts, checksums):
+      done = pool.map(check, info.files, info.counts, checksums)
+      for report in counted(done, "Checking shards", len(info.files)):
         # In order, so that of two images always the same one is the duplicate.
         report.add_duplicates(seen)
         reports.append(report)

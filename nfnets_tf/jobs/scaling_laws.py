@@ -12,6 +12,7 @@ import tensorflow as tf
 from nfnets_tf.errors import UserError
 from nfnets_tf.fileio import report_write_errors, write_atomically
 from nfnets_tf.jobs.job import RunContext
+from nfnets_tf.progress import activity
 from nfnets_tf.ranges import accepts, integer, number, optional, seed
 from nfnets_tf.scaling import allocation, compute, paper_data, plots, study
 from nfnets_tf.scaling.study import Fits, RunColumns, fit_study
@@ -76,13 +77,14 @@ class FitLawsJob:
     Raises:
       UserError: if the table cannot be read or lacks a column.
     """
-    fits = fit_study(
-      _read_csv(self.table),
-      self.columns,
-      extrapolate_from=self.extrapolate_from,
-      resamples=self.resamples,
-      seed=self.seed,
-    )
+    with activity("Fitting the laws"):
+      fits = fit_study(
+        _read_csv(self.table),
+        self.columns,
+        extrapolate_from=self.extrapolate_from,
+        resamples=self.resamples,
+        seed=self.seed,
+      )
     _start(context)
     laws = _write_laws(context, {"table": self.table, **fits.to_json()})
     figures = plots.write_study_figures(fits, self.columns, context.workdir)
@@ -124,13 +126,14 @@ class PaperFiguresJob:
   def run(self, context: RunContext) -> str:
     """Writes the files and returns the main results."""
     losses = paper_data.heldout_losses()
-    fits = fit_study(
-      losses,
-      _PAPER_COLUMNS,
-      extrapolate_from=self.extrapolate_from,
-      resamples=self.resamples,
-      seed=self.seed,
-    )
+    with activity("Fitting the laws"):
+      fits = fit_study(
+        losses,
+        _PAPER_COLUMNS,
+        extrapolate_from=self.extrapolate_from,
+        resamples=self.resamples,
+        seed=self.seed,
+      )
     hours = compute.predict_core_hours(
       losses, images_per_epoch=paper_data.JFT_4B_IMAGES
     )

@@ -27,6 +27,7 @@ from nfnets_tf.errors import (
 from nfnets_tf.fileio import write_atomically
 from nfnets_tf.jobs.job import RunContext
 from nfnets_tf.models import cost
+from nfnets_tf.progress import counted
 from nfnets_tf.scaling import sweep_tables
 from nfnets_tf.scaling.sweep import GridPoint, select_points
 from nfnets_tf.scaling.sweep_store import (
@@ -187,9 +188,8 @@ class SweepJob:
     return single.build_job().run(context)
 
   def _plan(self) -> pd.DataFrame:
-    return sweep_tables.plan_table(
-      self._sweep.points, self._figures, self._sweep.price
-    )
+    points = counted(self._sweep.points, "Estimating the cost of points")
+    return sweep_tables.plan_table(points, self._figures, self._sweep.price)
 
   def _describe(self, plan: pd.DataFrame) -> str:
     tuning = self._sweep.tuning

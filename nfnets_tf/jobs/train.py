@@ -16,6 +16,7 @@ from nfnets_tf.jobs.job import RunContext
 from nfnets_tf.keras_api import keras
 from nfnets_tf.models import cost
 from nfnets_tf.models.nfnet import check_image_size
+from nfnets_tf.progress import activity
 from nfnets_tf.ranges import accepts, function, optional, seed
 from nfnets_tf.train import dry_run
 from nfnets_tf.train.classifier import Classifier
@@ -195,7 +196,8 @@ class TrainJob:
     if prepare is not None and workers.chief and prepare():
       LOGGER.info("Wrote the shards in %s.", self.data.train_split.directory)
     workers.barrier()
-    trainer = self.open_trainer(files, strategy)
+    with activity("Opening the data and building the network"):
+      trainer = self.open_trainer(files, strategy)
     inputs = trainer.inputs
     if workers.chief:
       # Not before: a refused configuration must not claim the work directory.
@@ -210,15 +212,16 @@ class TrainJob:
     trainer.fit(context.terminal)
     record = trainer.evaluate()
     if workers.chief:
-      finish_run(
-        trainer,
-        files,
-        record,
-        variant=self.model.variant,
-        data=self.data,
-        export=self.export,
-        report=self.report,
-      )
+      with activity("Writing the report and the SavedModel"):
+        finish_run(
+          trainer,
+          files,
+          record,
+          variant=self.model.variant,
+          data=self.data,
+          export=self.export,
+          report=self.report,
+        )
     workers.barrier()
 
   def _log_start(self, strategy: tf.distribute.Strategy, train: SplitInfo):

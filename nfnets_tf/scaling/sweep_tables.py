@@ -6,7 +6,7 @@ import dataclasses
 import io
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from numbers import Real
 from typing import TYPE_CHECKING
 
@@ -44,7 +44,7 @@ _MAX_REASON = 60
 
 
 def plan_table(
-  points: Sequence[GridPoint],
+  points: Iterable[GridPoint],
   figures: Callable[[GridPoint], Mapping[str, float]],
   price: float | None,
 ) -> pd.DataFrame:

@@ -17,6 +17,7 @@ import tensorflow as tf
 from official.common import distribute_utils
 
 from nfnets_tf.errors import NothingToDo, RunError, UserError, plain_message
+from nfnets_tf.progress import activity
 
 LOGGER = logging.getLogger("nfnets_tf")
 
@@ -70,7 +71,8 @@ def multi_worker() -> tf.distribute.Strategy:
     "Worker %d of %d; waiting for all of %s.", cluster.index, count, addresses
   )
   try:
-    return distribute_utils.get_distribution_strategy("multi_worker_mirrored")
+    with activity("Waiting for the other workers"):
+      return distribute_utils.get_distribution_strategy("multi_worker_mirrored")
   except (RuntimeError, tf.errors.OpError) as error:
     raise RunError(
       f"worker {cluster.index} cannot connect to the others of TF_CONFIG"

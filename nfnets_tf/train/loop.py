@@ -23,6 +23,7 @@ import tensorflow as tf
 from nfnets_tf.errors import Preempted, RunError, UserError
 from nfnets_tf.fileio import checkpoint_steps
 from nfnets_tf.keras_api import keras
+from nfnets_tf.progress import activity
 from nfnets_tf.train.checkpointing import Checkpointer
 from nfnets_tf.train.rollback import Recovery, Restorer
 from nfnets_tf.train.run_log import MetricsLog, Progress, read_records
@@ -153,7 +154,7 @@ class Trainer:
       silent=not self._workers.chief,
     )
     try:
-      with self.preemption.listening():
+      with self.preemption.listening(), progress.shown():
         self._save_first()
         self._train(progress)
     except Preempted:
@@ -299,11 +300,13 @@ class Trainer:
     steps, iterator = self.inputs.heldout_steps, iter(self._heldout)
     self.classifier.reset_metrics()
     try:
-      while steps:
-        count = min(self._schedule.steps_per_execution, steps)
-        self._test_steps(iterator, tf.constant(count, tf.int64))
-        steps -= count
-        self._stop_if_preempted()
+      with activity("Evaluating on the held-out images", steps) as shown:
+        while steps:
+          count = min(self._schedule.steps_per_execution, steps)
+          self._test_steps(iterator, tf.constant(count, tf.int64))
+          steps -= count
+          shown.advance(count)
+          self._stop_if_preempted()
       metrics = self._read_metrics(self.classifier.example_metrics())
     finally:
       # Training's own metrics were logged, and are zero, at an evaluation.

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, TextIO
 
 import matplotlib
@@ -15,6 +16,7 @@ from tqdm import tqdm
 
 from nfnets_tf import figures
 from nfnets_tf.fileio import report_write_errors, write_atomically
+from nfnets_tf.progress import Activity, Bar, activity
 
 if TYPE_CHECKING:
   from nfnets_tf.train.run_dir import RunDir
@@ -121,15 +123,21 @@ class Progress:
     self._clock, self._time = clock, clock()
     self._line_seconds, self._last_line = line_seconds, -float("inf")
     self._silent, self._compiled, self._bar = silent, False, None
+    self._activity: Activity | None = None
     if stream is not None:
-      self._bar = tqdm(
+      self._bar = Bar(
         total=total_steps,
         initial=step,
         file=stream,
         unit="step",
-        dynamic_ncols=True,
         bar_format=_BAR,
       )
+
+  @contextlib.contextmanager
+  def shown(self) -> Iterator[None]:
+    """Shows long steps, such as the first one, for the duration of a `with`."""
+    with activity("Compiling the training step") as self._activity:
+      yield
 
   def resume_clock(self) -> None:
     """Excludes the time since the last update, which was not training."""
@@ -163,6 +171,9 @@ class Progress:
         line += f", {speed}, {tqdm.format_interval(seconds_left)} left"
       LOGGER.info(line)
     self._compiled = True  # the first interval's time includes compilation
+    if self._activity is not None:
+      self._activity.text = f"Training from step {step:,}"
+      self._activity.restart()
     return images_per_second
 
   def note(self, line: str) -> None:

@@ -15,6 +15,8 @@ import sys
 import tempfile
 from typing import TextIO
 
+from nfnets_tf.progress import DISPLAY, ScreenHandler
+
 
 class QuietScreen:
   """Redirects standard error, but for the project's logger, to a file.
@@ -28,6 +30,7 @@ class QuietScreen:
   def __init__(self):
     self.screen: TextIO = os.fdopen(os.dup(2), "w", buffering=1)
     self.terminal = self.screen if self.screen.isatty() else None
+    DISPLAY.terminal = self.terminal
     descriptor, self.log = tempfile.mkstemp(".log", "nfnets_tf-")
     self._temporary = True
     sys.stderr.flush()
@@ -35,7 +38,7 @@ class QuietScreen:
     os.close(descriptor)
     faulthandler.enable(self.screen)  # a library's crash must be visible
     logging.captureWarnings(True)
-    handler = logging.StreamHandler(self.screen)
+    handler = ScreenHandler(self.screen)
     handler.setFormatter(
       logging.Formatter("%(asctime)s  %(message)s", "%H:%M:%S")
     )
