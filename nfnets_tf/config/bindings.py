@@ -16,6 +16,7 @@ from typing import Any, Callable
 
 from gin import config_parser
 from nfnets_tf.config import error_messages
+from nfnets_tf.config.syntax_advice import advise
 from nfnets_tf.errors import UserError
 
 _PACKAGE = pathlib.Path(__file__).parents[1]
@@ -68,6 +69,13 @@ class _Delegate(config_parser.ParserDelegate):
 
   def macro(self, macro_name):
     return Macro(macro_name)
+
+
+def _parses(text: str) -> bool:
+  try:
+    return bool(list(config_parser.ConfigParser(text, _Delegate())))
+  except (SyntaxError, ValueError, tokenize.TokenError):
+    return False
 
 
 class Bindings(dict):
@@ -131,7 +139,16 @@ class Bindings(dict):
     except (SyntaxError, ValueError, tokenize.TokenError) as error:
       if isinstance(error, UserError):
         raise
-      raise error_messages.explain_syntax_error(error, source) from error
+      raise self._explain(error, source, text) from error
+
+  def _explain(self, error: Exception, source: str, text: str) -> UserError:
+    lines = text.splitlines()
+    # What is not closed ends a line below the last one.
+    number = min(error_messages.syntax_error_line(error), len(lines))
+    line = lines[number - 1] if lines else ""
+    advice = advise(line, _parses, self.imports, self)
+    place = error_messages.describe_place(source, number)
+    return error_messages.explain_syntax_error(place, line, advice)
 
   def _add(self, statement) -> None:
     source = statement.location.filename

@@ -6,6 +6,7 @@ import difflib
 import re
 from collections.abc import Iterable
 
+from nfnets_tf.config.syntax_advice import Advice, as_flag
 from nfnets_tf.errors import UserError
 
 _MISSING = re.compile(r"missing \d+ required .*?: (.*)")
@@ -25,22 +26,39 @@ def describe_place(source: str | None, line: int | None) -> str:
   return f"{source}, line {line}"
 
 
-def explain_syntax_error(error: Exception, source: str) -> UserError:
+def syntax_error_line(error: Exception) -> int:
+  """Returns the number of the line that gin's parser refused, from 1."""
+  if isinstance(error, SyntaxError):
+    return error.lineno or 1
+  if len(error.args) > 1 and isinstance(error.args[1], tuple):
+    return error.args[1][0]  # a tokenizer's error
+  return 1
+
+
+def explain_syntax_error(
+  place: str, line: str, advice: Advice | None
+) -> UserError:
   """Returns the error about text that gin's parser refused.
 
   Args:
-    error: the parser's exception.
-    source: the file or the flag that was being read.
+    place: the line of a file, or the flag.
+    line: the text that was refused.
+    advice: how it can be mended, or None.
   """
-  reason = re.sub(r"\s+", " ", str(error.args[0])).rstrip(".")
-  line = None
-  if isinstance(error, SyntaxError):
-    reason, line = re.sub(r"\s+", " ", error.msg).rstrip("."), error.lineno
-  elif len(error.args) > 1 and isinstance(error.args[1], tuple):
-    line = error.args[1][0]  # a tokenizer's error
+  is_flag = place.startswith("--")
+  refused = f"{place}: gin cannot parse this"
+  if not is_flag:
+    refused += f" {line.strip()!r}"
+  if advice is not None:
+    problem, statement = advice
+    if is_flag and problem.endswith("wants quotes"):
+      problem += ", and others around them for the shell"
+    remedy = as_flag(statement) if is_flag else statement
+    return UserError(f"{refused}: {problem}; write {remedy}")
   return UserError(
-    f"{describe_place(source, line)}: gin cannot parse this ({reason});"
-    " expected NAME = value or module.Name.parameter = value."
+    f"{refused}; expected NAME = value or module.Name.parameter = value, where"
+    " a value is a number, a 'string', True, False, None, a list of values,"
+    " %MACRO or @module.Name."
   )
 
 
