@@ -205,9 +205,15 @@ def test_missing_device_ends_with_one_sentence(tmp_path):
   assert_one_sentence(done, "no TPU on this machine", tmp_path)
 
 
+def messages(done):
+  """Returns the lines about anything but the progress on a busy machine."""
+  lines = done.stderr.splitlines()
+  return [line for line in lines if not line.endswith(" so far.")]
+
+
 def assert_one_sentence(done, words, folder):
   assert done.returncode == 2
-  (line,) = done.stderr.splitlines()
+  (line,) = messages(done)
   assert line.startswith("error: ") and words in line
   assert done.stdout == ""
   assert list(folder.iterdir()) == []  # neither a work directory nor a log
@@ -241,7 +247,7 @@ def test_dry_run_from_another_folder(
     "--gin_param=EPOCHS = 4",
     cwd=tmp_path,
   )
-  assert done.returncode == 0 and done.stderr == ""
+  assert done.returncode == 0 and messages(done) == []
   for part in (
     f"NFNet {variant}, 30,000 classes",
     parameters,

@@ -57,7 +57,10 @@ def test_refuses_batch_that_does_not_divide(make_dataset, tmp_path):
       "classifier.Classifier.micro_batches = 3",
       "32 examples per replica do not",
     ),
-    ("MULTIPLICITY = 3", "32 is not divisible by MULTIPLICITY = 3"),
+    (
+      "MULTIPLICITY = 3",
+      "batch_size = 32 .* a multiple of 3, for MULTIPLICITY = 3",
+    ),
     ("TRAIN_TRANSFORMS = []", "images of shape .* expected a fixed size"),
     ("classifier.Classifier.frozen = 'head'", "frozen names 'head'"),
     (
