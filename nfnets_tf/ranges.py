@@ -101,9 +101,9 @@ def _bounds(least, most, above=-math.inf, below=math.inf) -> str:
   return f" {' and '.join(parts)}" if parts else ""
 
 
-def seed() -> Range:
-  """Accepts seeds of random generators."""
-  return integer(0, _MAX_SEED)
+COUNT = integer(1)
+RATE = number(0, below=1)
+SEED = integer(0, _MAX_SEED)
 
 
 def side() -> Range:

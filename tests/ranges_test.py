@@ -21,13 +21,13 @@ from nfnets_tf.optim.adaptive_clipping import AGC
 from nfnets_tf.optim.sam import SAM
 from nfnets_tf.optim.sgd import SGD
 from nfnets_tf.ranges import (
+  SEED,
   accepts,
   declared,
   each,
   integer,
   number,
   optional,
-  seed,
 )
 from nfnets_tf.train.classifier import Classifier
 
@@ -172,9 +172,7 @@ def test_numbers_of_numpy_are_numbers():
 
 
 def test_own_classes_can_declare_ranges():
-  @accepts(
-    size=integer(1, 9), scale=optional(number(above=0)), pair=each(seed())
-  )
+  @accepts(size=integer(1, 9), scale=optional(number(above=0)), pair=each(SEED))
   class Mine:
     def __init__(self, size, *, scale=None, pair=()):
       self.all = size, scale, pair

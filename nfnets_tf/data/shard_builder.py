@@ -42,7 +42,7 @@ from nfnets_tf.errors import (
   plain_message,
 )
 from nfnets_tf.fileio import file_sha256, read_json, write_atomically
-from nfnets_tf.ranges import accepts, integer, number, optional, seed
+from nfnets_tf.ranges import SEED, accepts, integer, number, optional
 
 if TYPE_CHECKING:
   from nfnets_tf.data.example_sources import ExampleSource
@@ -55,7 +55,7 @@ _NAMED = 3
 
 @accepts(
   examples_per_shard=integer(1),
-  seed=optional(seed()),
+  seed=optional(SEED),
   max_hash_distance=integer(0, MAX_DISTANCE),
   max_invalid_fraction=number(0, 1),
 )

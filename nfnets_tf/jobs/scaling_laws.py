@@ -13,7 +13,7 @@ from nfnets_tf.errors import UserError
 from nfnets_tf.fileio import report_write_errors, write_atomically
 from nfnets_tf.jobs.job import RunContext
 from nfnets_tf.progress import activity
-from nfnets_tf.ranges import accepts, integer, number, optional, seed
+from nfnets_tf.ranges import SEED, accepts, integer, number, optional
 from nfnets_tf.scaling import allocation, compute, paper_data, plots, study
 from nfnets_tf.scaling.study import Fits, RunColumns, fit_study
 from nfnets_tf.train.dry_run import format_table
@@ -31,7 +31,7 @@ _PAPER_COLUMNS = RunColumns(
 @accepts(
   extrapolate_from=optional(number(above=0)),
   resamples=integer(1),
-  seed=seed(),
+  seed=SEED,
 )
 class FitLawsJob:
   """Fits the scaling laws to a table and plots them.
@@ -92,7 +92,7 @@ class FitLawsJob:
     return format_table([*lines, ("laws", laws)])
 
 
-@accepts(extrapolate_from=number(above=0), resamples=integer(1), seed=seed())
+@accepts(extrapolate_from=number(above=0), resamples=integer(1), seed=SEED)
 class PaperFiguresJob:
   """Plots the scaling paper's figures and fits its law to their points.
 

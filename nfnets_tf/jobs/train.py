@@ -17,7 +17,7 @@ from nfnets_tf.keras_api import keras
 from nfnets_tf.models import cost
 from nfnets_tf.models.nfnet import check_image_size
 from nfnets_tf.progress import activity
-from nfnets_tf.ranges import accepts, function, optional, seed
+from nfnets_tf.ranges import SEED, accepts, function, optional
 from nfnets_tf.train import dry_run
 from nfnets_tf.train.classifier import Classifier
 from nfnets_tf.train.distribution import Workers, describe
@@ -41,7 +41,7 @@ LOGGER = logging.getLogger("nfnets_tf")
 @accepts(
   export=optional(function("@export.Exporter()")),
   report=optional(function("@eval_report.ClassificationReport()")),
-  seed=seed(),
+  seed=SEED,
 )
 @dataclasses.dataclass
 class TrainJob:

@@ -28,6 +28,7 @@ from nfnets_tf.ops.activations import scaled_activation
 from nfnets_tf.ops.weight_standardization import input_scales
 from nfnets_tf.optim.param_groups import HEAD, ParamGroup, set_group
 from nfnets_tf.ranges import (
+  RATE,
   accepts,
   each,
   flag,
@@ -153,8 +154,8 @@ class NFBlock(keras.layers.Layer):
 @accepts(
   num_classes=integer(1),
   include_top=flag(),
-  drop_rate=optional(number(0, below=1)),
-  stochdepth_rate=number(0, below=1),
+  drop_rate=optional(RATE),
+  stochdepth_rate=RATE,
   skip_gain=number(),
   bottleneck_rule=variants.BOTTLENECK_RULE,
   input_shape=each(optional(integer(1)), 3),

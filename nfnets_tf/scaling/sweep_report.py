@@ -16,7 +16,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from nfnets_tf.fileio import write_atomically
-from nfnets_tf.ranges import accepts, integer, optional, seed
+from nfnets_tf.ranges import SEED, accepts, integer, optional
 from nfnets_tf.scaling import plots
 from nfnets_tf.scaling.study import Fits, RunColumns, fit_study
 from nfnets_tf.scaling.sweep_tables import (
@@ -42,9 +42,7 @@ _TITLES = {
 _SUMMED = ("images", "steps", "flops", "tpu_v4_core_hours", "cost")
 
 
-@accepts(
-  resamples=integer(1), seed=seed(), refresh_seconds=optional(integer(1))
-)
+@accepts(resamples=integer(1), seed=SEED, refresh_seconds=optional(integer(1)))
 class SweepReport:
   """Writes report.html, a self-contained page.
 

@@ -15,7 +15,7 @@ from nfnets_tf.ops import stateless_random
 from nfnets_tf.ops.losses import canonical_labels, softmax_cross_entropy
 from nfnets_tf.optim import ema, param_groups
 from nfnets_tf.optim.sam import SAM
-from nfnets_tf.ranges import accepts, each, integer, number, optional, seed
+from nfnets_tf.ranges import COUNT, RATE, SEED, accepts, each, number, optional
 from nfnets_tf.train.checked_model import CheckedModel
 from nfnets_tf.train.metrics import (
   Scores,
@@ -24,11 +24,7 @@ from nfnets_tf.train.metrics import (
   count_examples,
 )
 from nfnets_tf.train.train_step import NonfiniteGuard, ReplicaBatch
-from nfnets_tf.train.user_data import (
-  Expected,
-  canonical_weights,
-  check_images,
-)
+from nfnets_tf.train.user_data import Expected, canonical_weights, check_images
 
 # Of ImageNet, in units of [0, 1]; the published weights expect them.
 MEAN_RGB = (0.485, 0.456, 0.406)
@@ -39,15 +35,9 @@ _deserialize = keras.saving.deserialize_keras_object
 
 
 @keras.saving.register_keras_serializable(package="nfnets_tf")
-@accepts(
-  label_smoothing=number(0, below=1),
-  ema_decay=optional(number(0, below=1)),
-  mean_rgb=each(number(), 3),
-  stddev_rgb=each(number(above=0), 3),
-  seed=seed(),
-  micro_batches=integer(1),
-  layer_decay=number(above=0, most=1),
-)
+@accepts(label_smoothing=RATE, ema_decay=optional(RATE), seed=SEED)
+@accepts(micro_batches=COUNT, layer_decay=number(above=0, most=1))
+@accepts(mean_rgb=each(number(), 3), stddev_rgb=each(number(above=0), 3))
 class Classifier(CheckedModel):
   """Trains a network on images and labels, as any Keras model.
 
