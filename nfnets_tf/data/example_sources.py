@@ -19,11 +19,20 @@ import numpy as np
 import tensorflow as tf
 
 from nfnets_tf.data.dataset_info import read_split_info
+from nfnets_tf.data.file_listing import (
+  HIDDEN,
+  REPEATED,
+  ListedFile,
+  Listing,
+  describe_file,
+  find_repeated,
+  is_of_a_tool,
+)
 from nfnets_tf.data.image_folder import (
   HELDOUT_NAMES,
   TRAIN_NAMES,
   ImageFiles,
-  describe_file,
+  check_same_place,
   digest,
 )
 from nfnets_tf.data.tfrecords import Record, read_features, record_spans
@@ -97,6 +106,9 @@ class CsvTable(ImageFiles):
   def __init__(self, *, path: str, directory: str, heldout_fraction: float):
     super().__init__(directory, heldout_fraction)
     columns, rows = _read_rows(os.path.expanduser(path))
+    listing = Listing(self.directory)
+    rows = _drop_repeated(listing, rows)
+    listing.report()
     self.class_names = _class_names([row["label"] for row in rows])
     labels = {name: label for label, name in enumerate(self.class_names)}
     heldout = _held_out_paths(columns, rows, heldout_fraction)
@@ -146,6 +158,38 @@ def _read_rows(path: str) -> tuple[Sequence[str], list[dict]]:
       " commas, and a line for every image."
     )
   return columns, rows
+
+
+def _drop_repeated(listing: Listing, rows: Sequence[dict]) -> list[dict]:
+  """Returns the rows of images, each file once.
+
+  Raises:
+    UserError: if a file has two labels or splits.
+  """
+  first_rows = {}
+  for row in rows:
+    path = row["path"]
+    if is_of_a_tool(path):
+      listing.ignore(HIDDEN, path)
+    elif path in first_rows:
+      listing.ignore(REPEATED, path, path)
+    else:
+      first_rows[path] = row
+  places = {
+    path: ((row.get("split") or "").lower(), _canonical(row["label"]))
+    for path, row in first_rows.items()
+  }
+  files = [ListedFile(path, by_link=False) for path in first_rows]
+  repeated = find_repeated(listing.directory, files)
+  for path, first in repeated.items():
+    check_same_place(listing.directory, path, first, places)
+    listing.ignore(REPEATED, path, first)
+  if not first_rows:
+    raise UserError(
+      f"all paths of the CSV file are {HIDDEN}, such as {rows[0]['path']!r};"
+      " list the paths of images."
+    )
+  return [row for path, row in first_rows.items() if path not in repeated]
 
 
 def _held_out_paths(columns, rows, fraction: float) -> set[str]:

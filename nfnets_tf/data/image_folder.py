@@ -9,17 +9,23 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import logging
 import os
 from collections.abc import Mapping, Sequence
 
 import tensorflow as tf
 
+from nfnets_tf.data.file_listing import (
+  REPEATED,
+  ListedFile,
+  Listing,
+  describe_file,
+  find_repeated,
+  is_readable_file,
+  printable,
+)
 from nfnets_tf.data.tfrecords import Record
 from nfnets_tf.errors import UserError
 from nfnets_tf.ranges import accepts, number
-
-LOGGER = logging.getLogger("nfnets_tf")
 
 TRAIN_NAMES = ("train", "training")
 HELDOUT_NAMES = (
@@ -69,10 +75,15 @@ class ImageFiles:
   def read(self, reference: tuple[str, int]) -> Record:
     """Reads an image file as it is; see `ExampleSource.read`."""
     path, label = reference
-    with tf.io.gfile.GFile(os.path.join(self.directory, path), "rb") as file:
+    full, name = os.path.join(self.directory, path), printable(path)
+    if not is_readable_file(full):
+      raise OSError(f"{printable(full)} is not a file")
+    # TensorFlow opens no path that is not UTF-8.
+    reader = tf.io.gfile.GFile if name == path else open
+    with reader(full, "rb") as file:
       encoded = file.read()
     kind = _FORMATS.get(os.path.splitext(path)[1].lower(), "")
-    return Record(encoded, label, self.class_names[label], path, kind)
+    return Record(encoded, label, self.class_names[label], name, kind)
 
   def __getstate__(self):
     # Workers are sent the references that they read, not the whole list.
@@ -103,10 +114,15 @@ class ImageFolder(ImageFiles):
 @functools.lru_cache(maxsize=8)
 def _list_folder(directory: str, fraction: float):
   """Returns (class names, splits, how they were made, key)."""
-  training, holding_out = _find_splits(directory)
-  train = _images_by_class(directory, training)
+  listing = Listing(directory)
+  training, holding_out = _find_splits(listing)
+  files = {"train": _images_by_class(listing, training)}
   if holding_out:
-    heldout = _images_by_class(directory, holding_out, at_least=1)
+    files["heldout"] = _images_by_class(listing, holding_out, at_least=1)
+  parts = _drop_repeated(listing, files)
+  listing.report()
+  train, heldout = parts["train"], parts.get("heldout", {})
+  if holding_out:
     if unknown := [name for name in heldout if name not in train]:
       raise UserError(
         f"{os.path.join(directory, holding_out)!r} has the class"
@@ -130,14 +146,14 @@ def _list_folder(directory: str, fraction: float):
   return tuple(train), splits, rule, digest("\n".join(lines))
 
 
-def _find_splits(directory: str) -> tuple[str, str]:
+def _find_splits(listing: Listing) -> tuple[str, str]:
   """Returns the subfolders of training and held-out images, or ""."""
-  subfolders = _subfolders(directory)
+  subfolders = listing.subfolders("")
   # A class may be called "train": then it holds images, not folders.
   trains = [
     name
     for name in subfolders
-    if name.lower() in TRAIN_NAMES and _subfolders(f"{directory}/{name}")
+    if name.lower() in TRAIN_NAMES and listing.subfolders(name)
   ]
   if not trains:
     return "", ""
@@ -145,14 +161,13 @@ def _find_splits(directory: str) -> tuple[str, str]:
   for names in (trains, heldouts):
     if len(names) > 1:
       raise UserError(
-        f"{directory!r} has {' and '.join(map(repr, names))}; expected one such"
-        " folder: move the other one elsewhere."
+        f"{listing.directory!r} has {' and '.join(map(repr, names))}; expected"
+        " one such folder: move the other one elsewhere."
       )
-  if ignored := set(subfolders) - {*trains, *heldouts}:
-    LOGGER.warning(
-      "Ignored %s: neither training nor held-out images.",
-      ", ".join(os.path.join(directory, name) for name in sorted(ignored)),
-    )
+  used = {*trains, *heldouts}
+  for name in subfolders:
+    if name not in used:
+      listing.ignore("neither training nor held-out images", name)
   return trains[0], "".join(heldouts)
 
 
@@ -167,57 +182,87 @@ def _hold_out(classes: Mapping[str, Sequence[str]], fraction: float):
   return train, heldout
 
 
-def _images_by_class(directory: str, root: str, at_least: int = 2):
-  """Returns {class: paths below `directory`} of the class folders of `root`."""
-  base, classes, ignored = os.path.join(directory, root), {}, []
-  for name in _subfolders(base):
+def _images_by_class(
+  listing: Listing, root: str, at_least: int = 2
+) -> dict[str, list[ListedFile]]:
+  """Returns {class: its images} of the class folders in a folder."""
+  base, classes = os.path.join(listing.directory, root), {}
+  formats = ", ".join(_FORMATS)
+  for path in listing.loose_files(root):
+    listing.ignore("not in the folder of a class", path)
+  for name in listing.subfolders(root):
+    files = listing.files(os.path.join(root, name))
     classes[name] = []
-    for folder, _, files in tf.io.gfile.walk(os.path.join(base, name)):
-      for file in sorted(files):
-        path = os.path.relpath(os.path.join(folder, file), directory)
-        known = os.path.splitext(file)[1].lower() in _FORMATS
-        if not file.startswith("."):
-          (classes[name] if known else ignored).append(path)
-  if ignored:
-    LOGGER.warning(
-      "Ignored %d files of %s that are not %s, such as %s.",
-      len(ignored),
-      base,
-      ", ".join(_FORMATS),
-      ignored[0],
-    )
+    for file in files:
+      if os.path.splitext(file.path)[1].lower() in _FORMATS:
+        classes[name].append(file)
+      else:
+        listing.ignore(f"not {formats}", file.path)
   if len(classes) < at_least:
     raise UserError(
       f"{base!r} has {len(classes)} class folders; expected at least"
       f" {at_least}, each with the images of one class."
     )
-  if empty := [name for name, paths in classes.items() if not paths]:
+  if empty := [name for name, files in classes.items() if not files]:
     raise UserError(
       f"the class folder {os.path.join(base, empty[0])!r} holds no images"
-      f" ({', '.join(_FORMATS)}); add some or remove the folder."
+      f" ({formats}); add some or remove the folder."
     )
   return classes
 
 
-def _subfolders(directory: str) -> list[str]:
-  names = (name.rstrip("/") for name in tf.io.gfile.listdir(directory))
-  return sorted(
-    name
-    for name in names
-    if not name.startswith(".")
-    and tf.io.gfile.isdir(os.path.join(directory, name))
+def _drop_repeated(
+  listing: Listing, splits: Mapping[str, Mapping[str, Sequence[ListedFile]]]
+) -> dict[str, dict[str, list[str]]]:
+  """Returns the paths of every split and class, each file once.
+
+  Raises:
+    UserError: if two classes or splits have a file in common.
+  """
+  places = {
+    file.path: (split, name)
+    for split, classes in splits.items()
+    for name, files in classes.items()
+    for file in files
+  }
+  files = [
+    f for classes in splits.values() for fs in classes.values() for f in fs
+  ]
+  repeated = find_repeated(listing.directory, files)
+  for path, first in repeated.items():
+    check_same_place(listing.directory, path, first, places)
+    listing.ignore(REPEATED, path, first)
+  return {
+    split: {
+      name: [file.path for file in files if file.path not in repeated]
+      for name, files in classes.items()
+    }
+    for split, classes in splits.items()
+  }
+
+
+def check_same_place(directory, path: str, first: str, places: Mapping) -> None:
+  """Raises a UserError unless two paths of a file have one split and class.
+
+  Args:
+    directory: of the paths, for the message.
+    path: of the file.
+    first: another path of it.
+    places: {path: (split, class)}.
+  """
+  (split, name), (other_split, other_name) = places[path], places[first]
+  if name != other_name:
+    state = f"of the classes {other_name!r} and {name!r}"
+  elif split != other_split:
+    state = "trained on and held out"
+  else:
+    return
+  raise UserError(
+    f"{printable(first)!r} and {printable(path)!r} in {directory!r} are the"
+    f" same file, {state}; remove one of the two."
   )
-
-
-def describe_file(directory: str, path: str) -> str:
-  """Returns a file's path, size in bytes and modification time in ns."""
-  try:
-    stat = tf.io.gfile.stat(os.path.join(directory, path))
-  except tf.errors.NotFoundError:  # a broken link: reported when it is read
-    return f"{path} is missing"
-  return f"{path} {stat.length} {stat.mtime_nsec}"
 
 
 def digest(text: str) -> str:
   """Returns the SHA-256 of a text, in hexadecimal digits."""
-  return hashlib.sha256(text.encode()).hexdigest()
+  return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()

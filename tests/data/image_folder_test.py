@@ -6,11 +6,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from nfnets_tf.data.image_folder import (
-  ImageFolder,
-  describe_file,
-  digest,
-)
+from nfnets_tf.data.file_listing import describe_file
+from nfnets_tf.data.image_folder import ImageFolder, digest
 from nfnets_tf.errors import UserError
 
 
@@ -76,7 +73,9 @@ def test_ignores_other_files_and_reads_deeper_folders(folder, caplog):
   (folder / "b" / "deep" / "x.PNG").touch()
   paths = [p for part in read(folder).splits.values() for p, _ in part]
   assert len(paths) == 17 and "b/deep/x.PNG" in paths
-  assert "Ignored 1 files" in caplog.text and "a/notes.txt" in caplog.text
+  assert "2 hidden" in caplog.text and "'.git'" in caplog.text
+  assert "1 not .jpg" in caplog.text and "a/notes.txt" in caplog.text
+  assert len(caplog.records) == 1
 
 
 @pytest.mark.parametrize("name", ["heldout", "test", "val", "validation"])
@@ -102,7 +101,8 @@ def test_recognizes_names_of_splits_in_capitals(folder, tmp_path, caplog):
   source = read(root, 0.5)
   assert source.class_names == ("a", "b", "c")
   assert len(source.splits["heldout"]) == len(source.splits["train"]) == 16
-  assert "unlabeled: neither training nor" in caplog.text
+  assert "1 neither training nor held-out images" in caplog.text
+  assert "'unlabeled'" in caplog.text
 
 
 def test_splits_train_without_heldout_and_classes_named_train(folder, tmp_path):
