@@ -46,7 +46,8 @@ class SplitInfo:
       largest label.
     class_names: in the order of the labels; empty if they are unknown.
     fields: names of the features of an example.
-    checksums: SHA-256 of each shard, in hexadecimal; empty if unknown.
+    checksums: SHA-256 of each shard, in hexadecimal, None where it is unknown;
+      empty if all are.
   """
 
   files: tuple[str, ...]
@@ -54,7 +55,7 @@ class SplitInfo:
   num_classes: int
   class_names: tuple[str, ...]
   fields: Fields = Fields()
-  checksums: tuple[str, ...] = ()
+  checksums: tuple[str | None, ...] = ()
 
   @property
   def num_examples(self) -> int:
@@ -184,7 +185,7 @@ def _read_index(directory, split, fields, check_sizes: bool) -> SplitInfo:
       _check_size(file, shard["bytes"])
   names = tuple(content["class_names"])
   counts = tuple(shard["examples"] for shard in shards)
-  checksums = tuple(x["sha256"] for x in shards if "sha256" in x)
+  checksums = tuple(shard.get("sha256") for shard in shards)
   return SplitInfo(files, counts, len(names), names, fields, checksums)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 import os
@@ -77,37 +78,48 @@ class ClassificationReport:
     Returns:
       The content of `per_class.csv`.
     """
-    labels, probabilities, images = _predict(
+    labels, predicted, worst = _predict(
       model, split, info, batch_size, self.most_wrong
     )
-    predicted = probabilities.argmax(axis=1)
     tf.io.gfile.makedirs(directory)
     path = functools.partial(os.path.join, directory)
-
-    def write(table: pd.DataFrame, name: str, index: bool = False) -> None:
-      content = table.to_csv(index=index, float_format="%.6g")
-      write_atomically(path(name), content)
-
     per_class = _per_class(labels, predicted, class_names)
-    write(per_class, "per_class.csv")
-    confusion = confusion_matrix(
-      labels, predicted, labels=range(len(class_names))
-    )
+    _write(per_class, path("per_class.csv"))
+    confusion = _confusion(labels, predicted, len(class_names))
     table = pd.DataFrame(confusion, class_names, class_names)
-    write(table, "confusion.csv", index=True)
+    _write(table, path("confusion.csv"), index=True)
     draw_confusion(confusion, class_names, path("confusion.png"))
-    worst = _worst_errors(
-      list(images), read_filenames(info), labels, probabilities, class_names
-    )
-    write(worst, "most_wrong.csv")
+    table = _table_of_errors(worst, read_filenames(info), class_names)
+    _write(table, path("most_wrong.csv"))
     titles = [
       f"{figures.label(row.label, _TITLE_WIDTH)}\n→"
       f" {figures.label(row.prediction, _TITLE_WIDTH - 7)}"
       f" {row.probability_of_prediction:.0%}"
-      for row in worst.itertuples()
+      for row in table.itertuples()
     ]
-    draw_images(list(images.values()), titles, path("most_wrong.png"))
+    draw_images([x.image for x in worst], titles, path("most_wrong.png"))
     return per_class
+
+
+@dataclasses.dataclass(frozen=True)
+class _Error:
+  """A misclassified image.
+
+  Attributes:
+    position: of its record among all of the split, valid or not.
+    image: uint8 [height, width, 3].
+    label: class number.
+    probabilities: float32 [classes].
+  """
+
+  position: int
+  image: np.ndarray
+  label: int
+  probabilities: np.ndarray
+
+  def rank(self) -> tuple[float, int]:
+    """Sorts the errors: the lowest probability of the label comes first."""
+    return float(self.probabilities[self.label]), self.position
 
 
 def _predict(
@@ -116,56 +128,71 @@ def _predict(
   info: SplitInfo,
   batch_size: int,
   most_wrong: int,
-) -> tuple[np.ndarray, np.ndarray, dict[int, np.ndarray]]:
-  """Returns (labels, probabilities, {number: image} of the worst errors).
+) -> tuple[np.ndarray, np.ndarray, list[_Error]]:
+  """Returns labels and predictions, integers [valid images], and worst errors.
 
-  Those are integers [examples] and float32 [examples, classes]; the worst
-  errors are of the lowest probability of the label, the lowest first.
+  Records that cannot be read, and the padding of the last batch, are left out.
   """
   predict = tf.function(
     lambda images: tf.nn.softmax(model(images, training=False))
   )
-  all_labels, all_probabilities = [], []
-  worst = []  # (probability of the label, number, image), the lowest first
+  all_labels, all_predicted, worst = [], [], []
   batches = split.evaluation_batches(info, host_batch=batch_size, replicas=1)
-  count = 0
-  for images, labels, weights in batches.take(
-    evaluation_steps(info, batch_size)
-  ):
-    # The last batch is padded, so that its shape compiles nothing new.
+  batches = batches.take(evaluation_steps(info, batch_size))
+  # The last batch is padded, so that its shape compiles nothing new.
+  for number, (images, labels, weights) in enumerate(batches):
+    rows = predict(images).numpy()
+    images, labels = images.numpy(), labels.numpy()
+    predicted = rows.argmax(axis=1)
     valid = weights.numpy() > 0
-    probabilities = predict(images).numpy()[valid]
-    images, labels = images.numpy()[valid], labels.numpy()[valid]
-    of_label = probabilities[np.arange(len(labels)), labels]
-    wrong = np.flatnonzero(probabilities.argmax(axis=1) != labels)
-    worst += [(of_label[i], count + i, images[i]) for i in wrong]
-    worst = sorted(worst, key=lambda error: error[:2])[:most_wrong]
-    count += len(labels)
-    all_labels.append(labels)
-    all_probabilities.append(probabilities)
-  return (
-    np.concatenate(all_labels),
-    np.concatenate(all_probabilities),
-    {number: image for _, number, image in worst},
-  )
+    worst += [
+      _Error(number * batch_size + i, images[i], labels[i], rows[i])
+      for i in np.flatnonzero(valid & (predicted != labels))
+    ]
+    worst = sorted(worst, key=_Error.rank)[:most_wrong]
+    all_labels.append(labels[valid])
+    all_predicted.append(predicted[valid])
+  return np.concatenate(all_labels), np.concatenate(all_predicted), worst
 
 
-def _worst_errors(numbers, filenames, labels, probabilities, class_names):
-  numbers, names = np.array(numbers, int), np.array(class_names)
-  labels, probabilities = labels[numbers], probabilities[numbers]
-  return pd.DataFrame(
-    {
-      "filename": np.array(filenames)[numbers],
-      "label": names[labels],
-      "prediction": names[probabilities.argmax(axis=1)],
-      "probability_of_label": probabilities[np.arange(len(labels)), labels],
-      "probability_of_prediction": probabilities.max(axis=1),
-    }
-  )
+def _table_of_errors(
+  errors: Sequence[_Error],
+  filenames: Sequence[str],
+  class_names: Sequence[str],
+) -> pd.DataFrame:
+  rows = [
+    (
+      filenames[error.position],
+      class_names[error.label],
+      class_names[error.probabilities.argmax()],
+      error.probabilities[error.label],
+      error.probabilities.max(),
+    )
+    for error in errors
+  ]
+  columns = ["filename", "label", "prediction"]
+  columns += ["probability_of_label", "probability_of_prediction"]
+  return pd.DataFrame(rows, columns=columns)
+
+
+def _write(table: pd.DataFrame, path: str, index: bool = False) -> None:
+  write_atomically(path, table.to_csv(index=index, float_format="%.6g"))
+
+
+def _confusion(labels, predicted, classes: int) -> np.ndarray:
+  if not len(labels):
+    return np.zeros([classes, classes], int)  # scikit-learn would fail
+  return confusion_matrix(labels, predicted, labels=range(classes))
 
 
 def _per_class(labels, predicted, class_names) -> pd.DataFrame:
-  # Rates are NaN, empty in the file, for classes without images.
+  # Rates are NaN, empty in the file, for classes without images; without any,
+  # scikit-learn's functions fail.
+  if not len(labels):
+    columns = ["class", "images", "right", "top1", "precision"]
+    return pd.DataFrame(
+      [(name, 0, 0, np.nan, np.nan) for name in class_names], columns=columns
+    )
   precision, recall, _, images = precision_recall_fscore_support(
     labels, predicted, labels=range(len(class_names)), zero_division=np.nan
   )

@@ -1,17 +1,28 @@
 """The report against counts by hand."""
 
+import dataclasses
+import pathlib
+
 import numpy as np
 import pandas as pd
 import pytest
 import tensorflow as tf
 
 from nfnets_tf.data import pipeline, preprocessing
+from nfnets_tf.data.tfrecords import (
+  Fields,
+  read_features,
+  record_spans,
+  write_shard,
+)
 from nfnets_tf.keras_api import keras
+from nfnets_tf.train import eval_report
 from nfnets_tf.train.eval_report import (
   ClassificationReport,
   draw_confusion,
   draw_images,
 )
+from tests.support.datasets import make_split, remove_index
 
 NAMES = ["a", "b", "c", "d"]
 HELDOUT = 13
@@ -102,6 +113,117 @@ def test_class_without_images_has_no_rates(write_report):
   last = pd.read_csv(directory / "per_class.csv").iloc[-1]
   assert last["class"] == "e" and last["images"] == 0
   assert np.isnan(last["top1"]) and np.isnan(last["precision"])
+
+
+BROKEN = {
+  "none": [],
+  "first": [0],
+  "third": [2],
+  "last": [12],
+  "whole batch": [4, 5, 6, 7],
+  "every other": range(0, 13, 2),
+  "a run across batches and shards": range(3, 10),
+  "all but one": [i for i in range(13) if i != 6],
+  "all": range(13),
+}
+
+
+def break_records(directory, broken):
+  """Rewrites the held-out shards with images that cannot be decoded."""
+  for shard in sorted(pathlib.Path(directory).glob("heldout-*")):
+    records = []
+    for record in tf.data.TFRecordDataset(str(shard)).as_numpy_iterator():
+      name = read_features(record, Fields()).filename
+      if int(name.split(".")[0]) in broken:
+        record = record.replace(b"PNG", b"GNP")
+      records.append((0, record))
+    write_shard(str(shard), records)
+  remove_index(directory)
+
+
+@pytest.mark.parametrize(
+  "kind, batch_size", zip(BROKEN, [5, 4, 5, 64, 4, 5, 4, 13, 5])
+)
+def test_rows_and_pictures_are_of_one_image(
+  make_dataset, tmp_path, monkeypatch, kind, batch_size
+):
+  """Against a twin that takes the records one by one."""
+  directory = make_dataset(heldout=HELDOUT)
+  broken = set(BROKEN[kind])
+  break_records(directory, broken)
+  split = make_split(directory, "heldout")
+  info = dataclasses.replace(split.read_info(), class_names=tuple(NAMES))
+  drawn = []
+  monkeypatch.setattr(
+    eval_report, "draw_images", lambda *args: drawn.append(args)
+  )
+  monkeypatch.setattr(eval_report, "draw_confusion", lambda *args: None)
+  table = ClassificationReport(most_wrong=25)(
+    AlwaysWrong(),
+    split,
+    info,
+    str(tmp_path),
+    class_names=NAMES,
+    batch_size=batch_size,
+  )
+  kept = [i for i in range(HELDOUT) if i not in broken]
+  # The brighter, the more confident.
+  worst = pd.read_csv(tmp_path / "most_wrong.csv")
+  assert worst["filename"].tolist() == [f"{i}.png" for i in kept[::-1]]
+  assert worst["label"].tolist() == [NAMES[i % 4] for i in kept[::-1]]
+  assert worst["prediction"].tolist() == [
+    NAMES[(i + 1) % 4] for i in kept[::-1]
+  ]
+  e = np.exp(0.1 + 0.1 * np.array(kept[::-1]))
+  np.testing.assert_allclose(
+    worst["probability_of_prediction"].astype(float), e / (e + 3), rtol=1e-4
+  )
+  images, titles, _ = drawn[0]
+  assert [image[0, 0, 0] for image in images] == kept[::-1]
+  assert [title[0] for title in titles] == [NAMES[i % 4] for i in kept[::-1]]
+  counts = np.bincount(np.array(kept, int) % 4, minlength=4)
+  assert table["images"].tolist() == counts.tolist()
+  assert table["right"].tolist() == [0] * 4
+
+
+class AlwaysWrong(keras.Model):
+  """Predicts the class after the right one, with certainty by brightness."""
+
+  def call(self, images, training=False):
+    values = tf.cast(images[:, 0, 0, 0], tf.int32)
+    confidence = 0.1 + 0.1 * tf.cast(values, tf.float32)
+    return confidence[:, None] * tf.one_hot((values + 1) % 4, 4)
+
+
+@pytest.mark.parametrize("record", [0, 2, 5])
+def test_names_after_a_record_that_is_unreadable_in_its_shard(
+  make_dataset, tmp_path, monkeypatch, record
+):
+  """A flipped bit below TFRecord's checksum of the data, then of a length."""
+  directory = make_dataset(heldout=HELDOUT)
+  shard = min(pathlib.Path(directory).glob("heldout-*"))
+  offset, length = list(record_spans(str(shard)))[record]
+  content = bytearray(shard.read_bytes())
+  content[offset + length // 2] ^= 1
+  shard.write_bytes(content)
+  split = make_split(directory, "heldout")
+  drawn = []
+  monkeypatch.setattr(
+    eval_report, "draw_images", lambda *args: drawn.append(args)
+  )
+  monkeypatch.setattr(eval_report, "draw_confusion", lambda *args: None)
+  ClassificationReport(most_wrong=25)(
+    AlwaysWrong(),
+    split,
+    split.read_info(),
+    str(tmp_path),
+    class_names=NAMES,
+    batch_size=4,
+  )
+  worst = pd.read_csv(tmp_path / "most_wrong.csv")
+  pictured = [f"{image[0, 0, 0]}.png" for image in drawn[0][0]]
+  assert worst["filename"].tolist() == pictured
+  assert len(pictured) >= HELDOUT // 2  # the other shard, at least
 
 
 def pixels(path):
