@@ -147,7 +147,8 @@ def _move_log(quiet, folder: str) -> None:
 def _report(error: Exception, quiet) -> int:
   from nfnets_tf import errors
 
-  first = (str(error) or "no message").splitlines()[0]
+  lines = map(str.strip, str(error).splitlines())
+  first = next(filter(None, lines), "no message")
   if isinstance(error, errors.NothingToDo):
     print(first, file=quiet.screen)
     quiet.discard_log()

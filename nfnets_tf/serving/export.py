@@ -137,7 +137,9 @@ class Exporter:
         **about,
       )
       texts = {"MODEL_CARD.md": card, "config.gin": about.get("configuration")}
-      texts["classes.txt"] = "\n".join([*class_names, ""])
+      # A line a class, also if a name has several.
+      names = [" ".join(name.splitlines()) for name in class_names]
+      texts["classes.txt"] = "\n".join([*names, ""])
       for name, text in texts.items():
         if text:
           write_atomically(os.path.join(pending.folder, name), text)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import pathlib
+import re
 import subprocess
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -114,11 +115,11 @@ def render(
       }
     ),
     signatures=_table({f"`{x}`": _SIGNATURES[x] for x in signatures}),
-    class_names=", ".join(class_names[:20])
+    class_names=", ".join(map(_escape, class_names[:20]))
     + (", ..." if len(class_names) > 20 else ""),
     comparisons="\n".join(f"- {line}" for line in comparisons),
-    data=_table(data),
-    metrics=_table(metrics),
+    data=_escaped_table(data),
+    metrics=_escaped_table(metrics),
     configuration="See config.gin." if configuration else "Not stated.",
     origin=_table(_describe_origin(license_name)),
   )
@@ -138,6 +139,15 @@ def _describe_origin(license_name: str | None) -> dict[str, str]:
 def _describe_transform(transform: preprocessing.Transform) -> str:
   values = ", ".join(f"{x}={y!r}" for x, y in vars(transform).items())
   return f"{type(transform).__name__}({values})"
+
+
+def _escape(text: object) -> str:
+  """Returns text, on one line, in which Markdown sees no markup."""
+  return re.sub(r"([\\`*\[\]<>|$~])", r"\\\1", " ".join(str(text).split()))
+
+
+def _escaped_table(rows: Mapping[str, object] | None) -> str:
+  return _table({x: _escape(y) for x, y in (rows or {}).items()})
 
 
 def _table(rows: Mapping[str, object] | None) -> str:

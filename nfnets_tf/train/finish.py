@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import logging
+import os
+import shlex
+import traceback
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from typing import TYPE_CHECKING
@@ -11,7 +15,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import tensorflow as tf
 
-from nfnets_tf.fileio import checkpoint_path
+from nfnets_tf.errors import plain_message
+from nfnets_tf.fileio import checkpoint_path, write_atomically
 from nfnets_tf.train.dry_run import format_table
 from nfnets_tf.train.run_dir import RunDir
 from nfnets_tf.train.run_log import draw_curves
@@ -43,6 +48,8 @@ def finish_run(
 
   The report is on the averaged weights if there are any, as the export is. The
   metrics of the last evaluation, `record`, and the weights' digests are logged.
+  A report, curves or sample images that fail are logged, named in the result,
+  and cost nothing else.
   """
   model, checkpoints = trainer.classifier, trainer.checkpoints
   heldout = trainer.inputs.heldout_info
@@ -50,10 +57,7 @@ def finish_run(
   record["weights_sha256"] = weights_sha256(model.network.trainable_variables)
   if model.averages:
     record["ema_weights_sha256"] = weights_sha256(model.averages)
-  _write_report(report, data, files, model, heldout)
   sample = heldout_sample(data.heldout_split, heldout, _VERIFIED_IMAGES)
-  with tf.io.gfile.GFile(files.sample, "wb") as file:
-    np.save(file, sample[0][:_SAVED_IMAGES])
   saved_model = export and export(
     model,
     files.saved_models,
@@ -61,7 +65,15 @@ def finish_run(
     **export_metadata(data, heldout, record, files.read_config()),
   )
   trainer.log.write(checkpoints.step, record)
-  draw_curves(files, title=f"NFNet {variant}, {checkpoints.step:,} steps")
+  failures = _call_all(
+    {
+      "report": lambda: _write_report(report, data, files, model, heldout),
+      "curves": lambda: draw_curves(
+        files, title=f"NFNet {variant}, {checkpoints.step:,} steps"
+      ),
+      "sample": lambda: _write_sample(files.sample, sample[0]),
+    }
+  )
   best_step = checkpoints.best["step"]
   result = {
     "variant": variant,
@@ -73,7 +85,35 @@ def finish_run(
     "saved_model": saved_model,
     **record,
   }
+  if failures:
+    result["failed"] = failures
   files.write_result(result)
+
+
+def _call_all(functions: dict[str, Callable[[], None]]) -> dict[str, str]:
+  """Calls functions that a run can do without; returns {name: error}."""
+  failures = {}
+  for name, function in functions.items():
+    try:
+      function()
+    except Exception as error:
+      kind = type(error).__name__
+      failures[name] = f"{kind}: {plain_message(error)}"
+      traceback.print_exc()  # to the log
+      LOGGER.warning(
+        "The %s of this run could not be written (%s); all else is complete:"
+        " to try again, remove result.json and rerun the same command, which"
+        " evaluates and exports once more.",
+        name,
+        failures[name],
+      )
+  return failures
+
+
+def _write_sample(path: str, images: np.ndarray) -> None:
+  buffer = io.BytesIO()
+  np.save(buffer, images[:_SAVED_IMAGES])
+  write_atomically(path, buffer.getvalue())
 
 
 def _report_invalid_records(data: DataConfig) -> None:
@@ -172,12 +212,25 @@ def summarize(result: dict, files: RunDir) -> str:
   if tf.io.gfile.exists(files.report):
     lines.append(("report", files.report))
   if result["saved_model"]:
-    command = (
-      f"saved_model_cli run --dir {result['saved_model']} --tag_set serve"
-      f" --signature_def serving_default --inputs images={files.sample}"
-    )
-    lines.append(("serve it", command))
+    lines.append(("serve it", _serving_command(result["saved_model"], files)))
+  for name, error in result.get("failed", {}).items():
+    lines.append((f"no {name}", error))
   return format_table(lines)
+
+
+def _serving_command(saved_model: str, files: RunDir) -> str:
+  """Returns a shell command that runs the SavedModel on the sample images."""
+  before, folder, sample = "", saved_model, f"images={files.sample}"
+  if ";" in sample:  # the tool would take what follows for another input
+    before = f"cd {shlex.quote(files.root)} && "
+    folder = os.path.relpath(saved_model, files.root)
+    sample = f"images={os.path.basename(files.sample)}"
+  if folder.startswith("-"):
+    folder = f"./{folder}"
+  return (
+    f"{before}saved_model_cli run --dir {shlex.quote(folder)} --tag_set serve"
+    f" --signature_def serving_default --inputs {shlex.quote(sample)}"
+  )
 
 
 def _accuracy(result: dict, name: str) -> str:

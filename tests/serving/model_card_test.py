@@ -56,6 +56,16 @@ def test_unknown_facts_are_not_stated():
   assert "| license of the weights | not stated |" in text
 
 
+def test_names_hold_no_markup():
+  names = ["a|b", "<script>alert(1)</script>", "*c*", "two\nlines", "$5_$10"]
+  text = card(class_names=names, data={"trained on": "x|y\n`z` <b>"})
+  assert "| trained on | x\\|y \\`z\\` \\<b\\> |" in text.splitlines()
+  (line,) = (x for x in text.splitlines() if "classes.txt:" in x)
+  assert line.endswith(
+    "a\\|b, \\<script\\>alert(1)\\</script\\>, \\*c\\*, two lines, \\$5_\\$10"
+  )
+
+
 def test_card_lists_the_first_of_many_classes():
   text = card(class_names=[f"c{i}" for i in range(30_000)])
   assert "30,000 classes, all in classes.txt: c0, c1," in text

@@ -1,8 +1,11 @@
 """Finishing a run, with real files and a real small classifier."""
 
+import argparse
 import hashlib
 import logging
 import os
+import pathlib
+import subprocess
 import types
 
 import numpy as np
@@ -187,6 +190,90 @@ def test_failure_leaves_run_unfinished(make_run):
   with pytest.raises(RunError, match="metrics.jsonl' cannot be written"):
     run.finish()
   assert run.files.read_result() is None
+
+
+def test_parts_that_fail_cost_neither_export_nor_result(make_run, caplog):
+  run = make_run()
+
+  def fail(*arguments, **options):
+    raise ValueError("\n$5_$10 bill\n ^ParseException")
+
+  run.job.report = fail
+  os.mkdir(run.files.curves)  # cannot be replaced by a file
+  os.mkdir(run.files.sample)
+  run.finish()
+  assert list(run.job.calls) == ["export"]
+  result = run.files.read_result()
+  assert result["saved_model"] and result["heldout_top1"] == 0.75
+  assert list(result["failed"]) == ["report", "curves", "sample"]
+  assert result["failed"]["report"] == "ValueError: $5_$10 bill"
+  assert len(read_records(run.files.metrics)) == 1
+  told = [x for x in caplog.messages if "could not be written" in x]
+  assert len(told) == 3 and "$5_$10 bill" in told[0]
+  assert "$5_$10 bill" in summarize(
+    {**RESULT, "failed": result["failed"]}, run.files
+  )
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit])
+def test_interruption_in_the_report_is_no_failure_of_it(make_run, error):
+  run = make_run()
+
+  def interrupt(*arguments, **options):
+    raise error
+
+  run.job.report = interrupt
+  with pytest.raises(error):
+    run.finish()
+  assert run.files.read_result() is None
+
+
+def test_export_that_fails_leaves_run_unfinished(make_run):
+  run = make_run()
+
+  def fail(*arguments, **options):
+    raise RunError("no room")
+
+  run.job.export = fail
+  with pytest.raises(RunError, match="no room"):
+    run.finish()
+  assert run.files.read_result() is None and "report" not in run.job.calls
+
+
+@pytest.mark.parametrize(
+  "name", ["a", 'a b\'s "c" $HOME `d` #e *', "-x", "a;b c", "ü\n1"]
+)
+def test_printed_command_survives_a_shell(tmp_path, monkeypatch, name):
+  """Against a program of that name that prints its arguments."""
+  tool = tmp_path / "bin" / "saved_model_cli"
+  tool.parent.mkdir()
+  tool.write_text(
+    '#!/bin/sh\npwd -P\nfor x in "$@"; do printf "%s\\0" "$x"; done'
+  )
+  tool.chmod(0o755)
+  monkeypatch.setenv("PATH", f"{tool.parent}:{os.environ['PATH']}")
+  root = tmp_path / name if name != "-x" else pathlib.Path("-x")
+  files = RunDir(str(root))
+  (tmp_path / name).mkdir()
+  monkeypatch.chdir(tmp_path)
+  result = {**RESULT, "saved_model": f"{files.saved_models}/1"}
+  text = summarize(result, files)
+  command = text[text.index("saved_model_cli") :]
+  if ";" in name:
+    command = text[text.index("cd '") :]
+  shown = subprocess.run(["sh", "-c", command], capture_output=True, check=True)
+  folder, _, arguments = shown.stdout.decode().partition("\n")
+  if "\n" not in name:
+    options = argparse.ArgumentParser()
+    for option in ("--dir", "--tag_set", "--signature_def", "--inputs"):
+      options.add_argument(option)
+    parsed = options.parse_args(arguments.split("\0")[1:-1])
+    where = os.path.join(folder, parsed.dir)
+    assert os.path.realpath(where) == str(tmp_path / name / "saved_model/1")
+    key, _, sample = parsed.inputs.partition("=")
+    assert key == "images" and ";" not in sample
+    sample = os.path.realpath(os.path.join(folder, sample))
+    assert sample == str(tmp_path / name / "heldout_sample.npy")
 
 
 def test_export_metadata_of_data_and_evaluation(make_dataset):
