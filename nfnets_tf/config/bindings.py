@@ -9,13 +9,14 @@ import importlib.util  # noqa: F401  gin 0.5.0 uses it without importing it
 import inspect
 import io
 import itertools
+import os
 import pathlib
 import tokenize
 from collections.abc import Iterator, Mapping, Sequence, Set
 from typing import Any, Callable
 
 from gin import config_parser
-from nfnets_tf.config import error_messages
+from nfnets_tf.config import error_messages, imports
 from nfnets_tf.config.syntax_advice import advise
 from nfnets_tf.errors import UserError
 
@@ -88,6 +89,7 @@ class Bindings(dict):
     places: {name: "file, line N" or the flag that set it last}.
     imports: {name in selectors: gin's import statement}.
     includes: {file: the files that it includes directly}.
+    folders: of the files, where modules are looked for.
   """
 
   def __init__(self):
@@ -95,6 +97,7 @@ class Bindings(dict):
     self.places: dict[str, str] = {}
     self.imports: dict[str, config_parser.ImportStatement] = {}
     self.includes: dict[str, list[str]] = {}
+    self.folders: list[str] = []
 
   def set(self, name: str, value: Any, place: str) -> None:
     """Binds a name, in place of an earlier value."""
@@ -112,6 +115,8 @@ class Bindings(dict):
     """
     for file in (pathlib.Path(path), ROOT / path):
       if file.is_file():
+        # The folder of the latest file comes first.
+        self.folders.insert(0, str(file.parent.absolute()))
         self.read_text(file.read_text(), path)
         return
     prefix = f"{included_from}: " if included_from else ""
@@ -131,6 +136,7 @@ class Bindings(dict):
     Raises:
       UserError: if they cannot be parsed.
     """
+    self.folders += imports.noted_folders(text)
     stream = io.StringIO(text)
     stream.name = source  # where gin's parser looks for the file's name
     try:
@@ -174,13 +180,8 @@ class Bindings(dict):
         f"{place}: {alias!r} is already {earlier.module}; import"
         f" {statement.module} under another name with 'as'."
       )
-    try:
-      importlib.import_module(statement.module)
-    except ImportError as error:
-      raise UserError(
-        f"{place}: cannot import {statement.module} ({error}); check the name,"
-        " or install the package that provides it."
-      ) from error
+    folders = [*self.folders, os.getcwd()]
+    imports.import_module(statement.module, place, list(dict.fromkeys(folders)))
 
   def resolve(self, selector: str) -> Callable:
     """Returns the class or function that a selector names.
@@ -291,8 +292,9 @@ class Bindings(dict):
 
   def to_text(self) -> str:
     """Returns gin statements that read back to the same bindings."""
-    imports = sorted(s.format() for s in self.imports.values())
-    lines = [DYNAMIC_REGISTRATION, *imports]
+    statements = sorted(s.format() for s in self.imports.values())
+    modules = [statement.module for statement in self.imports.values()]
+    lines = [DYNAMIC_REGISTRATION, *statements, *imports.notes(modules)]
     # Macros first; then a paragraph for each scoped selector.
     names = sorted(self, key=lambda name: (not is_macro(name), name))
     for _, group in itertools.groupby(
