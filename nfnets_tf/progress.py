@@ -93,8 +93,8 @@ class Activity:
     self._done += count
 
   def restart(self) -> None:
-    """Begins the silence anew, since something else has been shown."""
-    self._last = time.monotonic()
+    """Begins anew, since something else has been shown."""
+    self._start = self._last = time.monotonic()
 
   def run(self) -> None:
     """Shows the activity until `end` is called."""

@@ -116,7 +116,7 @@ class Bindings(dict):
     for file in (pathlib.Path(path), ROOT / path):
       if file.is_file():
         # The folder of the latest file comes first.
-        self.folders.insert(0, str(file.parent.absolute()))
+        self.folders.insert(0, os.path.abspath(file.parent))
         self.read_text(file.read_text(), path)
         return
     prefix = f"{included_from}: " if included_from else ""

@@ -10,6 +10,7 @@ from collections.abc import Callable
 import tensorflow as tf
 
 from nfnets_tf.keras_api import keras
+from nfnets_tf.models.nfnet import NFNet
 
 _CONVOLUTIONS = ("Conv2D",)
 _PRODUCTS = ("MatMul",)
@@ -43,7 +44,7 @@ def count_macs(network: keras.Model, image_size: int) -> int:
     network: takes [batch, image_size, image_size, 3].
     image_size: in pixels.
   """
-  return sum(map(_macs, _forward_operations(network, image_size)))
+  return _count(network, image_size)[0]
 
 
 def count_activations(network: keras.Model, image_size: int) -> int:
@@ -56,22 +57,57 @@ def count_activations(network: keras.Model, image_size: int) -> int:
     network: takes [batch, image_size, image_size, 3].
     image_size: in pixels.
   """
+  return _count(network, image_size)[1]
+
+
+@functools.lru_cache(maxsize=16)  # tracing the largest takes seconds
+def _count(network, image_size) -> tuple[int, int]:
+  """Returns (multiply-accumulates, activations)."""
+  shape = (1, image_size, image_size, 3)
+  layers = _layers_in_a_row(network)
+  if layers is None:
+    return _count_layer(network, shape)[:2]
+  macs = activations = 0
+  known = {}
+  for layer in layers:
+    # Rates and gains, which are floats, change no shape: most blocks of a stage
+    # are alike but for them.
+    config = {
+      key: value
+      for key, value in layer.get_config().items()
+      if key != "name" and not isinstance(value, float)
+    }
+    key = type(layer), shape, repr(config)
+    if key not in known:
+      known[key] = _count_layer(layer, shape)
+    layer_macs, layer_activations, shape = known[key]
+    macs, activations = macs + layer_macs, activations + layer_activations
+  return macs, activations
+
+
+def _layers_in_a_row(network) -> list[keras.layers.Layer] | None:
+  """Returns the layers of an `NFNet`, None of another network.
+
+  Counted one by one they give the same as together, since none of them begins
+  with a convolution of what the one before it has convolved.
+  """
+  return network.layers[1:] if isinstance(network, NFNet) else None
+
+
+def _count_layer(layer, shape) -> tuple[int, int, tuple[int, ...]]:
+  """Returns (multiply-accumulates, activations, shape of the output)."""
+  forward = tf.function(lambda inputs: layer(inputs), autograph=False)
+  inputs = tf.TensorSpec(shape, tf.float32)
+  graph = forward.get_concrete_function(inputs).graph
+  operations = graph.get_operations()
   kept = {
     tensor.ref(): tensor.shape.num_elements()
-    for operation in _forward_operations(network, image_size)
+    for operation in operations
     if operation.type in _CONVOLUTIONS
     for tensor in (operation.inputs[0], operation.outputs[0])
   }
-  return sum(kept.values())
-
-
-@functools.lru_cache(maxsize=16)  # tracing the largest takes ten seconds
-def _forward_operations(network, image_size) -> list[tf.Operation]:
-  forward = tf.function(
-    lambda images: network(images, training=False), autograph=False
-  )
-  images = tf.TensorSpec([1, image_size, image_size, 3], tf.float32)
-  return forward.get_concrete_function(images).graph.get_operations()
+  output = tuple(graph.outputs[0].shape)
+  return sum(map(_macs, operations)), sum(kept.values()), output
 
 
 def _macs(operation: tf.Operation) -> int:
