@@ -168,7 +168,20 @@ class Bindings(dict):
       scope = f"{statement.scope}/" if statement.scope else ""
       parameter = f".{statement.arg_name}" if statement.arg_name else ""
       name = f"{scope}{statement.selector}{parameter}"
+      if source.startswith("--"):
+        self._import_used(name, statement.value, statement.location)
       self.set(name, statement.value, place)
+
+  def _import_used(self, name: str, value: Any, location) -> None:
+    """Imports the package's own modules that a flag names without doing so."""
+    selectors = [split_parameter(name)[1]]
+    selectors += [x.selector for x in leaves(value) if isinstance(x, Reference)]
+    for alias in {selector.partition(".")[0] for selector in selectors}:
+      if alias in self.imports or not alias:
+        continue
+      if module := imports.find_in_package(alias):
+        statement = config_parser.ImportStatement(module, True, None, location)
+        self._import(statement, location.filename)
 
   def _import(self, statement, place: str) -> None:
     if statement.module.startswith("__gin__."):

@@ -6,6 +6,7 @@ import difflib
 import re
 from collections.abc import Iterable
 
+from nfnets_tf.config.imports import find_in_package
 from nfnets_tf.config.syntax_advice import Advice, as_flag
 from nfnets_tf.errors import UserError
 
@@ -74,6 +75,12 @@ def unknown_module(selector: str, modules: Iterable[str]) -> UserError:
   if not rest:
     hint = nearest(alias, modules)
     return UserError(f"no gin file imports {selector!r}{hint}")
+  if module := find_in_package(alias):
+    parent, _, name = module.rpartition(".")
+    return UserError(
+      f"no gin file imports the module of {selector!r}; add the line 'from"
+      f" {parent} import {name}'."
+    )
   hint = nearest(selector, [f"{module}.{rest}" for module in modules])
   return UserError(f"no gin file imports the module of {selector!r}{hint}")
 

@@ -13,6 +13,7 @@ import importlib
 import importlib.machinery
 import logging
 import os
+import pathlib
 import re
 import sys
 from collections.abc import Iterable, Sequence
@@ -50,6 +51,22 @@ def import_module(name: str, place: str, folders: Sequence[str]) -> None:
   except Exception as error:
     raise UserError(f"{place}: {_explain(name, error, folders)}") from error
   _warn_of_another(sys.modules[top], top, here, place)
+
+
+def find_in_package(alias: str) -> str | None:
+  """Returns the one module of this package with a last name, or None.
+
+  Args:
+    alias: such as "tfrecords", for nfnets_tf.data.tfrecords.
+  """
+  root = pathlib.Path(__file__).parents[1]
+  if (root / alias / "__init__.py").is_file():
+    return f"{root.name}.{alias}"
+  files = [*root.glob(f"{alias}.py"), *root.glob(f"*/{alias}.py")]
+  if len(files) != 1:
+    return None
+  parts = files[0].with_suffix("").relative_to(root.parent).parts
+  return ".".join(parts)
 
 
 def notes(modules: Iterable[str]) -> list[str]:

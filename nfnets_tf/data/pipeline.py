@@ -30,7 +30,7 @@ from nfnets_tf.data.shuffle import ShardedShuffle, read_range
 from nfnets_tf.data.tfrecords import Fields
 from nfnets_tf.data.validation import PADDING, InvalidRecords, RecordValidator
 from nfnets_tf.errors import UserError
-from nfnets_tf.ranges import accepts, integer
+from nfnets_tf.ranges import accepts, integer, optional
 
 _PREFETCHED_BATCHES = 2
 
@@ -55,14 +55,14 @@ class DataStream:
   num_streams: int = 1
 
 
-@accepts(num_classes=integer(1), max_pixels=integer(1))
+@accepts(num_classes=optional(integer(1)), max_pixels=integer(1))
 class Split:
   """One split of a dataset, and how its images are processed.
 
   Args:
     directory: folder of the shards; "~" is the home folder.
     split: name of the split, such as "train".
-    num_classes: number of classes; labels must be below.
+    num_classes: number of classes; labels must be below. None accepts any.
     transforms: applied to every image, in order; the last one fixes the size.
     augmentation: applied to training images after the transforms.
     fields: feature names of the examples; None for those that TFDS declares,

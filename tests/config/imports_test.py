@@ -135,3 +135,26 @@ def test_a_module_that_cannot_be_imported_is_told(project, text, words):
   importlib.invalidate_caches()
   with pytest.raises(UserError, match=words):
     bindings_lib.parse([str(project / "a.gin")])
+
+
+def test_a_flag_need_not_import_modules_of_the_package():
+  """As the documentation writes bindings."""
+  given = [
+    "pipeline.Split.fields = @tfrecords.Fields()",
+    "tfrecords.Fields.first_label = 1",
+    "other/sam.SAM.rho = 0.1",
+  ]
+  bindings = bindings_lib.parse([], given)
+  modules = {statement.module for statement in bindings.imports.values()}
+  assert modules == {
+    "nfnets_tf.data.pipeline",
+    "nfnets_tf.data.tfrecords",
+    "nfnets_tf.optim.sam",
+  }
+  again = bindings_lib.parse([], base=("config.gin", bindings.to_text()))
+  assert again == bindings
+  assert not bindings_lib.parse([], ["json.loads.s = 1"]).imports
+  with pytest.raises(UserError, match="'from nfnets_tf.optim import sam'"):
+    bindings = bindings_lib.Bindings()
+    bindings.read_text("import json\nsam.SAM.rho = 1", "a.gin")
+    bindings.resolve("sam.SAM")
