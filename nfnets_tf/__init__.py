@@ -1,10 +1,12 @@
 """NFNets at scale in TensorFlow/Keras.
 
 The public names are imported at their first use, so that `import nfnets_tf`
-itself is immediate.
+itself is immediate. It is enough for `keras.models.load_model`.
 """
 
 import importlib
+
+from nfnets_tf.registration import register_when_keras_is_imported
 
 __version__ = "0.2.0"
 
@@ -20,6 +22,8 @@ _MODULES = {
 }
 
 __all__ = list(_MODULES)
+
+register_when_keras_is_imported()
 
 
 def __getattr__(name: str):

@@ -10,6 +10,7 @@ network: a multiplier on the learning rate, and layers that are frozen.
 from __future__ import annotations
 
 import enum
+import warnings
 from collections.abc import Mapping, Sequence
 
 import tensorflow as tf
@@ -108,6 +109,30 @@ def check_lr_multipliers(
       f" set_lr_multiplier has set some; use nfnets_tf.AGC({name}(...)) or"
       " nfnets_tf.SGD."
     )
+
+
+def restore_saved_state(
+  optimizer: keras.optimizers.Optimizer, saved: keras.optimizers.Optimizer
+) -> None:
+  """Sets an optimizer's variables to those of a SavedModel, which Keras drops.
+
+  Args:
+    optimizer: built, of the same class and for the same weights.
+    saved: what Keras revives of the optimizer in the SavedModel.
+  """
+  values = getattr(saved, "optimizer", saved).variables  # AGC's are inside it
+  variables, shapes = optimizer.variables, None
+  if isinstance(values, list):  # a legacy optimizer's is a method
+    shapes = [value.shape for value in values]
+  if shapes != [variable.shape for variable in variables]:
+    warnings.warn(
+      f"the SavedModel does not hold the state of {type(optimizer).__name__},"
+      " which starts anew; a .keras file holds it.",
+      stacklevel=2,
+    )
+    return
+  for variable, value in zip(variables, values):
+    variable.assign(value)
 
 
 def freeze(stages: Stages, frozen: Sequence[str] | str) -> None:

@@ -1,4 +1,4 @@
-"""A Keras model that checks data before Keras builds a graph for them.
+"""A Keras model that checks its data before Keras builds a graph for them.
 
 Keras would fail within the graph, or train on what was not meant. What has
 values (arrays, and the first batch of a Python generator or of a
@@ -43,7 +43,13 @@ class CheckedModel(keras.Model):
 
   def fit(self, *args, **kwargs):
     """Trains; see `keras.Model.fit`."""
-    return super().fit(**self._checked(super().fit, args, kwargs))
+    checked = self._checked(super().fit, args, kwargs)
+    callbacks = checked.get("callbacks") or []
+    for callback in getattr(callbacks, "callbacks", tf.nest.flatten(callbacks)):
+      if isinstance(callback, keras.callbacks.ModelCheckpoint):
+        if not callback.save_weights_only:
+          self._refuse_hdf5(callback.filepath)
+    return super().fit(**checked)
 
   def evaluate(self, *args, **kwargs):
     """Evaluates; see `keras.Model.evaluate`."""
@@ -71,6 +77,20 @@ class CheckedModel(keras.Model):
     """Predicts one batch; see `keras.Model.predict_on_batch`."""
     checked = self._checked(super().predict_on_batch, args, kwargs)
     return super().predict_on_batch(**checked)
+
+  def save(self, filepath, *args, **kwargs):
+    """Saves a `.keras` file or a SavedModel folder; see `keras.Model.save`."""
+    self._refuse_hdf5(filepath, kwargs.get("save_format"))
+    return super().save(filepath, *args, **kwargs)
+
+  def _refuse_hdf5(self, filepath, save_format=None) -> None:
+    name, kind = str(filepath), type(self).__name__
+    if save_format == "h5" or name.endswith((".h5", ".hdf5")):
+      raise UserError(
+        f"{name!r} would be an HDF5 file, which cannot hold a {kind}; save a"
+        " .keras file or a folder (save_format='tf'), or its weights or network"
+        " alone (save_weights, network.save)."
+      )
 
   def _checked(self, method, args, kwargs):
     name = f"{type(self).__name__}.{method.__name__}"

@@ -24,7 +24,12 @@ from nfnets_tf.train.metrics import (
   count_examples,
 )
 from nfnets_tf.train.train_step import NonfiniteGuard, ReplicaBatch
-from nfnets_tf.train.user_data import Expected, canonical_weights, check_images
+from nfnets_tf.train.user_data import (
+  Expected,
+  canonical_weights,
+  check_images,
+  unpack_batch,
+)
 
 # Of ImageNet, in units of [0, 1]; the published weights expect them.
 MEAN_RGB = (0.485, 0.456, 0.406)
@@ -141,20 +146,9 @@ class Classifier(CheckedModel):
         own, or the optimizer is a legacy one or would ignore learning rate
         multipliers.
     """
-    for name in ("loss", "loss_weights", "metrics", "weighted_metrics"):
-      if kwargs.pop(name, None) not in (None, []):
-        raise UserError(
-          f"Classifier.compile received {name}, but its loss (softmax"
-          " cross-entropy) and metrics are built in; remove the argument, or"
-          " set Classifier.label_smoothing."
-        )
-    if self.network.losses:
-      raise UserError(
-        "Classifier.compile found a regularizer in the network, whose loss it"
-        " would not minimize; remove it, and decay weights by"
-        " SGD(weight_decay=...)."
-      )
+    self._refuse_other_losses(kwargs)
     refuse_keras3("Classifier.compile", optimizer)
+    saved = self.optimizer if kwargs.pop("from_serialized", False) else None
     # With None Keras would warn that `sample_weight` weighs no metric.
     super().compile(optimizer=optimizer, weighted_metrics=[], **kwargs)
     if not isinstance(self.optimizer, keras.optimizers.Optimizer):
@@ -168,6 +162,8 @@ class Classifier(CheckedModel):
     self._compile_options = kwargs
     with self.distribute_strategy.scope():
       self.optimizer.build(variables)
+      if saved is not None:
+        param_groups.restore_saved_state(self.optimizer, saved)
       stages = variables_by_stage(self.network)
       self._telemetry = Telemetry(
         variables, self.optimizer, self.sam, stages=stages
@@ -175,6 +171,21 @@ class Classifier(CheckedModel):
       self.guard = NonfiniteGuard(self.optimizer)
     if self._before_first_step():
       self.restart_averages()
+
+  def _refuse_other_losses(self, kwargs) -> None:
+    for name in ("loss", "loss_weights", "metrics", "weighted_metrics"):
+      if kwargs.pop(name, None) not in (None, []):
+        raise UserError(
+          f"Classifier.compile received {name}, but its loss (softmax"
+          " cross-entropy) and metrics are built in; remove the argument, or"
+          " set Classifier.label_smoothing."
+        )
+    if self.network.losses:
+      raise UserError(
+        "Classifier.compile found a regularizer in the network, whose loss it"
+        " would not minimize; remove it, and decay weights by"
+        " SGD(weight_decay=...)."
+      )
 
   def restart_averages(self) -> None:
     """Sets the averages to the current weights."""
@@ -248,7 +259,7 @@ class Classifier(CheckedModel):
     Unlike `train_step` it does not read the metrics, which under several
     workers is one sum over the network for each of them.
     """
-    tensors = self._unpack(data)
+    tensors = unpack_batch(data)
     weights = tensors[2]
     variables = self.network.trainable_variables
     step = tf.identity(self.optimizer.iterations)
@@ -285,16 +296,6 @@ class Classifier(CheckedModel):
       decay = tf.where(finite, ema.warmed_decay(step, self.ema_decay), 1.0)
       ema.update(self.averages, self._averaged, decay)
     self._scores.update(clean)
-
-  def _unpack(self, data):
-    """Returns (images, labels, weights [batch] or None)."""
-    images, labels, weights = keras.utils.unpack_x_y_sample_weight(data)
-    if labels is None:
-      raise UserError("Classifier received images alone; expected labels too.")
-    if isinstance(labels, tf.Tensor) and labels.shape.rank is None:
-      # Keras traced once for labels of several forms.
-      labels = tf.reshape(labels, [tf.shape(labels)[0], -1])
-    return images, labels, canonical_weights(weights)
 
   def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None):
     """Returns the loss of a batch, for a training loop of one's own.
@@ -337,7 +338,7 @@ class Classifier(CheckedModel):
 
   def score_batch(self, data) -> None:
     """Adds a replica's part of a batch to loss and accuracies."""
-    images, labels, weights = self._unpack(data)
+    images, labels, weights = unpack_batch(data)
     logits = self(images, training=False)
     labels = canonical_labels(labels, logits.shape[-1])
     losses = softmax_cross_entropy(logits, labels)
@@ -390,7 +391,7 @@ class Classifier(CheckedModel):
   @classmethod
   def from_config(cls, config, custom_objects=None):
     """Builds a classifier from the result of `get_config`."""
-    for name in ("network", "sam"):
-      value = config[name] and _deserialize(config[name], custom_objects)
-      config = {**config, name: value}
-    return cls(**config)
+    # A SavedModel names a functional network without its module.
+    network = keras.layers.deserialize(config["network"], custom_objects)
+    sam = config["sam"] and _deserialize(config["sam"], custom_objects)
+    return cls(**{**config, "network": network, "sam": sam})

@@ -97,6 +97,7 @@ def compute_example_metrics(
   return ExampleMetrics(*(tf.cast(column, tf.float32) for column in columns))
 
 
+@keras.saving.register_keras_serializable(package="nfnets_tf")
 class MeanLoss(keras.metrics.Mean):
   """The loss of an interval's examples: sum(weight * loss) / their number.
 

@@ -10,6 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from nfnets_tf.errors import UserError
+from nfnets_tf.keras_api import keras
 from nfnets_tf.ops.losses import MixedLabels, check_labels
 
 _SAMPLED_IMAGES = 16
@@ -113,6 +114,25 @@ def canonical_weights(weights: tf.Tensor | None) -> tf.Tensor | None:
   if weights.shape.rank != 1:
     weights = tf.reshape(weights, [-1])
   return tf.cast(weights, tf.float32)
+
+
+def unpack_batch(data) -> tuple:
+  """Returns (images, labels, weights float32 [batch] or None) of a batch.
+
+  Args:
+    data: what Keras passes to a step: a tuple of images [batch, ...], labels
+      (a tensor or `MixedLabels`) and optionally weights.
+
+  Raises:
+    UserError: if labels are missing, or weights have another shape.
+  """
+  images, labels, weights = keras.utils.unpack_x_y_sample_weight(data)
+  if labels is None:
+    raise UserError("a batch has images alone; expected labels too.")
+  if isinstance(labels, tf.Tensor) and labels.shape.rank is None:
+    # Keras has traced a step for labels of several forms.
+    labels = tf.reshape(labels, [tf.shape(labels)[0], -1])
+  return images, labels, canonical_weights(weights)
 
 
 def as_images(images):
