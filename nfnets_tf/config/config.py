@@ -378,10 +378,16 @@ def _check_complete(
   parameters: Mapping[str, inspect.Parameter],
 ) -> None:
   for name, parameter in parameters.items():
+    scopes = reference.scope.split("/") if reference.scope else []
     full = f"{reference.selector}.{name}"
-    scoped = f"{reference.scope}/{full}" if reference.scope else full
+    scoped = "/".join([*scopes, full])
     required = parameter.default is inspect.Parameter.empty
-    if required and scoped not in bindings and full not in bindings:
+    # What is bound in scope a, or in none, holds in scope a/b as well.
+    bound = any(
+      "/".join([*scopes[:depth], full]) in bindings
+      for depth in range(len(scopes) + 1)
+    )
+    if required and not bound:
       raise UserError(
         f"{scoped} is not bound and has no default; add"
         f' --gin_param="{scoped} = ..." or a gin file that binds it.'

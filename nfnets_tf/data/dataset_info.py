@@ -2,29 +2,29 @@
 
 It comes from the `index.json` next to our shards, from the `dataset_info.json`
 of TFDS, or, for any other TFRecord files such as the Model Garden's, from
-reading the shards through once.
+`shard_scan`.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
+import functools
 import json
 import logging
 import os
+import re
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import tensorflow as tf
 
-from nfnets_tf.data.tfrecords import (
-  Fields,
-  read_features,
-  read_filename,
-  read_records,
-  read_segment,
-)
-from nfnets_tf.errors import RunError, UserError, plain_message
+from nfnets_tf.data.shard_scan import scan_shards
+from nfnets_tf.data.tfrecords import Fields, read_filename, read_segment
+from nfnets_tf.errors import UserError
 from nfnets_tf.fileio import read_json, write_atomically
+
+if TYPE_CHECKING:
+  from nfnets_tf.data.pipeline import Split
 
 LOGGER = logging.getLogger("nfnets_tf")
 
@@ -32,7 +32,10 @@ INDEX = "index.json"
 # Marks a directory whose shards are still being written.
 UNFINISHED = "preparing.json"
 _TFDS_INDEX = "dataset_info.json"
-_SCANS = "~/.cache/nfnets_tf/scans"
+COUNT_FROM_1 = (
+  "if the classes are counted from 1, bind pipeline.Split.fields ="
+  " @tfrecords.Fields() and tfrecords.Fields.first_label = 1"
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,6 +51,9 @@ class SplitInfo:
     fields: names of the features of an example.
     checksums: SHA-256 of each shard, in hexadecimal, None where it is unknown;
       empty if all are.
+    examples_by_class: in the order of the labels; empty if unknown.
+    hashes: tells the content of each shard from any other: its checksum, the
+      SHA-256 of its records, or only its size (TFDS states no more).
   """
 
   files: tuple[str, ...]
@@ -56,6 +62,8 @@ class SplitInfo:
   class_names: tuple[str, ...]
   fields: Fields = Fields()
   checksums: tuple[str | None, ...] = ()
+  examples_by_class: tuple[int, ...] = ()
+  hashes: tuple[str, ...] = ()
 
   @property
   def num_examples(self) -> int:
@@ -81,8 +89,8 @@ def read_split_info(
     directory: of shards with an index, of a version of a TFDS dataset, or of
       other TFRecord files `SPLIT-*`.
     split: name of the split.
-    fields: names of the features; None means those in the TFDS metadata, and
-      ImageNet's elsewhere.
+    fields: names of the features; None and the defaults mean those in the TFDS
+      metadata, and ImageNet's elsewhere.
     check_sizes: whether every shard must have the size that the index states.
 
   Raises:
@@ -98,10 +106,12 @@ def read_split_info(
   def has(name):
     return tf.io.gfile.exists(os.path.join(directory, name))
 
+  if fields == Fields():
+    fields = None
   if has(INDEX):
     info = _read_index(directory, split, fields or Fields(), check_sizes)
   elif has(_TFDS_INDEX):
-    info = _read_tfds_info(directory, split, fields)
+    info = _read_tfds_info(directory, split, fields, check_sizes)
   elif has(UNFINISHED):
     raise UserError(
       f"the shards in {directory!r} are incomplete; rerun the job that writes"
@@ -109,6 +119,11 @@ def read_split_info(
     )
   else:
     info = _scan(directory, split, fields or Fields())
+    if labels_begin_at_1(info):
+      _warn_once(
+        f"No example of the {split!r} split in {directory!r} has label 0; they"
+        f" have 1 to {info.num_classes - 1}: {COUNT_FROM_1}."
+      )
   if not info.num_examples:
     raise UserError(
       f"the {split!r} split in {directory!r} holds no examples; expected at"
@@ -117,23 +132,62 @@ def read_split_info(
   return info
 
 
-def count_classes(*, directory: str | None, split: str) -> int:
-  """Returns the number of classes of a split; see `read_split_info`."""
-  return read_split_info(_require_directory(directory), split).num_classes
+def count_classes(*, split: Split | str, directory: str | None = None) -> int:
+  """Returns the number of classes of a split, and warns of those without any.
+
+  Args:
+    split: as a run reads it, with its directory and fields; its `num_classes`
+      is None. Or its name, as in configurations of earlier releases.
+    directory: of a split that is given by its name.
+
+  Raises:
+    UserError: see `read_split_info`.
+  """
+  info = _read_info(split, directory)
+  empty = [str(i) for i, n in enumerate(info.examples_by_class) if not n]
+  if empty and not info.class_names and not labels_begin_at_1(info):
+    _warn_once(
+      f"{len(empty):,} of the {info.num_classes:,} classes of"
+      f" {os.path.dirname(info.files[0])!r} have no example, such as"
+      f" {', '.join(empty[:5])}: classes are counted by the largest label."
+    )
+  return info.num_classes
 
 
-def count_examples(*, directory: str | None, split: str) -> int:
-  """Returns the number of examples of a split; see `read_split_info`."""
-  return read_split_info(_require_directory(directory), split).num_examples
+def count_examples(*, split: Split | str, directory: str | None = None) -> int:
+  """Returns the number of examples of a split; see `count_classes`."""
+  return _read_info(split, directory).num_examples
 
 
-def _require_directory(directory: str | None) -> str:
+def _read_info(split: Split | str, directory: str | None) -> SplitInfo:
+  if isinstance(split, str):
+    return read_split_info(require_directory(directory), split)
+  return split.read_info()
+
+
+def require_directory(directory: str | None) -> str:
+  """Returns a directory of shards with the home folder in place of "~".
+
+  Raises:
+    UserError: if there is none.
+  """
   if not directory:
     raise UserError(
       "DATA_DIR is not given; bind it to a folder of train-* and heldout-*"
       " shards."
     )
   return os.path.expanduser(directory)
+
+
+def labels_begin_at_1(info: SplitInfo) -> bool:
+  """Returns whether all labels but 0 occur, as if they were counted from 1."""
+  first, *others = info.examples_by_class or (1,)
+  return not first and len(others) > 1 and all(others)
+
+
+@functools.cache
+def _warn_once(message: str) -> None:
+  LOGGER.warning("%s", message)
 
 
 def read_filenames(info: SplitInfo) -> list[str]:
@@ -183,15 +237,35 @@ def _read_index(directory, split, fields, check_sizes: bool) -> SplitInfo:
   if check_sizes:
     for file, shard in zip(files, shards):
       _check_size(file, shard["bytes"])
+  _warn_of_others(directory, split, {shard["file"] for shard in shards})
   names = tuple(content["class_names"])
-  counts = tuple(shard["examples"] for shard in shards)
   checksums = tuple(shard.get("sha256") for shard in shards)
-  return SplitInfo(files, counts, len(names), names, fields, checksums)
+  return SplitInfo(
+    files,
+    tuple(shard["examples"] for shard in shards),
+    len(names),
+    names,
+    fields,
+    checksums,
+    tuple(content["splits"][split].get("examples_by_class", ())),
+    tuple(x.get("sha256") or f"{x['bytes']} bytes" for x in shards),
+  )
+
+
+def _warn_of_others(directory: str, split: str, listed: set[str]) -> None:
+  """Warns of what look like shards of a split, but are not in its index."""
+  form = re.compile(rf"{re.escape(split)}-.*\d+-of-\d+(\.tfrecord)?")
+  names = sorted(tf.io.gfile.listdir(directory))
+  others = [x for x in names if form.fullmatch(x) and x not in listed]
+  if others:
+    _warn_once(
+      f"{len(others):,} shards in {directory!r}, such as {others[0]!r}, are not"
+      f" read: {INDEX} does not list them."
+    )
 
 
 def _check_size(path: str, expected: int) -> None:
-  size = tf.io.gfile.stat(path).length if tf.io.gfile.exists(path) else None
-  if size != expected:
+  if (size := _size(path)) != expected:
     state = "is missing" if size is None else f"has {size:,} bytes"
     raise UserError(
       f"the shard {path!r} {state}, but {INDEX} states {expected:,} bytes;"
@@ -208,7 +282,9 @@ def _missing_split(directory: str, split: str, known) -> UserError:
   )
 
 
-def _read_tfds_info(directory, split, fields) -> SplitInfo:
+def _read_tfds_info(
+  directory: str, split: str, fields: Fields | None, check_sizes: bool
+) -> SplitInfo:
   import tensorflow_datasets as tfds  # seconds to import, and rarely needed
 
   info = tfds.builder_from_directory(directory).info
@@ -225,7 +301,22 @@ def _read_tfds_info(directory, split, fields) -> SplitInfo:
   names = tuple(info.features[fields.label].names)
   counts = tuple(map(int, split_info.shard_lengths))
   files = tuple(map(str, split_info.filepaths))
-  return SplitInfo(files, counts, len(names), names, fields)
+  sizes = list(map(_size, files))
+  if check_sizes:
+    for file, count, size in zip(files, counts, sizes):
+      if size is None or (count and not size):
+        state = "is missing" if size is None else "is empty"
+        raise UserError(
+          f"the shard {file!r} {state}, but {_TFDS_INDEX} lists it with"
+          f" {count:,} examples; restore it or prepare the dataset again."
+        )
+  hashes = tuple(f"{size} bytes" for size in sizes)
+  return SplitInfo(files, counts, len(names), names, fields, hashes=hashes)
+
+
+def _size(path: str) -> int | None:
+  exists = tf.io.gfile.exists(path)
+  return tf.io.gfile.stat(path).length if exists else None
 
 
 def _tfds_fields(directory: str, features) -> Fields:
@@ -245,69 +336,14 @@ def _tfds_fields(directory: str, features) -> Fields:
 
 
 def _scan(directory: str, split: str, fields: Fields) -> SplitInfo:
-  """Reads shards through, once: the counts are cached until a file changes."""
-  names = sorted(tf.io.gfile.listdir(directory))
-  # A pattern would give brackets in the path a meaning.
-  files = [
-    os.path.join(directory, name)
-    for name in names
-    if name.startswith(f"{split}-")
-  ]
-  if not files:
-    holds = f"it holds {', '.join(names[:3])}" if names else "it is empty"
-    raise UserError(
-      f"the data folder {directory!r} has no {split}-* shards ({holds}); bind"
-      " DATA_DIR to a folder of TFRecord shards."
-    )
-  cache = os.path.join(
-    os.path.expanduser(_SCANS), f"{_key(files, fields)}.json"
+  scan = scan_shards(directory, split, fields)
+  classes = max(scan.labels, default=-1) + 1
+  return SplitInfo(
+    scan.files,
+    scan.counts,
+    classes,
+    (),
+    fields,
+    examples_by_class=tuple(scan.labels.get(i, 0) for i in range(classes)),
+    hashes=scan.hashes,
   )
-  if tf.io.gfile.exists(cache):
-    scanned = read_json(cache)
-  else:
-    LOGGER.info(
-      "Counting the records of %d shards in %s.", len(files), directory
-    )
-    labels = [_read_labels(file, fields) for file in files]
-    largest = max((max(some) for some in labels if some), default=-1)
-    scanned = {"counts": [len(x) for x in labels], "classes": largest + 1}
-    try:
-      tf.io.gfile.makedirs(os.path.dirname(cache))
-      write_atomically(cache, json.dumps(scanned))
-    except (RunError, tf.errors.OpError) as error:
-      LOGGER.warning("The record counts are not cached: %s", error)
-  counts = tuple(scanned["counts"])
-  return SplitInfo(tuple(files), counts, scanned["classes"], (), fields)
-
-
-def _key(files, fields: Fields) -> str:
-  stats = [(file, tf.io.gfile.stat(file)) for file in files]
-  state = [(file, stat.length, stat.mtime_nsec) for file, stat in stats]
-  return hashlib.sha256(repr((state, fields)).encode()).hexdigest()[:24]
-
-
-def _read_labels(path: str, fields: Fields) -> list[int]:
-  labels = []
-  try:
-    for serialized in read_records(path).as_numpy_iterator():
-      labels.append(_read_label(serialized, fields))
-  except tf.errors.DataLossError as error:
-    raise UserError(
-      f"the shard {path!r} is not a whole TFRecord file after {len(labels)}"
-      f" records ({plain_message(error)}); restore it, or write the shards"
-      " again."
-    ) from error
-  except ValueError as error:
-    raise UserError(
-      f"record {len(labels)} of the shard {path!r} has no label >="
-      f" {fields.first_label} in {fields.label!r}; write the shards again with"
-      " one label per image, or bind pipeline.Split.fields to their names."
-    ) from error
-  return labels
-
-
-def _read_label(serialized: bytes, fields: Fields) -> int:
-  (label,) = read_features(serialized, fields).labels
-  if label < 0:
-    raise ValueError(label)
-  return label

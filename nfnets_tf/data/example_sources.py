@@ -10,6 +10,7 @@ import collections
 import csv
 import functools
 import io
+import logging
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -35,12 +36,12 @@ from nfnets_tf.data.image_folder import (
   check_same_place,
   digest,
 )
+from nfnets_tf.data.shard_scan import MAX_CLASSES
 from nfnets_tf.data.tfrecords import Record, read_features, record_spans
 from nfnets_tf.errors import UserError
 from nfnets_tf.ranges import MAX_SIDE, accepts, integer
 
-# A class number beyond this is more likely to be some other number.
-_MAX_CLASSES = 1_000_000
+LOGGER = logging.getLogger("nfnets_tf")
 
 
 class ExampleSource(Protocol):
@@ -117,6 +118,16 @@ class CsvTable(ImageFiles):
       split = "heldout" if row["path"] in heldout else "train"
       reference = row["path"], labels[_canonical(row["label"])]
       self.splits.setdefault(split, []).append(reference)
+    used = {label for part in self.splits.values() for _, label in part}
+    if empty := [x for i, x in enumerate(self.class_names) if i not in used]:
+      LOGGER.warning(
+        "%d of the %d classes of %r have no image, such as %r; if the classes"
+        " are counted from 1, number them from 0 or give them names.",
+        len(empty),
+        len(self.class_names),
+        path,
+        empty[0],
+      )
     self.split_rule = (
       "the column split"
       if "split" in columns
@@ -226,10 +237,10 @@ def _class_names(labels: Sequence[str]) -> tuple[str, ...]:
       )
     return tuple(sorted(names))
   largest = max(map(int, names))
-  if largest >= _MAX_CLASSES:
+  if largest >= MAX_CLASSES:
     raise UserError(
       f"the column label goes up to {largest:,}; expected class numbers below"
-      f" {_MAX_CLASSES:,}: number the classes from 0 or give them names."
+      f" {MAX_CLASSES:,}: number the classes from 0 or give them names."
     )
   return tuple(str(i) for i in range(largest + 1))
 

@@ -7,7 +7,6 @@ with examples of weight 0 to whole batches.
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Callable, Sequence
 
 import tensorflow as tf
@@ -15,9 +14,12 @@ import tensorflow as tf
 from nfnets_tf.data.augmentation import Augmentation
 from nfnets_tf.data.data_service import DataService
 from nfnets_tf.data.dataset_info import (
+  COUNT_FROM_1,
   SplitInfo,
   evaluation_steps,
+  labels_begin_at_1,
   read_split_info,
+  require_directory,
 )
 from nfnets_tf.data.loading import (
   ExampleLoader,
@@ -62,11 +64,12 @@ class Split:
   Args:
     directory: folder of the shards; "~" is the home folder.
     split: name of the split, such as "train".
-    num_classes: number of classes; labels must be below. None accepts any.
+    num_classes: number of classes; labels must be below. None allows any, for
+      counting them.
     transforms: applied to every image, in order; the last one fixes the size.
     augmentation: applied to training images after the transforms.
-    fields: feature names of the examples; None for those that TFDS declares,
-      or ImageNet's.
+    fields: feature names of the examples; None and the defaults for those that
+      TFDS declares, or ImageNet's.
     max_pixels: largest height * width that is decoded.
     data_service: servers that make the training batches; None for this process.
 
@@ -80,14 +83,14 @@ class Split:
     *,
     directory: str,
     split: str,
-    num_classes: int,
+    num_classes: int | None,
     transforms: Sequence[Transform],
     augmentation: Augmentation | None = None,
     fields: Fields | None = None,
     max_pixels: int = MAX_PIXELS,
     data_service: DataService | None = None,
   ):
-    self.directory = os.path.expanduser(directory)
+    self.directory = require_directory(directory)
     self.split = split
     self.num_classes = num_classes
     self.transforms = tuple(transforms)
@@ -108,15 +111,21 @@ class Split:
     """
     info = read_split_info(self.directory, self.split, self.fields)
     self.invalid_records.validate.fields = info.fields
+    if self.num_classes is None:
+      return info
     named = bool(info.class_names)
     if info.num_classes > self.num_classes or (
       named and info.num_classes != self.num_classes
     ):
       holds = "classes" if named else "classes or more, by its largest label"
+      hint = ""
+      if not named and labels_begin_at_1(info):
+        hint = f"; {COUNT_FROM_1}"
       raise UserError(
         f"the {self.split!r} split of {self.directory!r} has"
         f" {info.num_classes} {holds}, but NUM_CLASSES = {self.num_classes};"
-        f" bind NUM_CLASSES to {info.num_classes} or DATA_DIR to other data."
+        f" bind NUM_CLASSES to {info.num_classes} or DATA_DIR to other"
+        f" data{hint}."
       )
     return info
 

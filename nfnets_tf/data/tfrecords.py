@@ -18,6 +18,7 @@ from typing import NamedTuple
 import tensorflow as tf
 from google.protobuf.message import DecodeError
 
+from nfnets_tf.errors import require
 from nfnets_tf.fileio import file_sha256
 from nfnets_tf.ranges import accepts, flag, integer
 
@@ -44,6 +45,9 @@ class Fields:
       size is in `height` and `width`.
     height: integer, in pixels; read if `raw`.
     width: integer, in pixels; read if `raw`.
+
+  Raises:
+    UserError: if a name is empty or the first label is out of range.
   """
 
   image: str = "image/encoded"
@@ -53,6 +57,12 @@ class Fields:
   raw: bool = False
   height: str = "image/height"
   width: str = "image/width"
+
+  def __post_init__(self):
+    for name in ("image", "label", "name", "height", "width"):
+      value = getattr(self, name)
+      valid = isinstance(value, str) and value
+      require(valid, f"tfrecords.Fields.{name}", value, "a feature's name")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,6 +144,35 @@ def read_features(serialized: bytes, fields: Fields) -> FeatureValues:
     tuple(values(fields.height, "int64_list")),
     tuple(values(fields.width, "int64_list")),
   )
+
+
+def describe_features(serialized: bytes) -> str:
+  """Returns the names and kinds of an example's features, in words."""
+  features = tf.train.Example.FromString(serialized).features.feature
+  kinds = {
+    "bytes_list": "bytes",
+    "int64_list": "integer",
+    "float_list": "float",
+  }
+  return ", ".join(
+    f"{name} ({kinds.get(feature.WhichOneof('kind'), 'empty')})"
+    for name, feature in sorted(features.items())
+  )
+
+
+def describe_label(serialized: bytes, fields: Fields) -> str:
+  """Returns what an example has instead of one label, in words."""
+  features = tf.train.Example.FromString(serialized).features.feature
+  if fields.label not in features:
+    return f"the record has {describe_features(serialized) or 'no features'}"
+  feature = features[fields.label]
+  kind = feature.WhichOneof("kind")
+  values = getattr(feature, kind).value if kind else ()
+  if not values:
+    return "it is empty"
+  if kind == "int64_list":
+    return f"it holds {len(values)} integers"
+  return f"it holds {kind.split('_')[0]}, such as {values[0]!r:.40}"
 
 
 def read_filename(serialized: bytes, fields: Fields) -> str:

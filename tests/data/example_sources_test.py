@@ -36,6 +36,14 @@ def test_reads_class_numbers_and_splits_of_a_table(read_table):
   assert table.split_rule == "the column split"
 
 
+def test_class_numbers_that_begin_at_1_are_noticed(read_table, caplog):
+  read_table("path,label", "a,0", "b,1")
+  assert not caplog.text
+  table = read_table("path,label", "a,1", "b,2", "c,3")
+  assert table.class_names == ("0", "1", "2", "3")
+  assert "1 of the 4 classes" in caplog.text and "from 1" in caplog.text
+
+
 def test_splits_a_table_by_the_paths(read_table):
   images = [(f"{i}.png", "cba"[i % 3]) for i in range(300)]
   lines = list(map(",".join, images))
@@ -107,7 +115,7 @@ def test_rejects_missing_files_and_invalid_fractions(tmp_path, read_table):
       CsvTable(path=str(path), directory=str(tmp_path), heldout_fraction=0.1)
   with pytest.raises(UserError, match="none' does not exist; bind DATA_DIR"):
     CsvTable(path="x", directory=str(tmp_path / "none"), heldout_fraction=0.1)
-  with pytest.raises(UserError, match="HELDOUT_FRACTION = 7 is invalid"):
+  with pytest.raises(UserError, match="heldout_fraction = 7 is invalid"):
     read_table("path,label", "x,a", fraction=7)
 
 
