@@ -177,9 +177,9 @@ def _report(error: Exception, quiet) -> int:
 def run() -> None:
   """Runs `main` on the command line's arguments and exits with its code."""
   code = main(sys.argv)
-  if code:
+  if code or _DRY_RUN.value:
     # Library threads that still run, or wait for another machine, would abort
-    # the process or keep it alive.
+    # the process or keep it alive; freeing planned networks takes seconds.
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)

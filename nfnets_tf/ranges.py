@@ -23,6 +23,8 @@ _Target = TypeVar("_Target", bound=Callable)
 
 MAX_SIDE = 8_192  # of an image, in pixels
 _MAX_SEED = 2**32 - 1  # of NumPy's generators
+_MAX_INT64 = 2**63 - 1
+_MAX_FLOAT32 = (2 - 2**-23) * 2.0**127
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,6 +58,8 @@ def number(
 ) -> Range:
   """Accepts finite numbers, of NumPy's types too; neither bools nor strings.
 
+  What float32 cannot hold is not finite either.
+
   Args:
     least: smallest one.
     most: largest one.
@@ -67,7 +71,7 @@ def number(
     valid = isinstance(value, Real) and not isinstance(value, bool)
     # Comparisons with NaN are false.
     return valid and (
-      -math.inf < value < math.inf
+      -_MAX_FLOAT32 <= value <= _MAX_FLOAT32
       and least <= value <= most
       and above < value < below
     )
@@ -82,12 +86,12 @@ def integer(least: int, most: int | None = None) -> Range:
 
   Args:
     least: smallest one.
-    most: largest one, or None.
+    most: largest one; None is that of int64.
   """
 
   def contains(value):
     valid = isinstance(value, Integral) and not isinstance(value, bool)
-    return valid and least <= value and (most is None or value <= most)
+    return valid and least <= value <= (_MAX_INT64 if most is None else most)
 
   bounds = _bounds(least, math.inf if most is None else most)
   return Range(contains, f"an integer{bounds}")
@@ -102,6 +106,7 @@ def _bounds(least, most, above=-math.inf, below=math.inf) -> str:
 
 
 COUNT = integer(1)
+STEPS = integer(1, 10**12)  # of a run
 RATE = number(0, below=1)
 SEED = integer(0, _MAX_SEED)
 

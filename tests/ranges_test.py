@@ -34,7 +34,7 @@ from nfnets_tf.train.classifier import Classifier
 ROOT = pathlib.Path(__file__).parents[1]
 NOT_NUMBERS = (math.nan, math.inf, True, "0.1", (224, 224))
 WRONG = (*NOT_NUMBERS, None, -1e9, 1e300)
-# Where None, negative, or any large number is meant to be valid.
+# Where a negative number is meant to be valid.
 NEGATIVE = {"skip_gain"}
 
 
@@ -77,8 +77,6 @@ def bounds_of(bindings, name):
   accepted = {None} if "None" in words else set()
   if parameter in NEGATIVE:
     accepted |= {-1e9}
-  if "integer" not in words and not re.search("<|from", words):
-    accepted |= {1e300}  # not bounded
   return accepted
 
 
@@ -202,6 +200,9 @@ COMBINATIONS = [
     ["EPOCHS = 1", "schedules.fraction_of_steps.fraction = 1"],
     "a warm-up short",
   ),
+  (["EPOCHS = 1e30"], "total_steps = .* from 1 to 1,000,000,000,000"),
+  (["PEAK_LR = 1e300"], r"PEAK_LR = 1e\+300 is invalid"),
+  (["BATCH_SIZE = 99999999999999999999"], "BATCH_SIZE = 9999"),
   (["NUM_CLASSES = 1"], "NUM_CLASSES = 1 is invalid; expected an integer >= 2"),
   (["SEED = -1"], "SEED = -1"),
   (["SEED = 99999999999999999999"], "SEED = 9999999999999999"),

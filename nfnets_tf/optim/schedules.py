@@ -4,10 +4,10 @@ from collections.abc import Mapping
 
 from nfnets_tf.errors import UserError
 from nfnets_tf.keras_api import keras
-from nfnets_tf.ranges import accepts, integer, mapping, number
+from nfnets_tf.ranges import STEPS, accepts, integer, mapping, number
 
 
-@accepts(peak=number(0), warmup_steps=integer(0), total_steps=integer(1))
+@accepts(peak=number(0), warmup_steps=integer(0), total_steps=STEPS)
 def warmup_cosine(
   *, peak: float, warmup_steps: int, total_steps: int
 ) -> keras.optimizers.schedules.CosineDecay:
@@ -69,7 +69,7 @@ def steps_for_epochs(
   return steps
 
 
-@accepts(fraction=number(0, 1), total_steps=integer(1))
+@accepts(fraction=number(0, 1), total_steps=STEPS)
 def fraction_of_steps(*, fraction: float, total_steps: int) -> int:
   """Returns a fraction of `total_steps`, such as a warm-up, in whole steps."""
   return round(fraction * total_steps)

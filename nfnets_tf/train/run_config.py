@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from nfnets_tf.errors import require
 from nfnets_tf.ranges import (
+  STEPS,
   accepts,
   function,
   integer,
@@ -126,7 +127,7 @@ class DataConfig:
 
 
 @accepts(
-  total_steps=integer(1),
+  total_steps=STEPS,
   steps_per_execution=integer(1),
   log_every=integer(1),
   evaluate_every=integer(1),
