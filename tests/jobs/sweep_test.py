@@ -4,10 +4,12 @@ import concurrent.futures
 import csv
 import itertools
 import json
+import logging
 import multiprocessing
 
 import pytest
 
+from nfnets_tf import progress
 from nfnets_tf.config import Configuration
 from nfnets_tf.errors import (
   Diverged,
@@ -17,6 +19,7 @@ from nfnets_tf.errors import (
   UserError,
 )
 from nfnets_tf.jobs.sweep import SweepJob
+from nfnets_tf.models import cost
 from nfnets_tf.scaling.sweep_store import SweepStore
 from tests.support import small_job
 
@@ -81,6 +84,24 @@ def test_plan_writes_only_on_request(make_job, folder):
   assert "3 points: 700 FLOPs, 14 TPU-v4 core-hours, cost 42.00" in text
   assert "plan.csv" in job.run("plan", terminal=None)
   assert len((folder / "plan.csv").read_text().splitlines()) == 4
+
+
+def test_plan_counts_each_network_once_and_shows_that_it_lives(
+  monkeypatch, caplog, tmp_path
+):
+  built, abstractly = [], cost.abstractly
+  monkeypatch.setattr(
+    cost, "abstractly", lambda build: built.append(build) or abstractly(build)
+  )
+  monkeypatch.setattr(progress, "DISPLAY", progress.Display(seconds=0.02))
+  monkeypatch.setattr(progress.LOGGER, "propagate", True)
+  axes = "config.grid.VARIANT = ('femto',)", "PEAK_LR = 0.1"
+  job = build_sweep_job("gin/sweeps/jft.gin", str(tmp_path), *axes)
+  with caplog.at_level(logging.INFO, "nfnets_tf"):
+    assert "6 points" in job.plan()
+  assert len(built) == 1
+  shown = [line for line in caplog.messages if line.endswith(" so far.")]
+  assert shown[0].startswith("Estimating the cost of points, 0 of 6, 00:0")
 
 
 def test_plan_of_a_search_counts_its_trials(make_job):
