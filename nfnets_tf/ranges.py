@@ -143,6 +143,30 @@ def function(example: str) -> Range:
   return Range(callable, f"a reference without quotes, such as {example}")
 
 
+def built(example: str) -> Range:
+  """Accepts objects, but neither classes nor functions that would build one.
+
+  Args:
+    example: how a gin file builds one.
+  """
+  return Range(
+    lambda value: not (inspect.isclass(value) or inspect.isroutine(value)),
+    f"an object, built by a reference with parentheses, such as {example}",
+  )
+
+
+def transform(example: str) -> Range:
+  """Accepts functions and callable objects, but no classes.
+
+  Args:
+    example: how a gin file builds one.
+  """
+  return Range(
+    lambda value: callable(value) and not inspect.isclass(value),
+    f"built by a reference with parentheses, such as {example}",
+  )
+
+
 def optional(values: Range) -> Range:
   """Accepts None as well.
 

@@ -44,8 +44,8 @@ def test_a_pipe_gets_lines():
   assert text[0] == "Outer work, 00:00 so far."
   assert any(re.match("Counting parts, [012] of 3, ", line) for line in text)
   assert text[-1] == "a line of the log"
-  # 1.6 seconds, with at most 0.2 of silence, and half of that by chance.
-  assert 4 <= len(lines) <= 12
+  # 1.6 seconds, with about 0.2 of silence.
+  assert 4 <= len(lines) <= 20
 
 
 def test_a_terminal_gets_a_bar_that_is_removed():
@@ -93,8 +93,9 @@ def test_only_the_innermost_work_is_shown(lines):
   wait = threading.Event().wait
   with progress.activity("outer"), progress.activity("inner", 7) as shown:
     shown.advance(3)
-    wait(0.3)
-  assert lines and all(x.startswith("inner, 3 of 7, 00:00") for x in lines)
+    wait(0.4)
+  assert lines and all(line.startswith("inner, ") for line in lines)
+  assert lines[-1].startswith("inner, 3 of 7, 00:0")
 
 
 def test_what_is_quick_is_not_shown(lines):

@@ -214,6 +214,12 @@ COMBINATIONS = [
     "batch_size = 64 .* a multiple of 3, for MULTIPLICITY",
   ),
   (["run_config.Schedule.steps_per_execution = 1e9"], "an integer >= 1"),
+  (["TRAIN_TRANSFORMS = [@preprocessing.Resize]"], "transforms = .*parenthe"),
+  (["TRAIN_TRANSFORMS = @preprocessing.Resize()"], "transforms = .* a list, e"),
+  (
+    ["run_config.OptimizationConfig.sam = @sam.SAM"],
+    r"OptimizationConfig.sam = .* with parentheses, such as @sam.SAM\(\)",
+  ),
   (["sgd.SGD.nesterov = 'False'"], "nesterov = 'False' .* True or False"),
 ]
 

@@ -32,7 +32,7 @@ from nfnets_tf.data.shuffle import ShardedShuffle, read_range
 from nfnets_tf.data.tfrecords import Fields
 from nfnets_tf.data.validation import PADDING, InvalidRecords, RecordValidator
 from nfnets_tf.errors import UserError
-from nfnets_tf.ranges import accepts, integer, optional
+from nfnets_tf.ranges import accepts, each, integer, optional, transform
 
 _PREFETCHED_BATCHES = 2
 
@@ -57,7 +57,11 @@ class DataStream:
   num_streams: int = 1
 
 
-@accepts(num_classes=optional(integer(1)), max_pixels=integer(1))
+@accepts(
+  num_classes=optional(integer(1)),
+  transforms=each(transform("@preprocessing.Resize()")),
+  max_pixels=integer(1),
+)
 class Split:
   """One split of a dataset, and how its images are processed.
 

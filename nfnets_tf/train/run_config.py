@@ -14,6 +14,7 @@ from nfnets_tf.errors import require
 from nfnets_tf.ranges import (
   STEPS,
   accepts,
+  built,
   function,
   integer,
   number,
@@ -51,7 +52,11 @@ class ModelConfig:
   init_weights: InitWeights
 
 
-@accepts(optimizer=function("@sgd.SGD"))
+@accepts(
+  optimizer=function("@sgd.SGD"),
+  learning_rate=built("@schedules.warmup_cosine()"),
+  sam=built("@sam.SAM()"),
+)
 @dataclasses.dataclass(frozen=True)
 class OptimizationConfig:
   """The optimizer, its learning rate and SAM.
