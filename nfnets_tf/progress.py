@@ -138,7 +138,7 @@ class Activity:
     last = max(self._last, DISPLAY.last_output)
     # The next look may come a little too late.
     if now - last >= 0.9 * max(silence, DISPLAY.seconds):
-      self._last = now
+      DISPLAY.last_output = now
       parts = f", {self._done:,} of {self._total:,}" if self._total else ""
       time_taken = tqdm.format_interval(seconds)
       LOGGER.info("%s%s, %s so far.", self.text, parts, time_taken)
