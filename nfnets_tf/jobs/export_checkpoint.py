@@ -14,6 +14,7 @@ from nfnets_tf.fileio import find_run_dir, latest_checkpoint
 from nfnets_tf.jobs.job import RunContext
 from nfnets_tf.keras_api import keras
 from nfnets_tf.models import cost
+from nfnets_tf.models.pretrained import Published
 from nfnets_tf.models.weights import InitWeights
 from nfnets_tf.ranges import accepts, flag, integer
 from nfnets_tf.train.dry_run import describe_network, format_table
@@ -32,6 +33,8 @@ class ExportJob:
     training: the run, whose network and held-out split are used.
     checkpoint: anything that `load_weights` reads.
     averaged: whether to export the averaged weights, if there are any.
+    variant: of the network, for the checkpoint "imagenet".
+    published: see `load_weights`.
     export: writes a SavedModel; a `serving.export.Exporter`.
     images: number of held-out images on which the export is compared with the
       network.
@@ -45,9 +48,17 @@ class ExportJob:
     averaged: bool,
     export: Callable[..., str],
     images: int,
+    variant: str | None = None,
+    published: Published | None = None,
   ):
     self.training, self.export = training, export
-    self.start = InitWeights(path=checkpoint, keep_head=True, averaged=averaged)
+    self.start = InitWeights(
+      path=checkpoint,
+      keep_head=True,
+      averaged=averaged,
+      variant=variant,
+      published=published,
+    )
     self.images = images
 
   def plan(self) -> str:
@@ -103,7 +114,7 @@ class ExportJob:
 
   def _metadata(self, heldout: SplitInfo, config_text: str) -> dict:
     """Returns the export's metadata, without claims about unknown weights."""
-    path = os.path.expanduser(self.start.path)
+    path = self.start.locate()
     folder = find_run_dir(path)
     result = (folder and RunDir(folder).read_result()) or {}
     kept = ("step", "heldout_", "ema_heldout_")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import pickle
+import os
 import re
 import zipfile
 
@@ -10,9 +10,12 @@ import tensorflow as tf
 
 from nfnets_tf.errors import UserError
 
-# The first of the pickles of a file of torch.save before PyTorch 1.6.
-LEGACY_TORCH = pickle.dumps(0x1950A86A20F9469CFC6C, protocol=2)
+# In the first of the pickles of a file of torch.save before PyTorch 1.6.
+_MAGIC = b"l\xfc\x9cF\xf9 j\xa8P\x19"
 
+# Of the files that belong together a user may name any.
+_PARTS = re.compile(r"\.(index|data-\d+-of-\d+)$|/saved_model\.pb$")
+_TORCH = ("model.safetensors", "pytorch_model.bin")  # of a Hugging Face model
 _KERAS = (".keras", ".h5", ".hdf5")
 _HEAD = 1024  # bytes that tell the format
 # The version of the format, then the name of the program that wrote it.
@@ -41,6 +44,19 @@ _OTHERS = {
 }
 
 
+def named_by(path: str) -> str:
+  """Returns the checkpoint, SavedModel or file of weights that a path names.
+
+  It may be one of a checkpoint's or SavedModel's files, or the folder of a
+  Hugging Face model; any other path is returned.
+  """
+  exists, join = tf.io.gfile.exists, os.path.join
+  whole = _PARTS.sub("", path)
+  if exists(f"{whole}.index") or exists(join(whole, "saved_model.pb")):
+    return whole
+  return next((x for n in _TORCH if exists(x := join(path, n))), path)
+
+
 def file_format(path: str) -> str:
   """Returns how the weights in a file are stored.
 
@@ -66,9 +82,18 @@ def file_format(path: str) -> str:
     raise _unusable(path, other or "empty; download it again")
   if named_keras or head.startswith(b"\x89HDF"):
     return "keras"
-  if head.startswith(LEGACY_TORCH):
+  if is_legacy_torch(head):
     return "torch"
   return "safetensors" if head[8:9] == b"{" else "pickle"
+
+
+def is_legacy_torch(head: bytes) -> bool:
+  """Returns whether a file was written by torch.save before PyTorch 1.6.
+
+  Args:
+    head: its first 32 bytes or more.
+  """
+  return head.startswith(b"\x80") and _MAGIC in head[:32]
 
 
 def _archive_format(path: str, file: tf.io.gfile.GFile) -> str:

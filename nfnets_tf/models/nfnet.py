@@ -24,6 +24,8 @@ from nfnets_tf.models.layers import (
   WSConv2D,
   register,
 )
+from nfnets_tf.models.pretrained import Published
+from nfnets_tf.models.weights import load_weights
 from nfnets_tf.ops.activations import scaled_activation
 from nfnets_tf.ops.weight_standardization import input_scales
 from nfnets_tf.optim.param_groups import HEAD, ParamGroup, set_group
@@ -184,10 +186,13 @@ class NFNet(keras.Model):
       DeepMind's code) and "published" keeps it as one group (the 527 M
       parameters that the NFNet paper's table 5 gives for F4+).
     input_shape: [height, width, channels]; None leaves a size free.
+    weights: initial weights, as `weights.load_weights` reads them: "imagenet",
+      a path or a URL; None is random. The classifier is among them if it has
+      `num_classes` classes; otherwise it is new, and a warning says so.
 
   Raises:
-    UserError: if the variant, the activation or the rule does not exist, or a
-      number is out of range.
+    UserError: if the variant, the activation or the rule does not exist, a
+      number is out of range, or the weights do not fit.
   """
 
   def __init__(
@@ -202,17 +207,16 @@ class NFNet(keras.Model):
     skip_gain: float = 0.0,
     bottleneck_rule: str = "released",
     input_shape: tuple[int | None, ...] = (None, None, 3),
+    weights: str | None = None,
     name: str = "nfnet",
     **kwargs,
   ):
     size = variants.variant(variant)
+    path = _locate(weights, variant, **kwargs)  # may fail: before building
     rate = size.drop_rate if drop_rate is None else drop_rate
     images = keras.Input(input_shape)
-    branch = {
-      "activation": activation,
-      "stochdepth_rate": stochdepth_rate,
-      "skip_gain": skip_gain,
-    }
+    branch = {"activation": activation, "skip_gain": skip_gain}
+    branch["stochdepth_rate"] = stochdepth_rate
     outputs = _features(images, size, bottleneck_rule, **branch)
     if include_top:
       outputs = Dropout(rate, name="dropout")(outputs)
@@ -228,6 +232,13 @@ class NFNet(keras.Model):
       "input_shape": tuple(input_shape),
       "name": name,
     }
+    if path is not None:
+      load_weights(self, path, keep_head=None)
+
+  @property
+  def variant(self) -> str:
+    """Name of the size."""
+    return self._config["variant"]
 
   def __call__(self, *args, **kwargs):
     """Applies the network; see the class."""
@@ -240,6 +251,24 @@ class NFNet(keras.Model):
   @classmethod
   def from_config(cls, config, custom_objects=None):
     return cls(**config)
+
+
+def _locate(weights: str | None, variant: str, **kwargs) -> str | None:
+  """Returns the path of a new network's weights, downloaded if need be."""
+  if "classes" in kwargs:
+    raise UserError(
+      "NFNet received classes, expected num_classes; write num_classes ="
+      f" {kwargs['classes']!r}."
+    )
+  if weights is None:
+    return None
+  # Under `cost.abstractly` variables have no values, as in a graph.
+  if tf.is_symbolic_tensor(tf.Variable(0.0).handle):
+    raise UserError(
+      f"NFNet received weights={weights!r} where a network is only described;"
+      " in a gin file bind WEIGHTS, not nfnet.NFNet.weights."
+    )
+  return Published().locate(weights, variant)
 
 
 def _features(images, size: variants.Variant, rule: str, **branch):

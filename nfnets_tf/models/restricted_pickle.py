@@ -58,9 +58,10 @@ class Dtype:
   """The type of an array's elements: floats; only the byte order is set."""
 
   __slots__ = ("dtype",)
+  names = ("f2", "f4", "f8")
 
   def __init__(self, name, align=False, copy=True):
-    if name not in ("f2", "f4", "f8"):
+    if name not in self.names:
       raise RefusedError(f"elements of type {name!r} instead of floats")
     self.dtype = np.dtype(name)
 
@@ -87,7 +88,7 @@ class PickledArray:
 
 def _array(content, dtype, shape, order="C") -> PickledArray:
   """Returns an array of exactly the bytes that its shape needs."""
-  if type(dtype) is not Dtype or type(content) not in (bytes, bytearray):
+  if not isinstance(dtype, Dtype) or type(content) not in (bytes, bytearray):
     raise RefusedError(f"an array of {type(content).__name__}")
   if type(shape) is not tuple or not all(
     type(size) is int and size >= 0 for size in shape

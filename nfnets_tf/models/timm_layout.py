@@ -20,7 +20,6 @@ from nfnets_tf.models.parameter_names import (
   Key,
   ModuleNames,
 )
-from nfnets_tf.models.variants import VARIANTS
 
 _FIRST = "stem.conv1.weight"
 _HEAD = dict(zip(("head.fc.weight", "head.fc.bias"), HEAD_KEYS))
@@ -34,13 +33,17 @@ _FLOATS = ("float16", "bfloat16", "float32", "float64")
 
 
 def from_timm(
-  content: object, modules: Iterable[ModuleNames], averaged: bool
+  path: str,
+  content: object,
+  modules: Iterable[ModuleNames],
+  averaged: bool,
 ) -> dict[Key, np.ndarray]:
   """Converts a state dict of timm's to DeepMind's layout.
 
   What matches no parameter keeps its name, in the module `LEFT_OVER`.
 
   Args:
+    path: of the file, for messages.
     content: {name: array, or what has `numpy()`}, or a checkpoint around it.
     modules: of the network that the arrays are for.
     averaged: whether averages are taken where the checkpoint has them.
@@ -53,17 +56,19 @@ def from_timm(
       other blocks.
   """
   modules = list(modules)
-  state = _state_dict(content, averaged)
-  _refuse_others(state)
-  _check_blocks(state, modules)
+  state = _state_dict(path, content, averaged)
+  _refuse_others(path, state)
+  _check_blocks(path, state, modules)
   arrays = {}
   for key, name, variable in _timm_names(modules):
     if name in state:
-      array = _floats(name, state.pop(name))
+      array = _floats(path, name, state.pop(name))
       arrays[key] = _to_deepmind(key[1], array, len(variable.shape))
   for name, key in _HEAD.items():  # of a network without a head
     if name in state:
-      arrays[key] = _to_deepmind(key[1], _floats(name, state.pop(name)), 2)
+      arrays[key] = _to_deepmind(
+        key[1], _floats(path, name, state.pop(name)), 2
+      )
   return {**arrays, **{(LEFT_OVER, name): x for name, x in state.items()}}
 
 
@@ -103,14 +108,14 @@ def _to_deepmind(name: str, array: np.ndarray, rank: int) -> np.ndarray:
   return np.moveaxis(array, (0, 1), (-1, -2))
 
 
-def _floats(name: str, array: object) -> np.ndarray:
+def _floats(path: str, name: str, array: object) -> np.ndarray:
   """Returns an array of floats, or raises."""
   array = array.numpy() if hasattr(array, "numpy") else array
   kind = getattr(array, "dtype", type(array).__name__)
   if getattr(kind, "name", kind) not in _FLOATS:
     raise UserError(
-      f"{name} is {kind}; expected floats, as timm trains and publishes them:"
-      " not quantized."
+      f"{name} of {path!r} is {kind}; expected floats that are"
+      " not quantized, as timm publishes them."
     )
   return array
 
@@ -121,7 +126,7 @@ def _is_state_dict(content: object) -> bool:
   )
 
 
-def _state_dict(content: object, averaged: bool) -> dict:
+def _state_dict(path: str, content: object, averaged: bool) -> dict:
   """Returns {timm's name: array} out of what a training script wrote around it.
 
   Wrappers such as DataParallel put a prefix before every name.
@@ -135,8 +140,8 @@ def _state_dict(content: object, averaged: bool) -> dict:
     if isinstance(content, Mapping):
       found = f"a dictionary of {_some(content) or 'nothing'}"
     raise UserError(
-      f"it holds {found}; expected {{name: tensor}}, alone or under one of"
-      f" {', '.join(map(repr, wrappers))}."
+      f"{path!r} holds {found}; expected {{name: tensor}}, alone or under"
+      f" one of {', '.join(map(repr, wrappers))}."
     )
   prefixes = {
     name[: -len(_FIRST)]
@@ -145,7 +150,7 @@ def _state_dict(content: object, averaged: bool) -> dict:
   }
   if len(prefixes) > 1:
     raise UserError(
-      f"it holds several networks, under {', '.join(map(repr, prefixes))};"
+      f"{path!r} holds several networks, under {_some(sorted(prefixes))};"
       " expected the state dict of one."
     )
   prefix = next(iter(prefixes), "")
@@ -161,7 +166,7 @@ def _some(names: Iterable) -> str:
   return ", ".join(names[:4]) + (", ..." if len(names) > 4 else "")
 
 
-def _refuse_others(state: Mapping) -> None:
+def _refuse_others(path: str, state: Mapping) -> None:
   """Raises a UserError if these are not weights of a `dm_nfnet`."""
   if _FIRST not in state:
     kind = f"another network, with {_some(state)}"
@@ -176,8 +181,8 @@ def _refuse_others(state: Mapping) -> None:
   else:
     return
   raise UserError(
-    f"it holds the weights of {kind}; expected those of timm's dm_nfnet_f0 to"
-    " dm_nfnet_f6, which are DeepMind's networks and the only ones here."
+    f"{path!r} holds the weights of {kind}; expected those of timm's"
+    " dm_nfnet_f0 to dm_nfnet_f6: the others compute something else."
   )
 
 
@@ -190,18 +195,22 @@ def _blocks(names: Iterable[str]) -> tuple[int, ...]:
   )
 
 
-def _check_blocks(state: Mapping, modules: Iterable[ModuleNames]) -> None:
+def _check_blocks(
+  path: str, state: Mapping, modules: Iterable[ModuleNames]
+) -> None:
   """Raises a UserError if the network has other blocks than the weights."""
   theirs = _blocks(state)
   ours = _blocks(f"{module.timm}." for module in modules)
   if theirs == ours:
     return
-  known = {size.depths: name for name, size in reversed(VARIANTS.items())}
-  theirs, ours = (
-    f"{known.get(blocks, 'a network')} with {blocks} blocks"
-    for blocks in (theirs, ours)
-  )
   raise UserError(
-    f"it holds the weights of {theirs}, and the network is {ours}; choose the"
-    " variant that the weights belong to."
+    f"{path!r} holds the weights of {_describe(theirs)}, and the network has"
+    f" {ours}; choose the variant that the weights belong to."
   )
+
+
+def _describe(blocks: tuple[int, ...]) -> str:
+  number = blocks[0] if blocks else 0
+  whole = blocks == (number, 2 * number, 6 * number, 3 * number)
+  name = f"dm_nfnet_f{number - 1}" if whole and number else "a network"
+  return f"{name}, which has {blocks} blocks"

@@ -20,10 +20,11 @@ import tensorflow as tf
 
 from nfnets_tf.errors import UserError
 from nfnets_tf.fileio import read_bytes
-from nfnets_tf.models.file_formats import LEGACY_TORCH
+from nfnets_tf.models.file_formats import is_legacy_torch
 from nfnets_tf.models.restricted_pickle import (
   NUMPY_NAMES,
   BoundedReader,
+  Dtype,
   RefusedError,
   RestrictedUnpickler,
   StandIn,
@@ -41,6 +42,8 @@ _STORAGES = {
   "CharStorage": "i1",
   "ByteStorage": "u1",
   "BoolStorage": "?",
+  "ComplexFloatStorage": "<c8",
+  "ComplexDoubleStorage": "<c16",
 }
 _EXPECTED = (
   "expected a state dict, as torch.save(model.state_dict(), path) writes"
@@ -140,6 +143,14 @@ class _Inert:
     pass
 
 
+class _AnyNumber(Dtype):
+  """The type of an array beside the weights: whole numbers too."""
+
+  __slots__ = ()
+  names = (*Dtype.names, *"b1 i1 i2 i4 i8 u1 u2 u4 u8".split())
+
+
+_BUILTINS = "list tuple set frozenset int float complex bool str bytes".split()
 _ELEMENTS = ("float64", "float32", "float16", "bfloat16", "int64", "int32")
 _NAMES = {
   **NUMPY_NAMES,
@@ -152,11 +163,12 @@ _NAMES = {
   ("collections", "OrderedDict"): StandIn(lambda: _Mapping()),
   ("collections", "defaultdict"): StandIn(lambda *_: _Mapping()),
   ("argparse", "Namespace"): _Inert,  # the options of timm's training script
-  ("builtins", "dict"): StandIn(lambda: _Mapping()),
-  ("__builtin__", "dict"): StandIn(lambda: _Mapping()),
-  ("builtins", "set"): StandIn(lambda *_: _Inert()),
-  ("__builtin__", "set"): StandIn(lambda *_: _Inert()),
+  ("collections", "Counter"): StandIn(lambda *_: _Mapping()),
+  ("numpy", "dtype"): StandIn(_AnyNumber),
 }
+for _module in ("builtins", "__builtin__"):
+  _NAMES |= {(_module, name): _Inert for name in _BUILTINS}
+  _NAMES[_module, "dict"] = StandIn(lambda *_: _Mapping())
 
 
 class _Unpickler(RestrictedUnpickler):
@@ -202,7 +214,7 @@ def read_torch(path: str) -> object:
       is damaged.
   """
   content = read_bytes(path)
-  read = _read_legacy if content.startswith(LEGACY_TORCH) else _read_archive
+  read = _read_legacy if is_legacy_torch(content) else _read_archive
   with _one_sentence(path):
     return read(path, content)
 
@@ -227,12 +239,12 @@ def _one_sentence(path: str) -> Iterator[None]:
 def _read_archive(path: str, content: bytes) -> object:
   archive = zipfile.ZipFile(io.BytesIO(content))
   names = {info.filename: info for info in archive.infolist()}
-  if sum(info.file_size for info in names.values()) > len(content):
-    raise RefusedError("more bytes than the file has")
   (pickled,) = (name for name in names if name.endswith("/data.pkl"))
   folder = pickled[: -len("data.pkl")]
   if f"{folder}constants.pkl" in names:
     raise RefusedError("a whole model, in TorchScript")
+  if sum(info.file_size for info in names.values()) > len(content):
+    raise RefusedError("more bytes than the file has")
   order = names.get(f"{folder}byteorder")
   big = order is not None and archive.read(order) == b"big"
 

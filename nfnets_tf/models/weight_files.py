@@ -26,6 +26,8 @@ from nfnets_tf.models.parameter_names import (
   Key,
   ModuleNames,
   Parameters,
+  by_module,
+  split_name,
 )
 from nfnets_tf.models.restricted_pickle import (
   BoundedReader,
@@ -200,9 +202,7 @@ def _keras_paths(modules: Sequence[ModuleNames]) -> Iterator[tuple[str, Key]]:
       yield f"{module.keras_folder}/vars/{index}", (module.module, name)
 
 
-def read_variables(
-  path: str, prefix: str, averaged: bool
-) -> dict[str, np.ndarray]:
+def read_checkpoint(path: str, prefix: str, averaged: bool) -> Parameters:
   """Reads the variables of a checkpoint or SavedModel that this project wrote.
 
   Args:
@@ -211,7 +211,7 @@ def read_variables(
     averaged: whether averages are taken if there are any.
 
   Returns:
-    {name of `parameter_names.join_name`: array of any shape}.
+    {module: {name: array of any shape}}.
 
   Raises:
     UserError: if there are none, or they are folded for serving.
@@ -229,13 +229,13 @@ def read_variables(
       name = key[len("parameters/") : -len(_VALUE)]
       average = f"averages/{name}{_VALUE}"
       key = average if averaged and average in keys else key
-      arrays[name] = reader.get_tensor(key)
+      arrays[split_name(name)] = reader.get_tensor(key)
   if not arrays:
     raise UserError(
       f"{path!r} holds no parameters by name; expected a checkpoint or a"
       " SavedModel that this project wrote."
     )
-  return arrays
+  return by_module(arrays)
 
 
 def _are_parameters(content) -> bool:

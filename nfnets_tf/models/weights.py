@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 from collections.abc import Iterator, Mapping
 
 import numpy as np
@@ -18,32 +17,27 @@ import tensorflow as tf
 from nfnets_tf.errors import UserError, refuse_keras3
 from nfnets_tf.fileio import latest_checkpoint
 from nfnets_tf.keras_api import keras
-from nfnets_tf.models.file_formats import file_format
+from nfnets_tf.models import weight_files
+from nfnets_tf.models.file_formats import file_format, named_by
 from nfnets_tf.models.layers import ClassifierHead, SqueezeExcite, WSConv2D
 from nfnets_tf.models.parameter_names import (
   HEAD,
+  HEAD_KEYS,
   ROOT,
   ModuleNames,
   Parameters,
   by_module,
   check_fit,
   join_name,
-  split_name,
 )
+from nfnets_tf.models.pretrained import TEXT, Published
 from nfnets_tf.models.safetensors_files import (
   read_safetensors,
   write_safetensors,
 )
 from nfnets_tf.models.timm_layout import from_timm, to_timm
 from nfnets_tf.models.torch_files import read_torch
-from nfnets_tf.models.weight_files import (
-  match_keras_arrays,
-  read_keras_arrays,
-  read_parameters,
-  read_variables,
-  write_parameters,
-)
-from nfnets_tf.ranges import accepts, flag
+from nfnets_tf.ranges import accepts, flag, optional
 
 LOGGER = logging.getLogger("nfnets_tf")
 
@@ -54,9 +48,6 @@ _TIMM_CONVOLUTIONS = {
   "conv2": "conv3",
   "conv_shortcut": "downsample.conv",
 }
-# Of the files that belong together a user may name any.
-_PARTS = re.compile(r"\.(index|data-\d+-of-\d+)$|/saved_model\.pb$")
-_TORCH = ("model.safetensors", "pytorch_model.bin")  # of a Hugging Face model
 _EXPECTED = (
   "expected a parameter file of DeepMind's, timm's .safetensors or .pth of a"
   " dm_nfnet, a run's work directory or checkpoint, a SavedModel of this"
@@ -197,12 +188,15 @@ def load_weights(
   model: keras.Model,
   path: str,
   *,
-  keep_head: bool = True,
+  keep_head: bool | None = True,
   averaged: bool = True,
+  published: Published | None = None,
 ) -> None:
   """Loads all weights of an NFNet from a file, or raises.
 
   `path` is one of
+    - "imagenet": DeepMind's weights of F0 to F6, downloaded once;
+    - the URL of one of the files below, at its end #sha256=... if one is known;
     - a parameter file of DeepMind's, such as F0_haiku.npz;
     - timm's weights of a `dm_nfnet`: .safetensors, or .pth, .bin and .tar of
       torch.save, also inside a training script's checkpoint;
@@ -217,15 +211,17 @@ def load_weights(
   Args:
     model: an `NFNet`, or a `Classifier` around one, whose averages restart from
       the loaded weights.
-    path: local or gs://.
+    path: local, gs:// or https://.
     keep_head: whether the classifier is loaded; False keeps the model's own,
-      for other classes.
+      for other classes, and None does so where the classes are not as many.
     averaged: whether to load the averages of the weights where the file has
       them, or the raw weights.
+    published: where "imagenet" is and downloads are kept; None is the default.
 
   Raises:
     UserError: if the file is none of these, or a variable is missing in it,
       left over, or of another shape; it lists them and changes nothing.
+    RunError: if a download fails.
   """
   refuse_keras3("load_weights", model)
   network = getattr(model, "network", model)
@@ -234,8 +230,15 @@ def load_weights(
       f"load_weights received a {type(network).__name__}; expected an NFNet, or"
       " a Classifier around one."
     )
-  path = os.path.expanduser(path)
+  variant = getattr(network, "variant", None)
+  path = (published or Published()).locate(path, variant)
   kind, parameters = _read(path, network, averaged)
+  if keep_head is None:
+    keep_head = _has_same_classes(network, parameters)
+    if not keep_head and HEAD_KEYS[0] in parameter_table(network):
+      LOGGER.warning(
+        "The classifier is new: %r has no head of as many classes.", path
+      )
   try:
     assign_parameters(network, parameters, keep_head=keep_head)
   except UserError as error:
@@ -246,7 +249,16 @@ def load_weights(
   LOGGER.info("Loaded %s %s; the classifier is %s.", kind, path, head)
 
 
-@accepts(keep_head=flag(), averaged=flag())
+def _has_same_classes(network: keras.Model, parameters: Parameters) -> bool:
+  """Returns whether parameters have a head of as many classes."""
+  head = parameter_table(network).get(HEAD_KEYS[1])
+  bias = parameters.get(HEAD, {}).get("b")
+  if head is None or bias is None:
+    return False
+  return np.shape(bias) == tuple(head.shape)
+
+
+@accepts(path=optional(TEXT), keep_head=flag(), averaged=flag())
 class InitWeights:
   """The initial weights of a run; called with its `Classifier`.
 
@@ -254,33 +266,61 @@ class InitWeights:
     path: see `load_weights`; None is from scratch.
     keep_head: see `load_weights`.
     averaged: see `load_weights`.
+    variant: of the network, for "imagenet".
+    published: see `load_weights`.
   """
 
-  def __init__(self, *, path: str | None, keep_head: bool, averaged: bool):
-    self.path = path
-    self.keep_head = keep_head
-    self.averaged = averaged
+  def __init__(
+    self,
+    *,
+    path: str | None,
+    keep_head: bool,
+    averaged: bool,
+    variant: str | None = None,
+    published: Published | None = None,
+  ):
+    self.path, self.variant = path, variant
+    self.keep_head, self.averaged = keep_head, averaged
+    self.published = published or Published()
 
   def __call__(self, model: keras.Model) -> None:
     if self.path is not None:
       load_weights(
-        model, self.path, keep_head=self.keep_head, averaged=self.averaged
+        model,
+        self.path,
+        keep_head=self.keep_head,
+        averaged=self.averaged,
+        published=self.published,
       )
 
+  def locate(self) -> str:
+    """Returns the path of the weights, downloaded if need be."""
+    return self.published.locate(self.path, self.variant)
+
   def check(self) -> None:
-    """Raises a UserError if nothing exists at the path."""
+    """Downloads what has a URL, or checks that something is at the path.
+
+    Raises:
+      UserError: if nothing exists at the path.
+      RunError: if a download fails.
+    """
     if self.path is None:
       return
-    path = os.path.expanduser(self.path)
+    path = self.locate()
     exists = tf.io.gfile.exists  # a checkpoint's path is a prefix
     if not exists(path) and not exists(f"{path}.index"):
       raise UserError(f"{path!r} does not exist; {_EXPECTED}")
 
   def describe(self) -> str:
-    """Returns the origin of the weights in words."""
+    """Returns the origin of the weights in words; downloads nothing.
+
+    Raises:
+      UserError: if no weights of the variant were published.
+    """
     if self.path is None:
       return "from scratch"
-    return f"{self.path}, {'with its' if self.keep_head else 'with a new'} head"
+    origin = self.published.describe(self.path, self.variant)
+    return f"{origin}, {'with its' if self.keep_head else 'with a new'} head"
 
 
 def save_timm(model: keras.Model, path: str) -> None:
@@ -312,7 +352,9 @@ def save_deepmind(model: keras.Model, path: str) -> None:
   Raises:
     UserError: if the file exists.
   """
-  write_parameters(path, get_parameters(getattr(model, "network", model)))
+  weight_files.write_parameters(
+    path, get_parameters(getattr(model, "network", model))
+  )
 
 
 def _read(
@@ -320,20 +362,21 @@ def _read(
 ) -> tuple[str, Parameters]:
   """Returns (kind of the file, its parameters)."""
   exists, join = tf.io.gfile.exists, os.path.join
-  whole = _PARTS.sub("", path)
-  if exists(f"{whole}.index") or exists(join(whole, "saved_model.pb")):
-    path = whole
-  path = next((x for n in _TORCH if exists(x := join(path, n))), path)
+  path = named_by(path)
   if exists(path) and not tf.io.gfile.isdir(path):
     return _read_file(path, network, averaged)
   if exists(join(path, "saved_model.pb")):
     prefix = join(path, "variables", "variables")
-    return "the SavedModel", _read_checkpoint(path, prefix, averaged)
+    return "the SavedModel", weight_files.read_checkpoint(
+      path, prefix, averaged
+    )
   for folder in (join(path, "checkpoints"), path):
     if prefix := latest_checkpoint(folder):
-      return "the checkpoint", _read_checkpoint(path, prefix, averaged)
+      return "the checkpoint", weight_files.read_checkpoint(
+        path, prefix, averaged
+      )
   if exists(f"{path}.index"):
-    return "the checkpoint", _read_checkpoint(path, path, averaged)
+    return "the checkpoint", weight_files.read_checkpoint(path, path, averaged)
   state = "holds no weights" if exists(path) else "does not exist"
   raise UserError(f"{path!r} {state}; {_EXPECTED}")
 
@@ -344,22 +387,13 @@ def _read_file(
   """Returns (kind of the file, its parameters); its content decides."""
   kind = file_format(path)
   if kind == "keras":
-    arrays = read_keras_arrays(path)
-    matched = match_keras_arrays(
+    arrays = weight_files.read_keras_arrays(path)
+    matched = weight_files.match_keras_arrays(
       path, arrays, network.variables, list(_modules(network)), averaged
     )
     return "the Keras file", by_module(matched)
   if kind == "pickle":
-    return "the parameter file", read_parameters(path)
+    return "the parameter file", weight_files.read_parameters(path)
   reader = read_safetensors if kind == "safetensors" else read_torch
-  content = reader(path)
-  try:
-    arrays = from_timm(content, _modules(network), averaged)
-  except UserError as error:
-    raise UserError(f"{path!r} does not fit: {error}") from error
+  arrays = from_timm(path, reader(path), _modules(network), averaged)
   return "the PyTorch file", by_module(arrays)
-
-
-def _read_checkpoint(path: str, prefix: str, averaged: bool) -> Parameters:
-  arrays = read_variables(path, prefix, averaged)
-  return by_module({split_name(name): x for name, x in arrays.items()})

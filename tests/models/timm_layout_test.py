@@ -169,7 +169,7 @@ def without(state, part):
       lambda s: {"layer1.0.conv1.weight": s["head.fc.weight"]},
     ),
     (
-      r"a network with (1, 1, 1) blocks, and the network is femto",
+      "a network, which has (1, 1, 1) blocks, and the network has (1",
       lambda s: without(s, "stages.3."),
     ),
     (
@@ -217,7 +217,9 @@ def test_weights_of_another_depth_are_named(network, state, tmp_path):
         **{n.replace("stages.0.0", name): x for n, x in block.items()},
       }
   write_safetensors(path, state)
-  with pytest.raises(UserError, match="of F1 with .2, 4, 12, 6. blocks, and"):
+  with pytest.raises(
+    UserError, match="of dm_nfnet_f1, which has .2, 4, 12, 6."
+  ):
     load_weights(network, path)
 
 
@@ -247,7 +249,7 @@ def test_integers_are_refused(network, state, tmp_path):
     },
     {"0": bytes(4), "1": bytes(8)},
   )
-  assert "stem.conv1.bias is int8; expected floats" in refused(network, path)
+  assert "x.pth' is int8; expected floats" in refused(network, path)
 
 
 @pytest.mark.parametrize(

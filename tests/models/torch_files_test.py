@@ -1,13 +1,17 @@
 """PyTorch's files: read as they are, refused in a sentence, never run."""
 
+import argparse
+import collections
 import json
 import os
+import pickle
 import zipfile
 
 import numpy as np
 import pytest
 
 from nfnets_tf.errors import UserError
+from nfnets_tf.models.file_formats import file_format
 from nfnets_tf.models.safetensors_files import (
   read_safetensors,
   write_safetensors,
@@ -74,6 +78,38 @@ def test_numbers_of_another_byte_order(tmp_path):
         new.writestr(name, b"big" if order else old.read(name))
   got = read_torch(str(tmp_path / "y")).numpy()
   np.testing.assert_array_equal(got, NUMBERS)
+
+
+@pytest.mark.parametrize("protocol", range(2, pickle.HIGHEST_PROTOCOL + 1))
+def test_legacy_files_of_every_protocol(protocol, tmp_path):
+  content = {"w": tensor(storage("7", 12, view=None), 0, (12,), (1,))}
+  path = tmp_path / "x"
+  storages = {"7": (12, NUMBERS.tobytes())}
+  write_legacy(path, content, storages, protocol=protocol)
+  assert file_format(str(path)) == "torch"
+  np.testing.assert_array_equal(read_torch(str(path))["w"].numpy(), NUMBERS)
+
+
+def test_what_a_training_script_saves_beside_the_weights(tmp_path):
+  rest = {
+    "scheduler": collections.defaultdict(list, {"a": [1]}),
+    "seen": collections.Counter("ab"),
+    "options": argparse.Namespace(lr=0.1),
+    "epoch": np.int64(3),
+    "random": np.arange(3, dtype=np.uint32),
+    "top1": np.float64(0.5),
+    "names": {"a", "b"},
+    "device": Call(Global("torch", "device"), "cpu"),
+    "dtype": Global("torch", "bfloat16"),
+    "shape": Call(Global("torch", "Size"), [1, 2]),
+  }
+  w = tensor(storage("0", 12), 0, (12,), (1,))
+  write_archive(tmp_path / "x", {**rest, "w": w}, {"0": NUMBERS.tobytes()})
+  content = read_torch(str(tmp_path / "x"))
+  assert content.keys() == {*rest, "w"}
+  np.testing.assert_array_equal(content["w"].numpy(), NUMBERS)
+  words = "elements of type 'O8'"
+  assert words in refused(tmp_path, {"x": np.array([None], object)})
 
 
 def refused(tmp_path, content, storages=None, **options):

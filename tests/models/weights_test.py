@@ -15,6 +15,7 @@ from nfnets_tf.errors import UserError
 from nfnets_tf.keras_api import keras
 from nfnets_tf.models import cost
 from nfnets_tf.models.nfnet import NFNet
+from nfnets_tf.models.parameter_names import split_name
 from nfnets_tf.models.safetensors_files import read_safetensors
 from nfnets_tf.models.weights import (
   InitWeights,
@@ -26,7 +27,6 @@ from nfnets_tf.models.weights import (
   parameter_table,
   save_deepmind,
   save_timm,
-  split_name,
 )
 from nfnets_tf.optim.sgd import SGD
 from nfnets_tf.serving.converters import num_bytes

@@ -58,10 +58,10 @@ def tensor(values, offset, shape, strides):
   return Call(rebuild, values, offset, shape, strides, False, {})
 
 
-def dumps(content) -> bytes:
+def dumps(content, protocol=2) -> bytes:
   """Returns a pickle of protocol 2, as torch.save writes them."""
   file = io.BytesIO()
-  _Pickler(file, 2).dump(content)
+  _Pickler(file, protocol).dump(content)
   return file.getvalue()
 
 
@@ -74,10 +74,11 @@ def write_archive(path, content, storages, compression=zipfile.ZIP_STORED):
       archive.writestr(f"x/data/{key}", numbers)
 
 
-def write_legacy(path, content, storages, little_endian=True):
+def write_legacy(path, content, storages, little_endian=True, protocol=2):
   """Writes a file of before; `storages` is {key: (length, bytes)}."""
   parts = [MAGIC, 1001, {"little_endian": little_endian}, content]
-  file = b"".join(map(dumps, [*parts, list(storages)]))
+  parts.append(list(storages))
+  file = b"".join(dumps(part, protocol) for part in parts)
   for length, numbers in storages.values():
     file += length.to_bytes(8, "little") + numbers
   path.write_bytes(file)
