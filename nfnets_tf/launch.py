@@ -9,6 +9,9 @@ terminated by SIGTERM with a checkpoint. After 1, 130 and 143 the same command
 resumes.
 """
 
+from __future__ import annotations
+
+import ast
 import os
 import sys
 import traceback
@@ -48,13 +51,12 @@ def main(argv: list[str]) -> int:
   try:
     rest = flags.FLAGS(argv)[1:]
   except flags.Error as error:
-    print(f"error: {error}; see --helpfull.", file=sys.stderr)
+    hint = _binding_flag(argv) or "see --helpfull."
+    print(f"error: {str(error).rstrip('.')}; {hint}", file=sys.stderr)
     return 2
   if rest:
-    print(
-      f"error: {rest[0]!r} is not a flag; did you mean --gin_file={rest[0]}?",
-      file=sys.stderr,
-    )
+    hint = _binding_of(rest) or f"did you mean --gin_file={rest[0]}?"
+    print(f"error: {rest[0]!r} is not a flag; {hint}", file=sys.stderr)
     return 2
   from nfnets_tf.train.terminal import QuietScreen
 
@@ -70,6 +72,44 @@ def main(argv: list[str]) -> int:
     return 130
   except Exception as error:
     return _report(error, quiet)
+
+
+def _binding_flag(argv: list[str]) -> str | None:
+  """Returns the --gin_param that was meant by an unknown flag, or None."""
+  for argument in argv[1:]:
+    name, _, value = argument.lstrip("-").partition("=")
+    if argument[:1] != "-" or name in flags.FLAGS:
+      continue
+    if name in ("gin_binding", "gin_bindings", "gin_params"):
+      name, _, value = value.partition("=")
+    elif name.startswith("gin."):
+      name = name[len("gin.") :]
+    elif not name.isupper() and "." not in name:
+      return None
+    return f"did you mean {_as_flag(name, value)}?"
+  return None
+
+
+def _binding_of(rest: list[str]) -> str | None:
+  """Returns the --gin_param that was meant by words without a flag, or None."""
+  ends = [i for i, word in enumerate(rest) if word[:2] == "--"]
+  statement = " ".join(rest[: ends[0] if ends else None])
+  if statement.startswith("=") and _GIN_PARAM.value:
+    statement = f"{_GIN_PARAM.value[-1]} {statement}"
+  name, sign, value = statement.partition("=")
+  if not sign:
+    return None
+  return f"a binding is one word for the shell: {_as_flag(name, value)}"
+
+
+def _as_flag(name: str, value: str) -> str:
+  value = value.strip()
+  try:
+    ast.literal_eval(value)
+  except (ValueError, SyntaxError):
+    if value[:1] not in ("@", "%"):  # the shell removed the quotes
+      value = repr(value.strip("'\""))
+  return f'--gin_param="{name.strip()} = {value}"'
 
 
 def _launch(quiet) -> int:

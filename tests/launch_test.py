@@ -205,6 +205,27 @@ def test_missing_device_ends_with_one_sentence(tmp_path):
   assert_one_sentence(done, "no TPU on this machine", tmp_path)
 
 
+@pytest.mark.parametrize(
+  "arguments, words",
+  [
+    (["--gin_param=VARIANT", "=", "nano"], "--gin_param=\"VARIANT = 'nano'\""),
+    (["EPOCHS=3", "--dry_run"], '--gin_param="EPOCHS = 3"'),
+    (["--EPOCHS=3"], 'did you mean --gin_param="EPOCHS = 3"?'),
+    (["--gin.VARIANT=nano"], "did you mean --gin_param=\"VARIANT = 'nano'\"?"),
+    (["--gin_bindings=A=@b.C()"], 'did you mean --gin_param="A = @b.C()"?'),
+    (["--sgd.SGD.momentum=.5"], '--gin_param="sgd.SGD.momentum = .5"'),
+    (["gin/quickstart.gin"], "did you mean --gin_file=gin/quickstart.gin?"),
+    (["--gin_fil=x"], "see --helpfull"),
+  ],
+  ids=str,
+)
+def test_bindings_that_are_no_flags_are_told(launch, arguments, words):
+  done = launch(*arguments)
+  (line,) = done.stderr.splitlines()
+  assert done.returncode == 2 and line.startswith("error: "), line
+  assert words in line
+
+
 def messages(done):
   """Returns the lines about anything but the progress on a busy machine."""
   lines = done.stderr.splitlines()
