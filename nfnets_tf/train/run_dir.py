@@ -39,6 +39,7 @@ from nfnets_tf.fileio import (
   write_atomically,
   write_run_data,
 )
+from nfnets_tf.train.data_identity import check_same, identify
 
 if TYPE_CHECKING:
   from nfnets_tf.data.dataset_info import SplitInfo
@@ -129,6 +130,8 @@ class RunDir:
   def record_data(self, *, num_data_streams: int, **splits: SplitInfo) -> None:
     """Writes data.json at the start of a run, and checks it when it resumes.
 
+    The content of the data counts, not their folder; see `data_identity`.
+
     Args:
       num_data_streams: of the order of examples; recorded at the start only.
       **splits: {split: its files and counts}.
@@ -136,25 +139,14 @@ class RunDir:
     Raises:
       UserError: if the run began with other data, or with an earlier release.
     """
-    data = {
-      split: {
-        "folder": os.path.dirname(index.files[0]),
-        "examples": index.num_examples,
-      }
-      for split, index in splits.items()
-    }
     recorded = read_run_data(self.root)
-    if not recorded:
-      data["num_data_streams"] = num_data_streams
+    if recorded:
+      for split, info in splits.items():
+        check_same(self.root, split, recorded[split], info)
+    data = {split: identify(info) for split, info in splits.items()}
+    data = {"num_data_streams": num_data_streams, **recorded, **data}
+    if data != recorded:  # a new run, or data that were moved
       write_run_data(self.root, data)
-      return
-    for split in data:
-      if recorded.get(split) != data[split]:
-        raise UserError(
-          f"the {split!r} data have changed since the run in {self.root!r}"
-          f" started (then {recorded.get(split)}, now {data[split]}); restore"
-          " them, or start a new run in another --workdir."
-        )
 
   def read_result(self) -> dict | None:
     """Returns the result of a finished run, None for an unfinished one."""

@@ -1,10 +1,11 @@
 import dataclasses
 import json
 import os
+import shutil
 
 import pytest
 
-from nfnets_tf.data.dataset_info import SplitInfo
+from nfnets_tf.data.dataset_info import SplitInfo, read_split_info
 from nfnets_tf.errors import UserError
 from nfnets_tf.train.run_dir import RunDir
 
@@ -62,15 +63,56 @@ def test_remote_directory_is_not_checked():
 
 def test_refuses_changed_data(tmp_path):
   files = RunDir(str(tmp_path))
-  index = SplitInfo(("data/a", "data/b"), (3, 4), 2, ())
-  for _ in range(2):
-    files.record_data(num_data_streams=2, train=index, heldout=index)
-  for other in (
-    dataclasses.replace(index, counts=(3, 5)),
-    dataclasses.replace(index, files=("other/a", "other/b")),
+  index = SplitInfo(
+    ("data/a", "data/b"), (3, 4), 2, ("x", "y"), hashes=("1", "2")
+  )
+  for folder in ("data", "data", "elsewhere"):
+    moved = (f"{folder}/a", f"{folder}/b")
+    moved = dataclasses.replace(index, files=moved)
+    files.record_data(num_data_streams=2, train=moved, heldout=moved)
+  for change, message in (
+    ({"counts": (3, 5)}, r"number of examples \(7 then, 8 now\)"),
+    ({"num_classes": 3}, "number of classes"),
+    ({"class_names": ("y", "x")}, "order of the classes"),
+    ({"files": ("data/a",)}, "number of shards"),
+    ({"hashes": ("1", "3")}, "content of the shards"),
   ):
-    with pytest.raises(UserError, match="'heldout' data have changed .* 7"):
+    other = dataclasses.replace(index, **change)
+    with pytest.raises(UserError, match=f"'heldout' data .* {message}.*elsew"):
       files.record_data(num_data_streams=2, train=index, heldout=other)
+
+
+def test_run_of_an_earlier_release_resumes(tmp_path, make_dataset, caplog):
+  """It recorded the folder and the number of examples."""
+  directory = make_dataset(train=8)
+  info = read_split_info(directory, "train")
+  record = {"folder": directory, "examples": 8}
+  data = {"format": 2, "train": record, "num_data_streams": 1}
+  path = tmp_path / "run" / "data.json"
+
+  def resume(info):
+    RunDir(str(path.parent)).record_data(num_data_streams=4, train=info)
+
+  path.parent.mkdir()
+  path.write_text(json.dumps(data))
+  resume(info)  # in place
+  assert json.loads(path.read_text())["num_data_streams"] == 1
+  path.write_text(json.dumps(data))
+  moved = shutil.copytree(directory, tmp_path / "moved")
+  resume(read_split_info(str(moved), "train"))  # the folder of then is there
+  assert not caplog.text
+  other = dataclasses.replace(info, files=("x/train-a",), hashes=("other",))
+  path.write_text(json.dumps(data))
+  with pytest.raises(UserError, match="content of the shards|number of shards"):
+    resume(other)
+  shutil.rmtree(directory)
+  resume(other)  # nothing is known but the number
+  assert "earlier release" in caplog.text and directory in caplog.text
+  with pytest.raises(UserError, match="content of the shards|number of shards"):
+    resume(info)  # from now on by content
+  path.write_text(json.dumps(data))
+  with pytest.raises(UserError, match=r"examples \(8 then, 3 now\)"):
+    resume(dataclasses.replace(other, counts=(3,)))
 
 
 def test_run_keeps_its_number_of_data_streams(tmp_path):
