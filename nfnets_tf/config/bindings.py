@@ -204,7 +204,8 @@ class Bindings(dict):
     """
     alias, *members = selector.split(".")
     if alias not in self.imports:
-      raise error_messages.unknown_module(selector, self.imports)
+      module = imports.find_in_package(alias)
+      raise error_messages.unknown_module(selector, self.imports, module)
     statement = self.imports[alias]
     plain = not statement.is_from and not statement.alias
     target = importlib.import_module(alias if plain else statement.module)

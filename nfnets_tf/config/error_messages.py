@@ -6,7 +6,6 @@ import difflib
 import re
 from collections.abc import Iterable
 
-from nfnets_tf.config.imports import find_in_package
 from nfnets_tf.config.syntax_advice import Advice, as_flag
 from nfnets_tf.errors import UserError
 
@@ -63,8 +62,16 @@ def explain_syntax_error(
   )
 
 
-def unknown_module(selector: str, modules: Iterable[str]) -> UserError:
-  """Returns the error about a selector whose module is not imported."""
+def unknown_module(
+  selector: str, modules: Iterable[str], module: str | None
+) -> UserError:
+  """Returns the error about a selector whose module is not imported.
+
+  Args:
+    selector: such as "tfrecords.Fields".
+    modules: names that are imported.
+    module: of the package, which the selector probably means, or None.
+  """
   alias, _, rest = selector.partition(".")
   modules = list(modules)
   if not modules:
@@ -75,7 +82,7 @@ def unknown_module(selector: str, modules: Iterable[str]) -> UserError:
   if not rest:
     hint = nearest(alias, modules)
     return UserError(f"no gin file imports {selector!r}{hint}")
-  if module := find_in_package(alias):
+  if module:
     parent, _, name = module.rpartition(".")
     return UserError(
       f"no gin file imports the module of {selector!r}; add the line 'from"

@@ -10,7 +10,6 @@ from collections.abc import Callable
 import tensorflow as tf
 
 from nfnets_tf.keras_api import keras
-from nfnets_tf.models.nfnet import NFNet
 
 _CONVOLUTIONS = ("Conv2D",)
 _PRODUCTS = ("MatMul",)
@@ -64,12 +63,11 @@ def count_activations(network: keras.Model, image_size: int) -> int:
 def _count(network, image_size) -> tuple[int, int]:
   """Returns (multiply-accumulates, activations)."""
   shape = (1, image_size, image_size, 3)
-  layers = _layers_in_a_row(network)
-  if layers is None:
+  if not getattr(network, "counted_by_layer", False):
     return _count_layer(network, shape)[:2]
   macs = activations = 0
   known = {}
-  for layer in layers:
+  for layer in network.layers[1:]:
     # Rates and gains, which are floats, change no shape: most blocks of a stage
     # are alike but for them.
     config = {
@@ -83,15 +81,6 @@ def _count(network, image_size) -> tuple[int, int]:
     layer_macs, layer_activations, shape = known[key]
     macs, activations = macs + layer_macs, activations + layer_activations
   return macs, activations
-
-
-def _layers_in_a_row(network) -> list[keras.layers.Layer] | None:
-  """Returns the layers of an `NFNet`, None of another network.
-
-  Counted one by one they give the same as together, since none of them begins
-  with a convolution of what the one before it has convolved.
-  """
-  return network.layers[1:] if isinstance(network, NFNet) else None
 
 
 def _count_layer(layer, shape) -> tuple[int, int, tuple[int, ...]]:

@@ -195,6 +195,11 @@ class NFNet(keras.Model):
       number is out of range, or the weights do not fit.
   """
 
+  # Counted one by one, its layers give the same as together: each follows the
+  # one before it, and none begins with a convolution of what that one has
+  # convolved (`models.cost`).
+  counted_by_layer = True
+
   def __init__(
     self,
     variant: str,
