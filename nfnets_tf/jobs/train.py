@@ -20,6 +20,7 @@ from nfnets_tf.progress import activity
 from nfnets_tf.ranges import SEED, accepts, function, optional
 from nfnets_tf.train import dry_run
 from nfnets_tf.train.classifier import Classifier
+from nfnets_tf.train.data_identity import record_data
 from nfnets_tf.train.distribution import Workers, describe
 from nfnets_tf.train.finish import finish_run, summarize
 from nfnets_tf.train.inputs import Inputs
@@ -201,7 +202,8 @@ class TrainJob:
     inputs = trainer.inputs
     if workers.chief:
       # Not before: a refused configuration must not claim the work directory.
-      files.record_data(
+      record_data(
+        files.root,
         num_data_streams=inputs.num_data_streams,
         train=inputs.train_info,
         heldout=inputs.heldout_info,

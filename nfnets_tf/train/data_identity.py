@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from nfnets_tf.data.dataset_info import read_split_info
 from nfnets_tf.errors import UserError
+from nfnets_tf.fileio import read_run_data, write_run_data
 
 if TYPE_CHECKING:
   from nfnets_tf.data.dataset_info import SplitInfo
@@ -41,6 +42,31 @@ def identify(info: SplitInfo) -> dict[str, object]:
     "shards": len(info.files),
     "content": _digest([info.counts, info.hashes]),
   }
+
+
+def record_data(
+  root: str, *, num_data_streams: int, **splits: SplitInfo
+) -> None:
+  """Writes data.json at the start of a run, and checks it when it resumes.
+
+  The content of the data counts, not their folder; see `identify`.
+
+  Args:
+    root: the work directory.
+    num_data_streams: of the order of examples; recorded at the start only.
+    **splits: {split: its files and counts}.
+
+  Raises:
+    UserError: if the run began with other data, or with an earlier release.
+  """
+  recorded = read_run_data(root)
+  if recorded:
+    for split, info in splits.items():
+      check_same(root, split, recorded[split], info)
+  data = {split: identify(info) for split, info in splits.items()}
+  data = {"num_data_streams": num_data_streams, **recorded, **data}
+  if data != recorded:  # a new run, or data that were moved
+    write_run_data(root, data)
 
 
 def check_same(

@@ -37,12 +37,10 @@ from nfnets_tf.fileio import (
   read_run_data,
   report_write_errors,
   write_atomically,
-  write_run_data,
 )
-from nfnets_tf.train.data_identity import check_same, identify
 
 if TYPE_CHECKING:
-  from nfnets_tf.data.dataset_info import SplitInfo
+  pass
 
 LOGGER = logging.getLogger("nfnets_tf")
 
@@ -126,27 +124,6 @@ class RunDir:
   def read_num_data_streams(self) -> int | None:
     """Returns the number of data streams of the run, None before its start."""
     return read_run_data(self.root).get("num_data_streams")
-
-  def record_data(self, *, num_data_streams: int, **splits: SplitInfo) -> None:
-    """Writes data.json at the start of a run, and checks it when it resumes.
-
-    The content of the data counts, not their folder; see `data_identity`.
-
-    Args:
-      num_data_streams: of the order of examples; recorded at the start only.
-      **splits: {split: its files and counts}.
-
-    Raises:
-      UserError: if the run began with other data, or with an earlier release.
-    """
-    recorded = read_run_data(self.root)
-    if recorded:
-      for split, info in splits.items():
-        check_same(self.root, split, recorded[split], info)
-    data = {split: identify(info) for split, info in splits.items()}
-    data = {"num_data_streams": num_data_streams, **recorded, **data}
-    if data != recorded:  # a new run, or data that were moved
-      write_run_data(self.root, data)
 
   def read_result(self) -> dict | None:
     """Returns the result of a finished run, None for an unfinished one."""

@@ -7,6 +7,7 @@ import pytest
 
 from nfnets_tf.data.dataset_info import SplitInfo, read_split_info
 from nfnets_tf.errors import UserError
+from nfnets_tf.train.data_identity import record_data
 from nfnets_tf.train.run_dir import RunDir
 
 
@@ -69,7 +70,7 @@ def test_refuses_changed_data(tmp_path):
   for folder in ("data", "data", "elsewhere"):
     moved = (f"{folder}/a", f"{folder}/b")
     moved = dataclasses.replace(index, files=moved)
-    files.record_data(num_data_streams=2, train=moved, heldout=moved)
+    record_data(files.root, num_data_streams=2, train=moved, heldout=moved)
   for change, message in (
     ({"counts": (3, 5)}, r"number of examples \(7 then, 8 now\)"),
     ({"num_classes": 3}, "number of classes"),
@@ -79,7 +80,7 @@ def test_refuses_changed_data(tmp_path):
   ):
     other = dataclasses.replace(index, **change)
     with pytest.raises(UserError, match=f"'heldout' data .* {message}.*elsew"):
-      files.record_data(num_data_streams=2, train=index, heldout=other)
+      record_data(files.root, num_data_streams=2, train=index, heldout=other)
 
 
 def test_run_of_an_earlier_release_resumes(tmp_path, make_dataset, caplog):
@@ -91,7 +92,7 @@ def test_run_of_an_earlier_release_resumes(tmp_path, make_dataset, caplog):
   path = tmp_path / "run" / "data.json"
 
   def resume(info):
-    RunDir(str(path.parent)).record_data(num_data_streams=4, train=info)
+    record_data(str(path.parent), num_data_streams=4, train=info)
 
   path.parent.mkdir()
   path.write_text(json.dumps(data))
@@ -119,8 +120,10 @@ def test_run_keeps_its_number_of_data_streams(tmp_path):
   files = RunDir(str(tmp_path))
   assert files.read_num_data_streams() is None
   index = SplitInfo(("data/a",), (3,), 2, ())
-  files.record_data(num_data_streams=4, train=index)
-  files.record_data(num_data_streams=2, train=index)  # resumed by other hosts
+  record_data(files.root, num_data_streams=4, train=index)
+  record_data(
+    files.root, num_data_streams=2, train=index
+  )  # resumed by other hosts
   assert files.read_num_data_streams() == 4
 
 
@@ -133,7 +136,7 @@ def test_refuses_layout_of_earlier_release(tmp_path):
   for access in (
     files.check_layout,
     files.read_num_data_streams,
-    lambda: files.record_data(num_data_streams=2, train=index),
+    lambda: record_data(files.root, num_data_streams=2, train=index),
   ):
     with pytest.raises(UserError, match="layout 1 of another release"):
       access()
