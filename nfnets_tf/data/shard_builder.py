@@ -7,6 +7,7 @@ shards at the same time, and a lost one is written again with the same bytes.
 from __future__ import annotations
 
 import collections
+import concurrent.futures
 import contextlib
 import functools
 import itertools
@@ -30,6 +31,7 @@ from nfnets_tf.data.shard_tasks import (
   Beam,
   InProcess,
   ShardTask,
+  holds_images,
   plan_tasks,
   write_hashes,
   write_task,
@@ -165,12 +167,20 @@ class ShardBuilder:
       path = os.path.join(self.directory, name)
       if not tf.io.gfile.exists(path):
         continue
-      if read_json(path).get("key") != self.key:
-        raise UserError(
-          f"{self.directory!r} holds shards of other images or settings"
-          f" ({name}); bind DATA_DIR to another folder, or remove this one."
-        )
-      return
+      content = read_json(path)
+      if content.get("key") == self.key:
+        return
+      if name == INDEX and self._is_written_from_copies(content):
+        write_index(self.directory, {**content, "key": self.key})
+        return
+      state, times = "", ""
+      if name == UNFINISHED:
+        state, times = "unfinished ", " or of images with other times"
+      raise UserError(
+        f"{self.directory!r} holds {state}shards of other images or settings"
+        f" ({name}){times}; bind DATA_DIR to another folder, or remove this"
+        " one."
+      )
     path = os.path.join(self.directory, UNFINISHED)
     try:
       tf.io.gfile.makedirs(self.directory)
@@ -191,6 +201,32 @@ class ShardBuilder:
         f"{self.directory!r} cannot be written ({plain_message(error)}); bind"
         " DATA_DIR to a folder that can be created and written."
       ) from error
+
+  def _is_written_from_copies(self, index: Mapping) -> bool:
+    """Returns whether all shards hold just these images, in these settings.
+
+    The key follows from the times of files: it changes when they are copied.
+    """
+    tasks = list(itertools.chain.from_iterable(self.tasks.values()))
+    names = {os.path.basename(task.path) for task in tasks}
+    if (
+      self.exclude is not None
+      or tuple(index["class_names"]) != tuple(self.source.class_names)
+      or names != set(_entries_by_file(index))
+      or self._missing(index)
+    ):
+      return False
+    LOGGER.info("Comparing the shards in %s with the images.", self.directory)
+    compare = functools.partial(
+      holds_images,
+      source=self.source,
+      validate=RecordValidator(Fields(), len(self.source.class_names)),
+    )
+    try:
+      with concurrent.futures.ThreadPoolExecutor() as pool:
+        return all(pool.map(compare, tasks))
+    except tf.errors.OpError:  # of a corrupt shard
+      return False
 
   def build(self) -> dict:
     """Writes the missing shards, and the index once all shards are there.

@@ -23,7 +23,7 @@ import tensorflow as tf
 
 from nfnets_tf.data.near_duplicates import NearDuplicates, difference_hash
 from nfnets_tf.data.preprocessing import decode
-from nfnets_tf.data.tfrecords import shard_name, write_shard
+from nfnets_tf.data.tfrecords import read_records, shard_name, write_shard
 from nfnets_tf.errors import UserError, plain_message
 from nfnets_tf.fileio import read_json, write_atomically
 from nfnets_tf.progress import counted
@@ -204,6 +204,27 @@ def write_task(
   }
   write_atomically(task.entry_path, json.dumps({**entry, **skipped}))
   LOGGER.info("Wrote %s: %d examples.", entry["file"], entry["examples"])
+
+
+def holds_images(
+  task: ShardTask, source: ExampleSource, validate: Callable
+) -> bool:
+  """Returns whether a shard holds just the valid images of its task, in order.
+
+  See `write_task` for the arguments.
+  """
+  records = read_records(task.path).as_numpy_iterator()
+  expected = next(records, None)
+  for reference in task.references:
+    try:
+      serialized = source.read(reference).serialize()
+    except (OSError, tf.errors.OpError):
+      continue
+    if serialized == expected:
+      expected = next(records, None)
+    elif validate(serialized) is None:
+      return False
+  return expected is None
 
 
 def write_hashes(

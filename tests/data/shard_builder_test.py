@@ -167,7 +167,7 @@ def test_rejects_directory_of_other_shards(tmp_path, shards, begun):
   for change in (
     make_builder(tmp_path / "a", seed=1),
     make_builder(tmp_path / "a", examples_per_shard=6),
-    make_builder(tmp_path / "a", SmoothImages(key="other images")),
+    make_builder(tmp_path / "a", SmoothImages(key="other", quality=90)),
     excluding(tmp_path / "a"),
   ):
     with pytest.raises(UserError, match=f"other images or settings .{name}"):
@@ -259,3 +259,30 @@ def test_call_removes_shards_with_too_many_invalid_images(tmp_path):
 def test_rejects_invalid_settings(tmp_path, options, message):
   with pytest.raises(UserError, match=message):
     make_builder(tmp_path, **options)
+
+
+def test_copies_of_the_images_are_the_same_images(tmp_path, shards):
+  """The key of files follows from their times, which a copy changes."""
+  builder = fill(tmp_path / "shards", shards)
+  copied = make_builder(builder.directory, SmoothImages(key="copied anew"))
+  assert copied.build()["key"] == copied.key
+  expected = {**shards, "index.json": b""}
+  assert {**contents(builder.directory), "index.json": b""} == expected
+  # 17 is truncated and left out; with another quality all images differ.
+  for change in (
+    {"quality": 90},
+    {"count": 22},
+    {"first": 1},
+    {"class_names": ("b", "a", "c")},
+  ):
+    other = make_builder(builder.directory, SmoothImages(key="other", **change))
+    with pytest.raises(UserError, match="other images or settings"):
+      other.build()
+  with pytest.raises(UserError, match="other images or settings"):
+    make_builder(builder.directory, SmoothImages(key="x"), seed=1).build()
+  corrupt = pathlib.Path(builder.directory, "train-00003-of-00005.tfrecord")
+  content = bytearray(corrupt.read_bytes())
+  content[40] ^= 1
+  corrupt.write_bytes(content)
+  with pytest.raises(UserError, match="other images or settings"):
+    make_builder(builder.directory, SmoothImages(key="y")).build()
