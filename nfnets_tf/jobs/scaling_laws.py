@@ -10,11 +10,18 @@ import pandas as pd
 import tensorflow as tf
 
 from nfnets_tf.errors import UserError
-from nfnets_tf.fileio import report_write_errors, write_atomically
+from nfnets_tf.fileio import read_bytes, report_write_errors, write_atomically
 from nfnets_tf.jobs.job import RunContext
 from nfnets_tf.progress import activity
-from nfnets_tf.ranges import SEED, accepts, integer, number, optional
-from nfnets_tf.scaling import allocation, compute, paper_data, plots, study
+from nfnets_tf.ranges import SEED, accepts, flag, integer, number, optional
+from nfnets_tf.scaling import (
+  allocation,
+  compute,
+  paper_data,
+  plots,
+  run_tables,
+  study,
+)
 from nfnets_tf.scaling.study import Fits, RunColumns, fit_study
 from nfnets_tf.train.dry_run import format_table
 
@@ -32,6 +39,7 @@ _PAPER_COLUMNS = RunColumns(
   extrapolate_from=optional(number(above=0)),
   resamples=integer(1),
   seed=SEED,
+  exclude_outliers=flag(),
 )
 class FitLawsJob:
   """Fits the scaling laws to a table and plots them.
@@ -47,6 +55,8 @@ class FitLawsJob:
       below; None is the geometric mean of the lowest and the highest.
     resamples: of each bootstrap, at least 1.
     seed: of the resamples.
+    exclude_outliers: whether points that contradict all others are left out;
+      they are named in any case.
 
   Raises:
     UserError: if `resamples` is not a positive integer.
@@ -60,8 +70,10 @@ class FitLawsJob:
     extrapolate_from: float | None,
     resamples: int,
     seed: int,
+    exclude_outliers: bool = True,
   ):
     self.table, self.columns = table, columns
+    self.exclude_outliers = exclude_outliers
     self.extrapolate_from = extrapolate_from
     self.resamples, self.seed = resamples, seed
 
@@ -79,11 +91,12 @@ class FitLawsJob:
     """
     with activity("Fitting the laws"):
       fits = fit_study(
-        _read_csv(self.table),
+        _read_table(self.table),
         self.columns,
         extrapolate_from=self.extrapolate_from,
         resamples=self.resamples,
         seed=self.seed,
+        exclude_outliers=self.exclude_outliers,
       )
     _start(context)
     laws = _write_laws(context, {"table": self.table, **fits.to_json()})
@@ -213,20 +226,18 @@ def _summarize_errors(hours: pd.DataFrame) -> dict[str, dict[str, float]]:
   return sizes.agg(["mean", "max"]).rename({"max": "most"}).to_dict()
 
 
-def _read_csv(path: str) -> pd.DataFrame:
+def _read_table(path: str) -> pd.DataFrame:
   if not tf.io.gfile.exists(path):
     raise UserError(
       f"the table {path!r} does not exist; expected a CSV file with a row for"
       " each run, such as a sweep's results.csv."
     )
-  try:
-    with tf.io.gfile.GFile(path) as file:
-      return pd.read_csv(file)
-  except (ValueError, UnicodeDecodeError) as error:
+  if tf.io.gfile.isdir(path):
     raise UserError(
-      f"{path!r} is not a CSV table ({str(error).splitlines()[0]}); expected a"
-      " row for each run."
-    ) from error
+      f"the table {path!r} is a folder; expected a CSV file in it, such as"
+      " results.csv of a sweep."
+    )
+  return run_tables.parse_table(read_bytes(path), path)
 
 
 def _start(context: RunContext) -> None:

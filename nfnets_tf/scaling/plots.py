@@ -5,16 +5,16 @@ from __future__ import annotations
 import io
 import os
 import re
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 
 import matplotlib
 import numpy as np
 import pandas as pd
-import tensorflow as tf
 from matplotlib import ticker
 from matplotlib.figure import Figure
 
-from nfnets_tf.fileio import report_write_errors
+from nfnets_tf import figures
 from nfnets_tf.scaling.power_laws import Extrapolation, Law
 from nfnets_tf.scaling.study import Fits, RunColumns
 
@@ -34,6 +34,7 @@ _SIZE = (7.0, 5.0)  # inches, of figures with one pair of axes
 _MARKERS = "osD^vPXph<>"
 _STAR_COLORS = ("C3", "C1", "C6", "C9")
 _LAW_STYLE = {"color": "black", "linewidth": 1.3}
+_OUTLIERS = {"label": "outlier", "color": "C3", "marker": "X", "s": 130}
 _MAX_VALUE_TICKS = 10  # up to which every value gets a tick
 _EDGE_MARKERS = {"lower": "v", "upper": "^", "only": "d"}
 
@@ -65,11 +66,7 @@ def new_figure(
 
 def save_png(figure: Figure, path: str) -> None:
   """Writes a figure at 120 dpi, to a local path or gs://."""
-  # In memory first, so that a figure that fails leaves no partial file.
-  buffer = io.BytesIO()
-  figure.savefig(buffer, format="png", dpi=120)
-  with report_write_errors(path), tf.io.gfile.GFile(path, "wb") as file:
-    file.write(buffer.getvalue())
+  figures.save_png(figure, path, dpi=120, formulas=True)
 
 
 @matplotlib.rc_context(_STYLE)
@@ -80,8 +77,11 @@ def to_svg(figure: Figure, prefix: str) -> str:
     figure: of this module.
     prefix: of all ids in it, unique in the page.
   """
+  figures.prepare_text(figure, formulas=True)
   buffer, none = io.StringIO(), dict.fromkeys(("Date", "Creator", "Format"))
-  figure.savefig(buffer, format="svg", transparent=True, metadata=none)
+  with warnings.catch_warnings():
+    warnings.filterwarnings("ignore", "Glyph .* missing")
+    figure.savefig(buffer, format="svg", transparent=True, metadata=none)
   svg = buffer.getvalue()
   svg = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{prefix}-", svg)
   # Matplotlib's own <style> would apply to the whole page.
@@ -148,6 +148,7 @@ def plot_losses(
   offset: Law | None = None,
   extrapolation: Extrapolation | None = None,
   references: pd.DataFrame | None = None,
+  outliers: pd.DataFrame | None = None,
 ) -> Figure:
   """Plots loss or error against compute, a curve per model: figures 1 and 2.
 
@@ -160,6 +161,8 @@ def plot_losses(
     offset: L = a C^-b + c, a dotted line.
     extrapolation: of the law below a threshold, hollow circles.
     references: columns model, compute and loss of other systems, a star each.
+    outliers: columns compute and loss of points that contradict all others, a
+      cross each.
   """
   figure, (axes,) = new_figure(*_SIZE)
   for model, style in model_styles(points["model"].unique()).items():
@@ -170,6 +173,9 @@ def plot_losses(
   if references is not None:
     _plot_references(axes, references)
     shown = pd.concat([shown, references[["compute", "loss"]]])
+  if outliers is not None and len(outliers):
+    axes.scatter("compute", "loss", data=outliers, **_OUTLIERS)
+    shown = pd.concat([shown, outliers[["compute", "loss"]]])
   losses = [*shown["loss"]]
   if extrapolation and extrapolation.power and extrapolation.compute:
     losses += _plot_extrapolation(axes, extrapolation)
@@ -318,20 +324,21 @@ def write_study_figures(
     return []
   labels = vars(columns)
   by_size = fits.points.sort_values("size", kind="stable")
-  figures = {
+  drawn = {
     "loss.png": plot_losses(
       by_size,
       labels=labels,
       power=fits.power,
       offset=fits.offset,
       extrapolation=fits.extrapolation,
+      outliers=fits.outliers,
     )
   }
   if len(fits.rates):
-    figures["rates.png"] = plot_rates(fits.rates, labels=labels)
-  figures["allocation.png"] = plot_allocation(fits, labels=labels)
-  paths = [os.path.join(directory, name) for name in figures]
-  for figure, path in zip(figures.values(), paths):
+    drawn["rates.png"] = plot_rates(fits.rates, labels=labels)
+  drawn["allocation.png"] = plot_allocation(fits, labels=labels)
+  paths = [os.path.join(directory, name) for name in drawn]
+  for figure, path in zip(drawn.values(), paths):
     save_png(figure, path)
   return paths
 
@@ -341,8 +348,9 @@ def _set_labels(axes, labels, x: str, y: str) -> None:
 
 
 def _plain(text) -> str:
-  """Returns text in which matplotlib sees no formula."""
-  return str(text).replace("$", r"\$")
+  """Returns a name that matplotlib draws as it is, and lists in legends."""
+  text = figures.label(text).replace("$", r"\$")
+  return f" {text}" if text.startswith("_") else text
 
 
 def _plot_model(axes, rows, label, style) -> None:
@@ -361,7 +369,12 @@ def _plot_references(axes, references) -> None:
   for number, row in enumerate(references.itertuples()):
     look = {"color": _STAR_COLORS[number % len(_STAR_COLORS)], "markersize": 15}
     axes.plot(
-      row.compute, row.loss, "*", label=row.model, markeredgecolor="k", **look
+      row.compute,
+      row.loss,
+      "*",
+      label=_plain(row.model),
+      markeredgecolor="k",
+      **look,
     )
 
 

@@ -13,16 +13,22 @@ from its first point on.
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 import numpy as np
 from scipy import optimize
 
+from nfnets_tf.scaling.outliers import law_outliers
+
+LOGGER = logging.getLogger("nfnets_tf")
+
 _PERCENTILES = (2.5, 97.5)
 _OFFSET_STARTS = (0.0, 0.3, 0.6, 0.8, 0.95, 0.999)  # c / lowest loss
 _MAX_EXPONENT = 5.0  # of the law with offset
 _ZERO_OFFSET = 1e-8  # c / lowest loss
+POOR_FIT = 0.15  # rms of log loss; the paper's law has 0.007
 
 _Sample = TypeVar("_Sample")
 
@@ -147,14 +153,20 @@ def bootstrap(
 
 
 def fit_power_law(
-  compute: Sequence[float], loss: Sequence[float], *, min_points: int = 3
+  compute: Sequence[float],
+  loss: Sequence[float],
+  *,
+  min_points: int = 3,
+  warn: bool = True,
 ) -> Law | None:
-  """Fits L = a C^-b.
+  """Fits L = a C^-b to all points.
 
   Args:
     compute: [n], above 0.
     loss: [n], above 0.
     min_points: number of different computes that a fit needs, at least 2.
+    warn: whether to log a warning that names outliers, or that the law misses
+      its points.
 
   Returns:
     The law, or None if there are too few points.
@@ -163,7 +175,10 @@ def fit_power_law(
   if len(np.unique(compute)) < max(2, min_points):
     return None
   a, b = _fit_line(compute, loss)
-  return _make_law(a, b, 0.0, False, compute, loss)
+  law = _make_law(a, b, 0.0, False, compute, loss)
+  if warn:
+    _warn(law, compute, loss)
+  return law
 
 
 def fit_offset_law(
@@ -172,14 +187,16 @@ def fit_offset_law(
   *,
   min_points: int = 4,
   starts: Sequence[float] = _OFFSET_STARTS,
+  warn: bool = True,
 ) -> Law | None:
-  """Fits L = a C^-b + c, c >= 0, from several starts.
+  """Fits L = a C^-b + c, c >= 0, to all points, from several starts.
 
   Args:
     compute: [n], above 0.
     loss: [n], above 0.
     min_points: number of different computes that a fit needs, at least 3.
     starts: initial values of c, as fractions of the lowest loss.
+    warn: see `fit_power_law`.
 
   Returns:
     The law, or None if there are too few points.
@@ -210,7 +227,26 @@ def fit_offset_law(
   # The solver stays strictly inside its bounds, so c = 0 is never reached.
   c = 0.0 if c < _ZERO_OFFSET * lowest else c
   a = float(np.exp(log_a) * center**b)
-  return _make_law(a, b, c, True, compute, loss)
+  law = _make_law(a, b, c, True, compute, loss)
+  if warn:
+    _warn(law, compute, loss)
+  return law
+
+
+def _warn(law: Law, compute: np.ndarray, loss: np.ndarray) -> None:
+  chosen = law_outliers(compute, loss)
+  points = [
+    f"{y:.4g} at {x:.4g}" for x, y in zip(compute[chosen], loss[chosen])
+  ]
+  text = "correct or drop the points that contradict all others: loss"
+  text = f"{text} {', '.join(points)}."
+  if not points:
+    text = "expected losses that lie on one curve."
+  if points or law.rms > POOR_FIT:
+    miss = np.expm1(law.rms)
+    LOGGER.warning(
+      "%s misses by %.0f%% (rms); %s", law.describe(), 100 * miss, text
+    )
 
 
 def bootstrap_law(
@@ -241,9 +277,9 @@ def bootstrap_law(
   def fit(chosen):
     x, y = compute[chosen], loss[chosen]
     if law.has_offset:
-      sample = fit_offset_law(x, y, min_points=3, starts=starts)
+      sample = fit_offset_law(x, y, min_points=3, starts=starts, warn=False)
     else:
-      sample = fit_power_law(x, y, min_points=2)
+      sample = fit_power_law(x, y, min_points=2, warn=False)
     return sample and (sample.a, sample.b, sample.c)
 
   samples = bootstrap(fit, len(loss), resamples=resamples, seed=seed)
@@ -348,7 +384,7 @@ def extrapolate(
   low = compute < threshold
 
   def fit(kind):
-    law = kind(compute[low], loss[low])
+    law = kind(compute[low], loss[low], warn=False)
     return bootstrap_law(
       law, compute[low], loss[low], resamples=resamples, seed=seed
     )

@@ -60,6 +60,7 @@ class SweepReport:
     self.resamples, self.seed = resamples, seed
     self.refresh_seconds = refresh_seconds
     self._fits: tuple[pd.DataFrame, Fits] | None = None
+    self._reported: set[str] = set()  # warnings of the fits
     self._curves: dict[str, list[dict]] = {}  # of trials that are done
 
   def __call__(self, status: SweepStatus, path: str) -> None:
@@ -96,6 +97,7 @@ class SweepReport:
         matrix=_matrix(summary),
         figures=self._figures(status, summary, fits),
         laws=fits.describe() if len(fits.points) else [],
+        doubts=fits.warnings(),
         trials=_trials_table(status, summary),
         plan=_plan_table(status.plan),
       )
@@ -110,8 +112,13 @@ class SweepReport:
         extrapolate_from=None,
         resamples=self.resamples,
         seed=self.seed,
+        warn=False,
       )
       self._fits = runs, fits
+      for sentence in fits.warnings():
+        if sentence not in self._reported:  # they come with every trial
+          self._reported.add(sentence)
+          LOGGER.warning("%s", sentence)
     return self._fits[1]
 
   def _figures(self, status, summary, fits) -> list[dict]:
@@ -209,6 +216,7 @@ def _plot_losses(summary, fits, labels) -> Figure | None:
     labels=labels,
     power=fits.power if by_compute else None,
     offset=fits.offset if by_compute else None,
+    outliers=fits.outliers if by_compute else None,
   )
 
 

@@ -46,6 +46,25 @@ def test_fits_and_plots_a_table(tmp_path):
   assert (workdir / "config.gin").read_text() == "A = 1\n"
 
 
+def test_names_an_impossible_run_of_a_spreadsheet(tmp_path):
+  table = known_table(sizes=range(4), budgets=range(5)).rename(columns=NAMES)
+  cheapest = table["flops"].idxmin()
+  table.loc[cheapest, "heldout_loss"] = 0.02
+  text = table.to_csv(index=False, sep=";", decimal=",")
+  (tmp_path / "t.csv").write_text("\ufeff" + text, encoding="utf-8")
+  summary = run(tmp_path / "t.csv", tmp_path / "work")
+  laws = json.loads((tmp_path / "work" / "laws.json").read_text())
+  # The next best rate of that point is 10 % off, and named too.
+  outlier, _ = laws["outliers"]
+  assert outlier["name"] in summary and outlier["loss"] == 0.02
+  assert laws["power_law"]["b"]["value"] == pytest.approx(0.15, abs=0.02)
+
+
+def test_refuses_a_folder(tmp_path):
+  with pytest.raises(UserError, match="is a folder"):
+    run(tmp_path, tmp_path / "work")
+
+
 def test_plan_names_the_table(tmp_path):
   assert str(tmp_path / "t.csv") in make_job(tmp_path / "t.csv").plan()
 

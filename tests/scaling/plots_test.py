@@ -71,6 +71,28 @@ def test_leaves_matplotlibs_style_alone(monkeypatch):
   assert dict(matplotlib.rcParams) == before
 
 
+def test_outliers_are_marked_and_stay_in_view():
+  outliers = pd.DataFrame({"compute": [1e9], "loss": [0.02]})
+  axes = losses(paper_table(), outliers=outliers)
+  (marked,) = (c for c in axes.collections if c.get_label() == "outlier")
+  assert marked.get_offsets().tolist() == [[1e9, 0.02]]
+  assert axes.get_xlim()[1] > 1e9 and axes.get_ylim()[0] < 0.02
+  assert "outlier" in legend(axes)
+  none = losses(paper_table(), outliers=outliers.iloc[:0])
+  assert "outlier" not in legend(none)
+
+
+@pytest.mark.parametrize("name", ["_x", "$5_$10 bill", r"a\$b^2$", "<b>&amp;"])
+def test_any_model_name_is_drawn_as_it_is(name, tmp_path):
+  axes = losses(paper_table().replace({"model": {"F0": name}}))
+  svg = plots.to_svg(axes.figure, "a")
+  root = xml.etree.ElementTree.fromstring(
+    svg.replace("<svg ", '<svg xmlns:xlink="http://www.w3.org/1999/xlink" ', 1)
+  )
+  assert name in [text.strip() for text in root.itertext()]
+  plots.save_png(axes.figure, str(tmp_path / "p.png"))
+
+
 def test_models_have_distinct_styles_from_dark_to_light():
   models = [f"m{i}" for i in range(11)]
   styles = plots.model_styles(models)

@@ -241,6 +241,20 @@ def test_figure_that_fails_leaves_the_rest_and_laws_are_cached(
   assert "size ~ C^" in page.text
 
 
+def test_names_an_impossible_trial_once(finished, warnings, tmp_path):
+  results = finished.results.copy()
+  worst = results["flops"].idxmin()
+  results.loc[worst, "heldout_loss"] = 0.02
+  status = dataclasses.replace(finished, results=results)
+  report = SweepReport(resamples=2, seed=0, refresh_seconds=None)
+  page = Page(report.render(status))
+  name = results.loc[worst, "point"]
+  assert f"{name} is an outlier" in page.text
+  status = dataclasses.replace(status, results=results.iloc[:-1])
+  report.render(status)
+  assert warnings.text.count(f"{name} is an outlier") == 1
+
+
 def test_failure_to_write_does_not_end_the_sweep(store, warnings, tmp_path):
   status = sweeps.status_of(store, sweeps.make_sweep(sweeps.study_grid()))
   path = tmp_path / "report.html"
