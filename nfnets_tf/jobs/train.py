@@ -193,10 +193,7 @@ class TrainJob:
   ) -> None:
     if latest_checkpoint(files.checkpoints) is None:
       self.model.init_weights.check()
-    prepare = self.data.prepare
-    if prepare is not None and workers.chief and prepare():
-      LOGGER.info("Wrote the shards in %s.", self.data.train_split.directory)
-    workers.barrier()
+    self._prepare_data(workers)
     with activity("Opening the data and building the network"):
       trainer = self.open_trainer(files, strategy)
     inputs = trainer.inputs
@@ -224,6 +221,12 @@ class TrainJob:
           export=self.export,
           report=self.report,
         )
+    workers.barrier()
+
+  def _prepare_data(self, workers: Workers) -> None:
+    prepare = self.data.prepare
+    if prepare is not None and workers.chief and prepare():
+      LOGGER.info("Wrote the shards in %s.", self.data.train_split.directory)
     workers.barrier()
 
   def _log_start(self, strategy: tf.distribute.Strategy, train: SplitInfo):

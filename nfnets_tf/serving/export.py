@@ -137,9 +137,7 @@ class Exporter:
         **about,
       )
       texts = {"MODEL_CARD.md": card, "config.gin": about.get("configuration")}
-      # A line a class, also if a name has several.
-      names = [" ".join(name.splitlines()) for name in class_names]
-      texts["classes.txt"] = "\n".join([*names, ""])
+      texts["classes.txt"] = _class_lines(class_names)
       for name, text in texts.items():
         if text:
           write_atomically(os.path.join(pending.folder, name), text)
@@ -221,6 +219,11 @@ def export_saved_model(
     transforms=transforms,
     sample=sample,
   )
+
+
+def _class_lines(class_names: Sequence[str]) -> str:
+  """Returns a line for each class, also if its name has several."""
+  return "".join(f"{' '.join(name.splitlines())}\n" for name in class_names)
 
 
 def _check_inputs(model, class_names, formats, sample) -> None:

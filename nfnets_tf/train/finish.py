@@ -24,6 +24,8 @@ from nfnets_tf.train.run_log import draw_curves
 if TYPE_CHECKING:
   from nfnets_tf.data.dataset_info import SplitInfo
   from nfnets_tf.data.pipeline import Split
+  from nfnets_tf.train.checkpointing import Checkpointer
+  from nfnets_tf.train.classifier import Classifier
   from nfnets_tf.train.loop import Trainer
   from nfnets_tf.train.run_config import DataConfig
 
@@ -54,9 +56,7 @@ def finish_run(
   model, checkpoints = trainer.classifier, trainer.checkpoints
   heldout = trainer.inputs.heldout_info
   _report_invalid_records(data)
-  record["weights_sha256"] = weights_sha256(model.network.trainable_variables)
-  if model.averages:
-    record["ema_weights_sha256"] = weights_sha256(model.averages)
+  record.update(_digests(model))
   sample = heldout_sample(data.heldout_split, heldout, _VERIFIED_IMAGES)
   saved_model = export and export(
     model,
@@ -65,29 +65,43 @@ def finish_run(
     **export_metadata(data, heldout, record, files.read_config()),
   )
   trainer.log.write(checkpoints.step, record)
+  title = f"NFNet {variant}, {checkpoints.step:,} steps"
   failures = _call_all(
     {
       "report": lambda: _write_report(report, data, files, model, heldout),
-      "curves": lambda: draw_curves(
-        files, title=f"NFNet {variant}, {checkpoints.step:,} steps"
-      ),
+      "curves": lambda: draw_curves(files, title=title),
       "sample": lambda: _write_sample(files.sample, sample[0]),
     }
   )
-  best_step = checkpoints.best["step"]
   result = {
     "variant": variant,
-    "step": checkpoints.step,
     "heldout_examples": heldout.num_examples,
-    "checkpoint": checkpoints.latest,
-    "best_step": best_step,
-    "best_checkpoint": checkpoint_path(files.checkpoints, best_step),
+    **_describe_checkpoints(checkpoints, files),
     "saved_model": saved_model,
     **record,
   }
   if failures:
     result["failed"] = failures
   files.write_result(result)
+
+
+def _digests(model: Classifier) -> dict[str, str]:
+  """Returns the SHA-256 of the weights, and of their averages if any."""
+  variables = model.network.trainable_variables
+  digests = {"weights_sha256": weights_sha256(variables)}
+  if model.averages:
+    digests["ema_weights_sha256"] = weights_sha256(model.averages)
+  return digests
+
+
+def _describe_checkpoints(checkpoints: Checkpointer, files: RunDir) -> dict:
+  best_step = checkpoints.best["step"]
+  return {
+    "step": checkpoints.step,
+    "checkpoint": checkpoints.latest,
+    "best_step": best_step,
+    "best_checkpoint": checkpoint_path(files.checkpoints, best_step),
+  }
 
 
 def _call_all(functions: dict[str, Callable[[], None]]) -> dict[str, str]:

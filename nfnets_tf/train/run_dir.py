@@ -26,7 +26,6 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
 
 import tensorflow as tf
 
@@ -38,9 +37,6 @@ from nfnets_tf.fileio import (
   report_write_errors,
   write_atomically,
 )
-
-if TYPE_CHECKING:
-  pass
 
 LOGGER = logging.getLogger("nfnets_tf")
 

@@ -158,7 +158,7 @@ def test_failed_export_leaves_no_files(save, model, tmp_path, monkeypatch):
   "options, words",
   [
     ({"dtype": "int8"}, "dtype = 'int8' is invalid; .*'bfloat16'"),
-    ({"target": "tpu"}, "target = 'tpu' is .*'cpu', 'accelerator'"),
+    ({"target": "tpu"}, "target = 'tpu' is .*'cpu' or 'accelerator'"),
     ({"fold": False, "dtype": "bfloat16"}, "'bfloat16' needs a folded"),
     ({"formats": ["onyx"]}, "formats = .'onyx'. is invalid"),
   ],
