@@ -20,13 +20,15 @@ class WaitTimer:
   """Accumulates the time between requesting a batch and receiving it.
 
   With prefetching to a device this overestimates the time the device is idle.
+  TensorFlow tells no time while deterministic operations are required; nothing
+  is measured then.
 
   Args:
     timestamp: returns seconds, float64 []; runs inside tf.data.
   """
 
   def __init__(self, timestamp: Callable[[], tf.Tensor] = tf.timestamp):
-    self._timestamp = timestamp
+    self._timestamp, self._measures = timestamp, True
     # A TensorFlow variable, because Python must not run in tf.data's threads:
     # see `validation.InvalidRecords`.
     with tf.device("CPU:0"):
@@ -34,6 +36,9 @@ class WaitTimer:
 
   def timed(self, batches: tf.data.Dataset) -> tf.data.Dataset:
     """Returns the same batches; each adds the time it was waited for."""
+    self._measures = _has_time()
+    if not self._measures:
+      return batches
     # `zip` requests its inputs one after the other when it is itself requested.
     requests = tf.data.Dataset.counter().map(lambda _: self._timestamp())
 
@@ -46,12 +51,27 @@ class WaitTimer:
     timed = tf.data.Dataset.zip((requests, batches)).map(record)
     return timed.with_options(batches.options())
 
-  def reset(self) -> float:
-    """Returns the seconds waited since the last call, and starts over."""
+  def reset(self) -> float | None:
+    """Returns the seconds waited since the last call, and starts over.
+
+    None if they are not measured.
+    """
+    if not self._measures:
+      return None
     seconds = float(self._seconds)
     # Not `assign(0)`: a batch may arrive in between.
     self._seconds.assign_sub(seconds)
     return seconds
+
+
+def _has_time() -> bool:
+  """Returns whether `tf.timestamp` can be used."""
+  try:
+    with tf.init_scope():
+      tf.timestamp()
+  except tf.errors.FailedPreconditionError:
+    return False
+  return True
 
 
 def _seconds_per_element(dataset: tf.data.Dataset, seconds: float) -> float:

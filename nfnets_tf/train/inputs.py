@@ -230,16 +230,14 @@ class InputMonitor:
   def end_interval(self, record: dict[str, float]) -> None:
     """Adds input_wait_fraction to a record, and checks invalid_examples.
 
+    Without a measure of waiting, as with deterministic operations, it is left
+    out.
+
     Raises:
       UserError: if too many examples were invalid.
     """
-    seconds = max(self._clock() - self._interval_start, 1e-9)
-    waited = min(self._wait_timer.reset() / seconds, 1.0)
-    record["input_wait_fraction"] = waited
-    slow = waited > _SLOW_FRACTION and not self._filling_buffers
-    if slow and not self._reported:
-      self._reported = True
-      self._report_stages(waited)
+    if (waited := self._wait_timer.reset()) is not None:
+      self._check_waiting(waited, record)
     self._filling_buffers = False
     fraction = record["invalid_examples"]
     self._intervals += 1
@@ -255,6 +253,14 @@ class InputMonitor:
         f" {self._invalid_records}); repair the shards (gin/check_shards.gin"
         " lists the causes) or bind a larger fraction."
       )
+
+  def _check_waiting(self, waited: float, record: dict[str, float]) -> None:
+    seconds = max(self._clock() - self._interval_start, 1e-9)
+    fraction = record["input_wait_fraction"] = min(waited / seconds, 1.0)
+    slow = fraction > _SLOW_FRACTION and not self._filling_buffers
+    if slow and not self._reported:
+      self._reported = True
+      self._report_stages(fraction)
 
   def _report_stages(self, waited: float) -> None:
     costs = self._profile()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import os
 import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, TextIO
@@ -50,23 +51,28 @@ class MetricsLog:
     self, files: RunDir, *, step: int, end: int, writes: bool = True
   ):
     self._path, self._end, self._writes = files.metrics, end, writes
-    self._tensorboard = files.tensorboard
+    self._tensorboard, self._summaries = files.tensorboard, None
     if writes:
       tf.io.gfile.makedirs(files.root)
       self.drop_later(step)
-      self._summaries = tf.summary.create_file_writer(files.tensorboard)
 
   def drop_later(self, step: int) -> None:
-    """Removes the records of later steps, and the final one."""
+    """Removes the records of later steps, and the final one, from both logs."""
     if not self._writes:
       return
+    records = read_records(self._path)
     kept = [
       record
-      for record in read_records(self._path)
+      for record in records
       if record["step"] <= step
       and not (record["step"] == self._end and "weights_sha256" in record)
     ]
     write_atomically(self._path, "".join(json.dumps(r) + "\n" for r in kept))
+    if self._summaries is not None:
+      self._summaries.close()
+    with report_write_errors(self._tensorboard):
+      _drop_events(self._tensorboard, _points_of(records) - _points_of(kept))
+    self._summaries = tf.summary.create_file_writer(self._tensorboard)
 
   def write(self, step: int, record: dict) -> None:
     """Appends one record; its numbers also become TensorBoard scalars."""
@@ -83,6 +89,46 @@ class MetricsLog:
         if isinstance(value, (int, float)):
           tf.summary.scalar(name, value)
       self._summaries.flush()
+
+
+def _points_of(records: list[dict]) -> set[tuple[int, str]]:
+  """Returns the (step, name) of all values."""
+  return {(record["step"], name) for record in records for name in record}
+
+
+def _drop_events(directory: str, points: set[tuple[int, str]]) -> None:
+  """Removes points, (step, name), from TensorBoard's event files.
+
+  TensorBoard has a record for it, of a session that starts at an earlier step,
+  but other readers show all that is in the files.
+  """
+  if not points or not tf.io.gfile.isdir(directory):
+    return
+  for name in tf.io.gfile.listdir(directory):
+    path = os.path.join(directory, name)
+    if "tfevents" not in name or tf.io.gfile.isdir(path):
+      continue
+    events = list(_read_events(path))
+    kept = [
+      event
+      for event in events
+      if not any((event.step, x.tag) in points for x in event.summary.value)
+    ]
+    if len(kept) < len(events):
+      # TensorBoard takes every file with "tfevents" in its name for one.
+      partial = os.path.join(directory, "partial")
+      with tf.io.TFRecordWriter(partial) as writer:
+        for event in kept:
+          writer.write(event.SerializeToString())
+      tf.io.gfile.rename(partial, path, overwrite=True)
+
+
+def _read_events(path: str) -> Iterator[tf.compat.v1.Event]:
+  try:
+    for event in tf.data.TFRecordDataset(path).as_numpy_iterator():
+      yield tf.compat.v1.Event.FromString(event)
+  except tf.errors.DataLossError:
+    pass  # the process was killed while it wrote this one
 
 
 def read_records(path: str) -> list[dict]:

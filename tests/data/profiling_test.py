@@ -41,6 +41,19 @@ def test_wait_timer_excludes_the_time_of_the_consumer():
   assert timer.reset() == 0.0
 
 
+def test_without_time_batches_are_not_measured(monkeypatch):
+  """As if TensorFlow's operations had to be deterministic."""
+
+  def refuse():
+    raise tf.errors.FailedPreconditionError(None, None, "Timestamp")
+
+  monkeypatch.setattr(tf, "timestamp", refuse)
+  timer = WaitTimer(refuse)
+  batches = timer.timed(tf.data.Dataset.range(3))
+  assert list(batches.as_numpy_iterator()) == [0, 1, 2]
+  assert timer.reset() is None
+
+
 def test_wait_timer_keeps_the_structure_of_batches():
   batches = tf.data.Dataset.from_tensors((tf.ones([2]), {"a": tf.zeros([1])}))
   images, rest = next(iter(WaitTimer().timed(batches)))

@@ -8,6 +8,7 @@ import time
 
 import pytest
 import tensorflow as tf
+from tensorboard.backend.event_processing import event_accumulator
 
 from nfnets_tf.errors import RunError
 from nfnets_tf.train.run_dir import RunDir
@@ -81,6 +82,100 @@ def test_rolling_back_drops_later_records(tmp_path):
   log.write(30, {"loss": 0.5})
   losses = [record["loss"] for record in read_records(files.metrics)]
   assert losses == [10.0, 20.0, 0.5]
+
+
+def shown_by_tensorboard(files):
+  """Returns {tag: [(step, value)]} as TensorBoard reads all event files."""
+  accumulator = event_accumulator.EventAccumulator(
+    files.tensorboard, size_guidance={"tensors": 0}
+  )
+  accumulator.Reload()
+  return {
+    tag: [
+      (event.step, float(tf.make_ndarray(event.tensor_proto)))
+      for event in accumulator.Tensors(tag)
+    ]
+    for tag in accumulator.Tags()["tensors"]
+  }
+
+
+def points_in_event_files(files):
+  """Returns the sorted (step, tag) of all events as they are in the files."""
+  return sorted(
+    (event.step, value.tag)
+    for path in glob.glob(f"{files.tensorboard}/*")
+    for event in tf.compat.v1.train.summary_iterator(path)
+    for value in event.summary.value
+  )
+
+
+def assert_logs_agree(files):
+  """TensorBoard shows the numbers of metrics.jsonl, each step once."""
+  expected = {}
+  for record in read_records(files.metrics):
+    for name, value in record.items():
+      if name != "step" and isinstance(value, float):
+        expected.setdefault(name, []).append((record["step"], value))
+  shown = shown_by_tensorboard(files)
+  # TensorBoard reads the files in the order of their names, which is not that
+  # of their times for those of one process and second.
+  assert {tag: sorted(some) for tag, some in shown.items()} == expected
+  points = [(step, tag) for tag, some in expected.items() for step, _ in some]
+  assert points_in_event_files(files) == sorted(points)
+
+
+def write_all(log, steps, value):
+  for step in steps:
+    log.write(step, {"loss": value})
+    if step % 20 == 0:
+      log.write(step, {"heldout_loss": value, "ema_heldout_loss": value})
+
+
+def test_tensorboard_shows_each_step_once_after_kills(tmp_path):
+  files = RunDir(str(tmp_path))
+  write_all(MetricsLog(files, step=0, end=90), range(4, 61, 4), 1.0)
+  # Killed while it wrote; the second time before the first record.
+  newest = max(glob.glob(f"{files.tensorboard}/*"), key=os.path.getmtime)
+  with open(newest, "ab") as file:
+    file.write(b"\x20\0\0")
+  MetricsLog(files, step=40, end=90)
+  assert_logs_agree(files)
+  write_all(MetricsLog(files, step=40, end=90), range(44, 69, 4), 2.0)
+  assert_logs_agree(files)
+  write_all(MetricsLog(files, step=60, end=90), range(64, 89, 4), 3.0)
+  assert_logs_agree(files)
+  assert len(read_records(files.metrics)) == 22 + 4
+  MetricsLog(files, step=0, end=90)
+  assert points_in_event_files(files) == []
+
+
+def test_tensorboard_after_rollbacks_and_a_final_record(tmp_path):
+  files = RunDir(str(tmp_path))
+  log = MetricsLog(files, step=0, end=60)
+  write_all(log, range(4, 61, 4), 1.0)
+  log.drop_later(40)  # rolled back
+  assert_logs_agree(files)
+  write_all(log, range(44, 61, 4), 2.0)
+  log.drop_later(56)
+  write_all(log, [60], 3.0)
+  log.write(60, {"top1": 0.5, "weights_sha256": "ab"})
+  assert_logs_agree(files)
+  log = MetricsLog(files, step=60, end=60)  # killed before the result
+  log.write(60, {"top1": 0.5, "weights_sha256": "ab"})
+  assert_logs_agree(files)
+  # With more epochs.
+  write_all(MetricsLog(files, step=60, end=90), range(64, 81, 4), 4.0)
+  assert_logs_agree(files)
+
+
+def test_events_of_others_stay(tmp_path):
+  files = RunDir(str(tmp_path))
+  write_all(MetricsLog(files, step=0, end=90), range(4, 21, 4), 1.0)
+  with tf.summary.create_file_writer(files.tensorboard).as_default():
+    tf.summary.scalar("mine", 7.0, step=16)
+  MetricsLog(files, step=8, end=90)
+  assert shown_by_tensorboard(files)["mine"] == [(16, 7.0)]
+  assert shown_by_tensorboard(files)["loss"] == [(4, 1.0), (8, 1.0)]
 
 
 def test_other_workers_write_nothing(tmp_path):
