@@ -118,6 +118,8 @@ def find_run_dir(path: str) -> str | None:
   Returns:
     The nearest directory with a config.gin, None if there is none.
   """
+  if path.startswith(("http://", "https://")):
+    return None  # of weights, which are downloaded
   folder = os.path.normpath(os.path.expanduser(path))
   if "://" in path:
     folder = path.rstrip("/")

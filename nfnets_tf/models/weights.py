@@ -266,7 +266,7 @@ class InitWeights:
     path: see `load_weights`; None is from scratch.
     keep_head: see `load_weights`.
     averaged: see `load_weights`.
-    variant: of the network, for "imagenet".
+    variant: of the network; "imagenet" must have weights of it.
     published: see `load_weights`.
   """
 
@@ -282,6 +282,8 @@ class InitWeights:
     self.path, self.variant = path, variant
     self.keep_head, self.averaged = keep_head, averaged
     self.published = published or Published()
+    if variant is not None:
+      self.describe()
 
   def __call__(self, model: keras.Model) -> None:
     if self.path is not None:
@@ -306,9 +308,8 @@ class InitWeights:
     """
     if self.path is None:
       return
-    path = self.locate()
-    exists = tf.io.gfile.exists  # a checkpoint's path is a prefix
-    if not exists(path) and not exists(f"{path}.index"):
+    path = self.locate()  # of a checkpoint a prefix
+    if not any(map(tf.io.gfile.exists, (path, f"{path}.index"))):
       raise UserError(f"{path!r} does not exist; {_EXPECTED}")
 
   def describe(self) -> str:

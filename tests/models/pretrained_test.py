@@ -11,6 +11,7 @@ import pytest
 import nfnets_tf
 from nfnets_tf.config import Configuration
 from nfnets_tf.errors import UserError
+from nfnets_tf.fileio import find_run_dir
 from nfnets_tf.keras_api import keras
 from nfnets_tf.models import cost, pretrained
 from nfnets_tf.models.pretrained import Published
@@ -152,6 +153,16 @@ def test_a_run_named_imagenet_is_not_mistaken(tmp_path, monkeypatch):
   pathlib.Path("imagenet/config.gin").write_text("")
   with pytest.raises(UserError, match="write './imagenet' for the run"):
     start().describe()
+
+
+def test_an_address_belongs_to_no_run():
+  assert find_run_dir("https://host.invalid/runs/x/F0_haiku.npz") is None
+
+
+def test_gin_refuses_other_variants_at_once():
+  bindings = ["VARIANT = 'F7'", "WEIGHTS = 'imagenet'"]
+  with pytest.raises(UserError, match="no weights of F7"):
+    Configuration(["gin/finetune_imagenet.gin"], bindings).build_job()
 
 
 def test_gin_binds_the_address(server):
