@@ -44,6 +44,7 @@ from nfnets_tf.errors import (
   plain_message,
 )
 from nfnets_tf.fileio import file_sha256, read_json, write_atomically
+from nfnets_tf.progress import counted
 from nfnets_tf.ranges import SEED, accepts, integer, number, optional
 
 if TYPE_CHECKING:
@@ -224,7 +225,9 @@ class ShardBuilder:
     )
     try:
       with concurrent.futures.ThreadPoolExecutor() as pool:
-        return all(pool.map(compare, tasks))
+        same = pool.map(compare, tasks)
+        text = "Comparing images, shard by shard"
+        return all(counted(same, text, len(tasks)))
     except tf.errors.OpError:  # of a corrupt shard
       return False
 

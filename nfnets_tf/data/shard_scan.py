@@ -26,6 +26,7 @@ from nfnets_tf.data.tfrecords import (
 )
 from nfnets_tf.errors import RunError, UserError, plain_message
 from nfnets_tf.fileio import read_json, write_atomically
+from nfnets_tf.progress import counted
 
 LOGGER = logging.getLogger("nfnets_tf")
 
@@ -230,7 +231,7 @@ def _key(files: Sequence[str], fields: Fields) -> str:
 
 def _read_shards(files: Sequence[str], fields: Fields) -> dict:
   counts, hashes, labels = [], [], collections.Counter()
-  for file in files:
+  for file in counted(files, "Counting records, shard by shard"):
     found, digest = _read_shard(file, fields)
     counts.append(len(found))
     hashes.append(digest)

@@ -286,3 +286,9 @@ def test_copies_of_the_images_are_the_same_images(tmp_path, shards):
   corrupt.write_bytes(content)
   with pytest.raises(UserError, match="other images or settings"):
     make_builder(builder.directory, SmoothImages(key="y")).build()
+  in_order = functools.partial(
+    make_builder, tmp_path / "b", seed=None, examples_per_shard=50
+  )
+  in_order(SmoothImages(12)).build()
+  with pytest.raises(UserError, match="other images or settings"):
+    in_order(SmoothImages(13, key="one more")).build()

@@ -3,6 +3,7 @@ import json
 import os
 import sys
 import threading
+import time
 
 import pytest
 import tensorflow as tf
@@ -140,6 +141,7 @@ def test_error_in_a_thread_cancels_pending_tasks():
       release.set()
       raise KeyError("broken")
     release.wait()
+    time.sleep(0.001)  # or all are done before the error is seen
 
   with pytest.raises(KeyError, match="broken"):
     InProcess()(work, range(10_000))
