@@ -132,7 +132,7 @@ class SweepJob:
         " --points=NAME on all workers."
       )
     self._configuration.check_workdir(self._store.config)
-    plan = sweep_tables.read_table(self._store.plan)
+    plan = sweep_tables.read_plan(self._store.plan)
     if plan is None or {*plan["point"]} != {p.name for p in self._sweep.points}:
       plan = self._plan()  # before anything is written: it builds all jobs
       sweep_tables.write_table(plan, self._store.plan)
@@ -208,7 +208,7 @@ class SweepJob:
 
   def _tables(self, trials: Trials) -> tuple[pd.DataFrame | None, pd.DataFrame]:
     """Returns the plan, if there is one, and the results."""
-    plan = sweep_tables.read_table(self._store.plan)
+    plan = sweep_tables.read_plan(self._store.plan)
     return plan, sweep_tables.results_table(self._sweep, trials, plan)
 
   def _refresh(self, trials: Trials) -> None:

@@ -226,6 +226,11 @@ class Fits:
       )
     return sentences
 
+  def log_warnings(self) -> None:
+    """Logs the `warnings`."""
+    for sentence in self.warnings():
+      LOGGER.warning("%s", sentence)
+
   def _describe_outlier(self, point) -> str:
     value = getattr(point, point.quantity)
     ratio = value / point.expected
@@ -313,28 +318,21 @@ def fit_study(
   others, outliers = split_outliers(runs)
   kept, others = (others, runs) if exclude_outliers else (runs, others)
   points = best_runs(kept)
-  if warn:
-    _warn_of_merged(kept)
   frontier = allocation.pareto_frontier(points)
   curve = frontier["compute"], frontier["loss"]
   options = {"resamples": resamples, "seed": seed}
+  power, offset = _fit_laws(frontier, **options)
   surface = allocation.fit_surface(points)
-  power, offset = _fit_laws(*curve)
-
-  def bootstrap(law):
-    return power_laws.bootstrap_law(law, *curve, **options)
-
-  other = allocation.pareto_frontier(best_runs(others))
   fits = Fits(
     points=points,
     skipped_rows=skipped_rows,
     outliers=outliers,
     outliers_kept=not exclude_outliers,
-    other_laws=_fit_laws(other["compute"], other["loss"]),
+    other_laws=_fit_laws(allocation.pareto_frontier(best_runs(others))),
     frontier=frontier,
     rates=best_rates(kept.sort_values("size", kind="stable")),
-    power=bootstrap(power),
-    offset=bootstrap(offset),
+    power=power,
+    offset=offset,
     extrapolation=power_laws.extrapolate(
       *curve, threshold=extrapolate_from, **options
     ),
@@ -342,8 +340,9 @@ def fit_study(
     exponents=allocation.bootstrap_exponents(points, **options),
     surface=allocation.bootstrap_surface(surface, points, **options),
   )
-  for sentence in fits.warnings() if warn else ():
-    LOGGER.warning("%s", sentence)
+  if warn:
+    _warn_of_merged(kept)
+    fits.log_warnings()
   return fits
 
 
@@ -365,8 +364,14 @@ def _warn_of_merged(runs: pd.DataFrame) -> None:
     )
 
 
-def _fit_laws(compute, loss) -> tuple[Law | None, Law | None]:
-  return (
-    power_laws.fit_power_law(compute, loss, warn=False),
-    power_laws.fit_offset_law(compute, loss, warn=False),
-  )
+def _fit_laws(
+  frontier: pd.DataFrame, *, resamples: int = 0, seed: int = 0
+) -> tuple[Law | None, Law | None]:
+  """Returns the power law and that with offset of a frontier."""
+  curve = frontier["compute"], frontier["loss"]
+
+  def fit(kind):
+    law = kind(*curve, warn=False)
+    return power_laws.bootstrap_law(law, *curve, resamples=resamples, seed=seed)
+
+  return fit(power_laws.fit_power_law), fit(power_laws.fit_offset_law)

@@ -33,6 +33,7 @@ LOGGER = logging.getLogger("nfnets_tf")
 
 _TERMINATED = (130, 143, -signal.SIGINT, -signal.SIGTERM)
 _MAX_STARTS = 3
+_MAX_NAME = 210  # of 255; a tuned value and the ends of files' names follow
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,6 +69,10 @@ def grid_points(grid: Sequence[Mapping]) -> list[GridPoint]:
       raise UserError(
         f"{count} points of the sweep are named {name!r}; give each axis values"
         " that differ in letters or digits."
+      )
+    if len(name.encode()) > _MAX_NAME:
+      raise UserError(
+        f"{name!r} is too long for a folder; give the axes shorter values."
       )
   return points
 

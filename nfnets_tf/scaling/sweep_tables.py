@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import logging
 import math
 import os
 from collections.abc import Callable, Iterable, Mapping
@@ -26,6 +27,8 @@ from nfnets_tf.scaling.sweep_store import (
 
 if TYPE_CHECKING:
   from nfnets_tf.scaling.sweep import GridPoint, Sweep
+
+LOGGER = logging.getLogger("nfnets_tf")
 
 # Column of the plan: (title when printed, format, divisor).
 _PRINTED = {
@@ -109,6 +112,32 @@ def read_table(path: str) -> pd.DataFrame | None:
   # The default from pandas 3.1 on, which deprecates the argument.
   exact = {"float_precision": "round_trip"} if pd.__version__ < "3.1" else {}
   return pd.read_csv(content, **exact)
+
+
+def read_plan(path: str) -> pd.DataFrame | None:
+  """Returns the plan in a CSV file, as `plan_table` made it.
+
+  Returns:
+    None if there is no such file, or if it has been edited into something
+    else, of which a warning is logged.
+  """
+  try:
+    plan = read_table(path)
+  except ValueError:  # of pandas too
+    plan = pd.DataFrame()
+  if plan is None:
+    return None
+  figures = [name for name in _PRINTED if name in plan]
+  numeric = all(pd.api.types.is_numeric_dtype(plan[name]) for name in figures)
+  required = {"point", "flops"} <= {*plan}
+  if numeric and required and plan["point"].is_unique:
+    return plan
+  LOGGER.warning(
+    "%r is ignored, since it is not the plan that the sweep wrote; rerun with"
+    " --points=plan to write it again.",
+    path,
+  )
+  return None
 
 
 def results_table(

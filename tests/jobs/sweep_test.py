@@ -104,6 +104,30 @@ def test_plan_counts_each_network_once_and_shows_that_it_lives(
   assert shown[0].startswith("Estimating the cost of points, 0 of 6, 00:0")
 
 
+EDITED = {
+  "empty": lambda text: "",
+  "semicolons": lambda text: text.replace(",", ";"),
+  "without points": lambda text: text.replace("point", "name", 1),
+  "a number is text": lambda text: text.replace("flops", "x", 1),
+  "copied rows": lambda text: text + text.splitlines()[1] + "\n",
+}
+
+
+def test_edited_plan_is_told_and_made_anew(
+  run, make_job, folder, caplog, monkeypatch
+):
+  monkeypatch.setattr(logging.getLogger("nfnets_tf"), "propagate", True)
+  run("plan")
+  text = (folder / "plan.csv").read_text()
+  for edit in EDITED.values():
+    (folder / "plan.csv").write_text(edit(text))
+    caplog.clear()
+    assert "pending" in run("list")
+    assert "plan.csv' is ignored" in caplog.text
+  run("left")
+  assert (folder / "plan.csv").read_text() == text
+
+
 def test_plan_of_a_search_counts_its_trials(make_job):
   text = make_job(TUNED).plan()
   assert "at least 3 trials each: 2.1e+03 FLOPs, 42" in text

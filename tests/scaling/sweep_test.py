@@ -384,3 +384,10 @@ def test_trials_without_tuning_are_kept_apart(tmp_path):
   assert len(run(tmp_path, tuned=False)[1].done) == 9
   assert len(run(tmp_path)[1].done) == 27
   assert run(tmp_path, tuned=False)[1].started == []
+
+
+def test_names_too_long_for_a_folder_are_refused():
+  assert grid_points([{"WEIGHTS": "x" * 202}])
+  for value in ("x" * 203, "é" * 102):
+    with pytest.raises(UserError, match="shorter values"):
+      grid_points([{"WEIGHTS": value}])
