@@ -109,6 +109,26 @@ def read_bytes(path: str) -> bytes:
     return b"".join(iter(lambda: file.read(_BLOCK), b""))
 
 
+def refuse_pattern(name: str, path: str) -> None:
+  """Raises a UserError about a path that TensorFlow's readers cannot open.
+
+  They take the path of a checkpoint or SavedModel for a pattern, in which "["
+  begins a set of characters, and a backslash is dropped: such a path does not
+  match itself. Nothing can be escaped, because they open it as it is later.
+
+  Args:
+    name: of what has the path, for the message.
+    path: of a directory or checkpoint.
+  """
+  for character in "[\\":
+    if character in path:
+      raise UserError(
+        f"{name} {path!r} contains {character!r}, but TensorFlow takes paths of"
+        " checkpoints and SavedModels for patterns and cannot read them there;"
+        " use or rename it to a path without '[' and backslashes."
+      )
+
+
 def find_run_dir(path: str) -> str | None:
   """Returns the work directory that a checkpoint belongs to.
 

@@ -121,7 +121,9 @@ def _launch(quiet) -> int:
     from nfnets_tf.train.run_dir import RunDir
 
     configuration = Configuration(_GIN_FILE.value, _GIN_PARAM.value)
-  workdir = _WORKDIR.value or configuration.workdir
+  # No shell expands "~" within --workdir=~/runs.
+  workdir = os.path.expanduser(_WORKDIR.value or configuration.workdir)
+  RunDir(workdir).check_path()
   if configuration.is_sweep or _POINTS.value is not None:
     return _launch_sweep(quiet, configuration, workdir)
   if _DRY_RUN.value:

@@ -15,6 +15,8 @@ from nfnets_tf.fileio import (
   report_write_errors,
   write_atomically,
 )
+from nfnets_tf.serving.versioning import create_directory
+from nfnets_tf.train.run_dir import RunDir
 
 
 def test_the_hash_of_all_bytes(tmp_path):
@@ -126,3 +128,39 @@ def test_finds_run_of_checkpoint_path(tmp_path, monkeypatch):
   with tf.io.gfile.GFile("ram://bucket/run/config.gin", "w") as file:
     file.write("A = 1")
   assert find_run_dir("ram://bucket/run/checkpoints/") == "ram://bucket/run"
+
+
+@pytest.mark.parametrize("name", ["exp [1]", "a[", "a\\b"])
+def test_paths_that_tensorflow_takes_for_patterns_are_refused(tmp_path, name):
+  root = str(tmp_path / name)
+  with pytest.raises(UserError, match="without .* backslash") as refused:
+    RunDir(root).check_writable()
+  assert repr(root) in str(refused.value) and "--workdir" in str(refused.value)
+  with (
+    pytest.raises(UserError, match="the directory"),
+    create_directory(f"{root}/1"),
+  ):
+    pass
+  assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+  "name",
+  ["a ]b", "a*?", "a {x} #1 %s $HOME `d` 'q' \"r\"", "ü\n", "-x", "a,;~"],
+)
+def test_other_paths_hold_checkpoints_that_tensorflow_reads(tmp_path, name):
+  root = str(tmp_path / name)
+  RunDir(root).check_writable()
+  path = f"{root}/checkpoints/ckpt-1"
+  variable = tf.Variable(3.0)
+  tf.train.Checkpoint(x=variable).write(path)
+  variable.assign(0.0)
+  tf.train.Checkpoint(x=variable).read(path).assert_consumed()
+  assert variable.numpy() == 3.0
+  module = tf.Module()
+  module.x = variable
+  tf.saved_model.save(module, f"{root}/1")
+  assert tf.saved_model.load(f"{root}/1").x.numpy() == 3.0
+  with tf.summary.create_file_writer(f"{root}/tensorboard").as_default(step=1):
+    tf.summary.scalar("loss", 1.0)
+  assert tf.io.gfile.listdir(f"{root}/tensorboard")

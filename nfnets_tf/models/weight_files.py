@@ -19,7 +19,7 @@ import numpy as np
 import tensorflow as tf
 
 from nfnets_tf.errors import UserError
-from nfnets_tf.fileio import new_file
+from nfnets_tf.fileio import new_file, refuse_pattern
 from nfnets_tf.models.parameter_names import (
   HEAD_KEYS,
   LEFT_OVER,
@@ -216,6 +216,7 @@ def read_checkpoint(path: str, prefix: str, averaged: bool) -> Parameters:
   Raises:
     UserError: if there are none, or they are folded for serving.
   """
+  refuse_pattern("the checkpoint", prefix)
   reader = tf.train.load_checkpoint(prefix)
   keys = reader.get_variable_to_shape_map()
   if any(key.startswith("folded/") for key in keys):

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 import tensorflow as tf
 
 from nfnets_tf.errors import UserError
+from nfnets_tf.fileio import refuse_pattern
 
 _MODEL = "saved_model.pb"
 
@@ -92,6 +93,7 @@ def create_next_version(directory: str) -> Iterator[PendingDirectory]:
 
 @contextlib.contextmanager
 def _temporary(parent: str, name: str) -> Iterator[PendingDirectory]:
+  refuse_pattern("the directory", os.path.join(parent, name))
   folder = os.path.join(parent, f"partial-{uuid.uuid4().hex[:8]}-{name}")
   try:
     yield PendingDirectory(folder)

@@ -34,6 +34,7 @@ from nfnets_tf.fileio import (
   read_bytes,
   read_json,
   read_run_data,
+  refuse_pattern,
   report_write_errors,
   write_atomically,
 )
@@ -70,12 +71,21 @@ class RunDir:
     self.not_finite = os.path.join(root, "not_finite.tsv")
     self.result = os.path.join(root, "result.json")
 
+  def check_path(self) -> None:
+    """Checks that TensorFlow can read checkpoints in this directory.
+
+    Raises:
+      UserError: if the path has characters that it takes for a pattern.
+    """
+    refuse_pattern("--workdir", self.root)
+
   def check_writable(self) -> None:
     """Checks that a local directory exists or can be created, and is writable.
 
     Raises:
       UserError: if it is not.
     """
+    self.check_path()
     if "://" in self.root:
       return
     path = os.path.abspath(self.root)
