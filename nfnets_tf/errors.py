@@ -11,6 +11,7 @@ import tensorflow as tf
 
 # TensorFlow wraps the cause in lines about nodes of its graph.
 _NODE = re.compile(r"\{\{.*?\}\}|\[Op:\w+\].*")
+_ASSERTION = re.compile(r"assertion failed: \[(.*?)\]$")
 _WHERE = re.compile(
   r"Graph execution error|Detected at node|File \"|^\^|^\S+\($"
 )
@@ -70,6 +71,8 @@ def plain_message(error: Exception) -> str:
   for line in lines:
     if match := _REASON.search(line):
       return match[0]
+    if match := _ASSERTION.search(line):
+      return match[1]
   causes = (line for line in lines if line and not _WHERE.match(line))
   return next(causes, type(error).__name__)
 

@@ -10,17 +10,34 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import tensorflow as tf
 
-from nfnets_tf.data.preprocessing import Transform, fold_seed, paste
+from nfnets_tf.ops.stateless_random import fold_seed
 from nfnets_tf.ranges import accepts, ascending, integer, number
+
+if TYPE_CHECKING:
+  from nfnets_tf.data.preprocessing import Transform
 
 Mixer = Callable[
   [tf.Tensor, tf.Tensor, tf.Tensor], "tuple[tf.Tensor, tf.Tensor]"
 ]
 
 _ATTEMPTS = 10
+
+
+def paste(
+  image: tf.Tensor, box: tf.Tensor, top: tf.Tensor, left: tf.Tensor
+) -> tf.Tensor:
+  """Replaces a box [h, w, 3] of an image [height, width, 3], from top left.
+
+  Slices and two `concat`s: a scatter or a `where` over a mask is slower.
+  """
+  bottom, right = top + tf.shape(box)[0], left + tf.shape(box)[1]
+  rows = image[top:bottom]
+  rows = tf.concat([rows[:, :left], box, rows[:, right:]], axis=1)
+  return tf.concat([image[:top], rows, image[bottom:]], axis=0)
 
 
 @accepts(multiplicity=integer(1))

@@ -11,15 +11,11 @@ from collections.abc import Callable, Sequence
 import tensorflow as tf
 
 from nfnets_tf.data.augmentation import Augmentation
-from nfnets_tf.data.preprocessing import (
-  MAX_PIXELS,
-  Transform,
-  compose,
-  fold_seed,
-  pixel_count,
-)
+from nfnets_tf.data.decoding import MAX_PIXELS, pixel_count
+from nfnets_tf.data.preprocessing import Transform, compose
 from nfnets_tf.data.tfrecords import Fields, parse_image_and_label
 from nfnets_tf.ops.losses import MixedLabels
+from nfnets_tf.ops.stateless_random import fold_seed
 
 _MAX_WINDOW = 16
 

@@ -21,13 +21,14 @@ from nfnets_tf.data.dataset_info import (
   read_split_info,
   require_directory,
 )
+from nfnets_tf.data.decoding import MAX_PIXELS
 from nfnets_tf.data.loading import (
   ExampleLoader,
   dataset_options,
   flatten_copies,
   map_skipping_errors,
 )
-from nfnets_tf.data.preprocessing import MAX_PIXELS, Transform, compose
+from nfnets_tf.data.preprocessing import Transform, compose
 from nfnets_tf.data.shuffle import ShardedShuffle, read_range
 from nfnets_tf.data.tfrecords import Fields
 from nfnets_tf.data.validation import PADDING, InvalidRecords, RecordValidator

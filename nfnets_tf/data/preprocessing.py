@@ -1,4 +1,4 @@
-"""Image decoding with a size guard, and the basic per-image transforms.
+"""The basic per-image transforms, and their composition.
 
 A transform is a callable (image, seed) -> image on uint8 [height, width, 3];
 the seed, int64 [2], belongs to this example and this transform. Transforms run
@@ -11,14 +11,15 @@ from collections.abc import Callable, Sequence
 
 import tensorflow as tf
 
+from nfnets_tf.data.decoding import (
+  decode,
+  decode_and_crop_jpeg,
+  decode_lossless,
+)
+from nfnets_tf.ops.stateless_random import fold_seed
 from nfnets_tf.ranges import MAX_SIDE, accepts, ascending, integer, number, side
 
 Transform = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
-
-# Limit of height * width: 8,192 x 8,192, which takes 200 MB decoded.
-MAX_PIXELS = 1 << 26
-
-_HEADER_BYTES = 26  # PNG, GIF and BMP state their size within these
 
 
 def compose(transforms: Sequence[Transform]) -> Transform:
@@ -44,81 +45,6 @@ def compose(transforms: Sequence[Transform]) -> Transform:
   return apply
 
 
-def fold_seed(seed: tf.Tensor, index: int | tf.Tensor) -> tf.Tensor:
-  """Derives an independent seed, int64 [2], from a seed [2] and an index."""
-  return tf.random.experimental.stateless_fold_in(seed, index)
-
-
-def decode(image: tf.Tensor) -> tf.Tensor:
-  """Decodes a JPEG, PNG, GIF or BMP string [] to uint8 [height, width, 3].
-
-  Decoded images are returned unchanged; of an animation, the first frame.
-
-  Raises:
-    tf.errors.InvalidArgumentError: if the string cannot be decoded.
-  """
-  if image.dtype != tf.string:
-    return image
-  image = tf.io.decode_image(image, channels=3, expand_animations=False)
-  # `decode_image` loses the static rank.
-  return tf.ensure_shape(image, [None, None, 3])
-
-
-def pixel_count(encoded: tf.Tensor) -> tf.Tensor:
-  """Reads height * width from the header of an encoded image.
-
-  To be checked before decoding: a file of a few hundred bytes may claim
-  billions of pixels, which the decoder would allocate.
-
-  Args:
-    encoded: JPEG, PNG, GIF or BMP, string [].
-
-  Returns:
-    int64 []; 0 for a string of another format.
-
-  Raises:
-    tf.errors.InvalidArgumentError: if a JPEG's header cannot be read.
-  """
-  return tf.cond(
-    tf.io.is_jpeg(encoded),
-    lambda: _area(*tf.unstack(tf.io.extract_jpeg_shape(encoded)[:2])),
-    lambda: _pixel_count_from_header(encoded),
-  )
-
-
-def _pixel_count_from_header(encoded):
-  # Padded, because `substr` refuses to read past the end of a string.
-  header = tf.strings.substr(encoded + b"\0" * _HEADER_BYTES, 0, _HEADER_BYTES)
-
-  def pixels(magic, begin, dtype, **byte_order):
-    matches = tf.equal(tf.strings.substr(header, 0, len(magic)), magic)
-    size = 2 * dtype.size
-    sides = tf.io.decode_raw(
-      tf.strings.substr(header, begin, size),
-      dtype,
-      fixed_length=size,
-      **byte_order,
-    )
-    sides = tf.cast(sides, tf.int64)
-    if magic == b"BM":
-      # The height of a BMP stored top-down is negative.
-      sides = tf.abs(sides)
-    else:
-      sides = tf.bitwise.bitwise_and(sides, 2**32 - 1)  # they are unsigned
-    return tf.where(matches, _area(*tf.unstack(sides)), 0)
-
-  # One operation for both sides: records are also validated eagerly.
-  return (
-    pixels(b"\x89PNG", 16, tf.int32, little_endian=False)
-    + pixels(b"GIF8", 6, tf.uint16)
-    + pixels(b"BM", 18, tf.int32)
-  )
-
-
-def _area(height, width):
-  return tf.cast(height, tf.int64) * tf.cast(width, tf.int64)
-
-
 def resize_bicubic(image: tf.Tensor, height: int, width: int) -> tf.Tensor:
   """Resizes uint8 [h, w, 3] to uint8 [height, width, 3].
 
@@ -129,19 +55,6 @@ def resize_bicubic(image: tf.Tensor, height: int, width: int) -> tf.Tensor:
   # `tf.saturate_cast` gives the same values in twice the time.
   image = tf.minimum(tf.maximum(tf.round(image), 0.0), 255.0)
   return tf.cast(image, tf.uint8)
-
-
-def paste(
-  image: tf.Tensor, box: tf.Tensor, top: tf.Tensor, left: tf.Tensor
-) -> tf.Tensor:
-  """Replaces a box [h, w, 3] of an image [height, width, 3], from top left.
-
-  Slices and two `concat`s: a scatter or a `where` over a mask is slower.
-  """
-  bottom, right = top + tf.shape(box)[0], left + tf.shape(box)[1]
-  rows = image[top:bottom]
-  rows = tf.concat([rows[:, :left], box, rows[:, right:]], axis=1)
-  return tf.concat([image[:top], rows, image[bottom:]], axis=0)
 
 
 @accepts(image_size=side(), area=ascending(number(above=0, most=1)))
@@ -167,8 +80,10 @@ class InceptionCrop:
     if image.dtype == tf.string:
       image = tf.cond(
         tf.io.is_jpeg(image),
-        lambda: self._decode_and_crop_jpeg(image, seed),
-        lambda: self._crop(decode(image), seed),
+        lambda: decode_and_crop_jpeg(
+          image, lambda shape: self.sample_box(shape, seed)
+        ),
+        lambda: self._crop(decode_lossless(image), seed),
       )
     else:
       image = self._crop(image, seed)
@@ -198,10 +113,6 @@ class InceptionCrop:
     # TensorFlow returns the whole image when every attempt has failed.
     failed = tf.reduce_all(tf.equal(box[2:], image_shape[:2]))
     return tf.where(failed, self._center_box(image_shape), box)
-
-  def _decode_and_crop_jpeg(self, encoded, seed):
-    box = self.sample_box(tf.io.extract_jpeg_shape(encoded), seed)
-    return tf.io.decode_and_crop_jpeg(encoded, box, channels=3)
 
   def _crop(self, image, seed):
     box = self.sample_box(tf.shape(image), seed)

@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
-from nfnets_tf.data.preprocessing import paste
+from nfnets_tf.data.augmentation import paste
 from nfnets_tf.errors import require
 from nfnets_tf.ranges import accepts, integer, number
 

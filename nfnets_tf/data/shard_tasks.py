@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import tensorflow as tf
 
+from nfnets_tf.data.decoding import decode
 from nfnets_tf.data.near_duplicates import NearDuplicates, difference_hash
-from nfnets_tf.data.preprocessing import decode
 from nfnets_tf.data.tfrecords import read_records, shard_name, write_shard
 from nfnets_tf.errors import UserError, plain_message
 from nfnets_tf.fileio import read_json, write_atomically

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 
 import tensorflow as tf
 
-from nfnets_tf.data.preprocessing import MAX_PIXELS, decode, pixel_count
+from nfnets_tf.data.decoding import MAX_PIXELS, decode, pixel_count
 from nfnets_tf.data.tfrecords import (
   UNREADABLE,
   FeatureValues,

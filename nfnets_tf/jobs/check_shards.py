@@ -15,8 +15,8 @@ import pandas as pd
 import tensorflow as tf
 
 from nfnets_tf.data.dataset_info import SplitInfo, read_split_info
+from nfnets_tf.data.decoding import decode
 from nfnets_tf.data.loading import parallel_calls
-from nfnets_tf.data.preprocessing import decode
 from nfnets_tf.data.tfrecords import Fields, read_features, read_records
 from nfnets_tf.data.validation import InvalidRecord, RecordValidator
 from nfnets_tf.errors import UserError, plain_message

@@ -35,6 +35,11 @@ class _Scope:
   batch_size: tf.Tensor | int | None
 
 
+def fold_seed(seed: tf.Tensor, index: int | tf.Tensor) -> tf.Tensor:
+  """Derives an independent seed, int64 [2], from a seed [2] and an index."""
+  return tf.random.experimental.stateless_fold_in(seed, index)
+
+
 @contextlib.contextmanager
 def seed_scope(
   seed: tf.Tensor,

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import tensorflow as tf
 
 from nfnets_tf.data import preprocessing
-from nfnets_tf.data.preprocessing import MAX_PIXELS, pixel_count
+from nfnets_tf.data.decoding import MAX_PIXELS, decode, pixel_count
 
 # Returns (features or None, logits) of images in [0, 255].
 Network = Callable[[tf.Tensor], tuple]
@@ -90,7 +90,7 @@ class ServingModule(tf.Module):
       )
       with tf.control_dependencies([small_enough]):
         string = tf.identity(string)
-      return self._preprocess_one(preprocessing.decode(string))
+      return self._preprocess_one(decode(string))
 
     return self._map(decode_and_preprocess, encoded)
 

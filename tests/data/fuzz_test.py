@@ -8,7 +8,7 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from nfnets_tf.data import pipeline, preprocessing
+from nfnets_tf.data import decoding, pipeline, preprocessing
 from nfnets_tf.data.dataset_info import SplitInfo
 from nfnets_tf.data.tfrecords import Fields, Record, write_shard
 from nfnets_tf.data.validation import RecordValidator
@@ -199,7 +199,7 @@ def test_training_resumes_among_damaged_records(shards):
 
 @pytest.mark.parametrize("kind", list(originals()))
 def test_decodes_every_kind_of_image(kind):
-  image = preprocessing.decode(tf.constant(originals()[kind]))
+  image = decoding.decode(tf.constant(originals()[kind]))
   assert image.dtype == tf.uint8 and image.shape == [24, 20, 3]
   near = kind in ("png", "png of 16 bits", "png with alpha", "bmp")
   if near:

@@ -3,7 +3,8 @@ import pytest
 import tensorflow as tf
 
 from nfnets_tf.data import preprocessing
-from nfnets_tf.data.preprocessing import MAX_PIXELS, compose, pixel_count
+from nfnets_tf.data.decoding import MAX_PIXELS, pixel_count
+from nfnets_tf.data.preprocessing import compose
 
 TRANSFORMS = {
   "InceptionCrop": preprocessing.InceptionCrop(image_size=24),
