@@ -1,6 +1,9 @@
+import io
+
 import numpy as np
 import pytest
 import tensorflow as tf
+from PIL import Image
 
 from nfnets_tf.keras_api import keras
 from nfnets_tf.serving import signatures
@@ -46,17 +49,31 @@ def test_fractional_pixels_are_not_rounded(named, images):
   assert np.abs(whole["logits"] - between["logits"]).max() > 1e-6
 
 
+def turned_jpeg(image):
+  """Returns a JPEG whose EXIF data ask to turn it clockwise."""
+  exif = Image.Exif()
+  exif[0x0112] = 6
+  stream = io.BytesIO()
+  Image.fromarray(image).save(stream, "JPEG", exif=exif)
+  return stream.getvalue()
+
+
 def test_mixed_formats_and_sizes_in_one_batch(named, model, images, expected):
+  clear = np.zeros_like(images[0][..., :1])
   wide = np.concatenate([images[1], images[2][:, ::-1]], axis=1)
   encoded = [
     tf.io.encode_png(images[0]),
     tf.io.encode_jpeg(wide),
     tf.io.encode_png(images[3][:17, :31, :1]),  # gray
+    tf.io.encode_png(np.concatenate([images[0], clear], axis=-1)),
+    turned_jpeg(images[1]),
   ]
   decoded = [
     images[0],
     tf.io.decode_jpeg(encoded[1]).numpy(),
     np.repeat(images[3][:17, :31, :1], 3, axis=-1),
+    np.full_like(images[0], 255),
+    np.rot90(tf.io.decode_jpeg(encoded[4]).numpy(), -1),
   ]
   answer = named["serving_bytes"](encoded=tf.stack(encoded))
   logits = np.concatenate([expected(model, [image]) for image in decoded])
