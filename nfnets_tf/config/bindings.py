@@ -347,6 +347,19 @@ def parse(
   return bindings
 
 
+def files_with(text: str) -> list[str]:
+  """Returns the paths of the project's gin files that contain a text.
+
+  Overlays come first, then the files that fewer directories hold.
+  """
+  files = [
+    file.relative_to(ROOT).as_posix()
+    for file in (ROOT / "gin").rglob("*.gin")
+    if text in file.read_text()
+  ]
+  return sorted(files, key=lambda x: ("overlays" not in x, x.count("/"), x))
+
+
 def find_changes(
   before: Mapping[str, str], now: Mapping[str, str]
 ) -> list[tuple[str, str | None, str | None]]:

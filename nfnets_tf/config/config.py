@@ -289,7 +289,8 @@ def check(bindings: Bindings) -> None:
 
   Raises:
     UserError: if a macro is set and never used or used and never set, a
-      parameter does not exist, or a required one is not bound.
+      parameter does not exist, a flag binds one that nothing uses, or a
+      required one is not bound.
   """
   uses = [
     (leaf, name)
@@ -318,6 +319,7 @@ def check(bindings: Bindings) -> None:
       parameters = bindings.parameters(reference.selector)
     if reference.called:
       _check_complete(bindings, reference, parameters)
+  _check_flags_used(bindings)
   check_ranges(bindings)
 
 
@@ -370,6 +372,32 @@ def _check_macros(bindings: Bindings, used: Mapping[str, str]) -> None:
       f' --gin_param="{macro} = ..." or a gin file that sets'
       f" it{error_messages.nearest(macro, defined)}"
     )
+
+
+def _check_flags_used(bindings: Bindings) -> None:
+  """Raises a UserError about a flag that binds what no reference calls.
+
+  Files may: a recipe has values for the overlays that it can be joined with.
+  """
+  if _JOB not in bindings:
+    return  # said later
+  roots = (name for name in bindings if name.startswith("config.Launch."))
+  names = set().union(*map(bindings.dependencies, roots))
+  used = {
+    bindings.resolve(leaf.selector)
+    for name in names
+    for leaf in bindings_lib.leaves(bindings[name])
+    if isinstance(leaf, Reference)
+  }
+  for name, place in bindings.places.items():
+    if bindings_lib.is_macro(name) or not place.startswith("--"):
+      continue
+    _, selector, _ = bindings_lib.split_parameter(name)
+    if selector.startswith("config.") or bindings.resolve(selector) in used:
+      continue
+    files = bindings_lib.files_with(f"@{selector}")
+    hint = f"; --gin_file={files[0]} does" if files else ""
+    raise UserError(f"{place}: nothing uses {selector}{hint}.")
 
 
 def _check_complete(

@@ -69,6 +69,25 @@ def test_misspelled_macro_that_is_set():
   assert "did you mean 'EPOCHS'?" in message
 
 
+@pytest.mark.parametrize(
+  "binding, words",
+  [
+    ("sam.SAM.rho = 0.1", "--gin_file=gin/overlays/sam.gin does"),
+    ("randaugment.RandAugment.layers = 1", "gin/overlays/augmentation.gin"),
+    ("train/augmentation.MixUp.alpha = 0.5", "uses augmentation.MixUp"),
+  ],
+)
+def test_flag_that_binds_what_nothing_uses(binding, words):
+  message = refused(binding)
+  assert "nothing uses" in message and words in message
+
+
+def test_flag_that_uses_what_another_flag_binds():
+  sam = "run_config.OptimizationConfig.sam = @sam.SAM()"
+  Configuration([RUN], ["sam.SAM.rho = 0.1", sam])
+  Configuration([RUN, "gin/overlays/sam.gin"], ["sam.SAM.rho = 0.1"])
+
+
 def test_misspelled_macro_that_is_read():
   message = refused("EPOCHS = %EPOC")
   assert "EPOC is not set, but EPOCHS needs it" in message
@@ -213,6 +232,10 @@ def test_allowed_changes_are_logged_and_others_refused(
   assert not caplog.messages
   with pytest.raises(UserError, match=r"config.gin: PEAK_LR was 0.1, is 0.2\)"):
     resume(EPOCHS_41, RATE, f"{ALLOW}['EPOCHS']")
+
+
+def test_data_may_move(tmp_path):
+  begin(tmp_path)("DATA_DIR = 'elsewhere'")
 
 
 def test_allow_changes_may_itself_change(tmp_path):
