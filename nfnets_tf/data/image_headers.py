@@ -67,13 +67,14 @@ def unsigned(encoded: tf.Tensor, begin, count: int, little=True) -> tf.Tensor:
 
 def is_plain_jpeg(encoded: tf.Tensor) -> tf.Tensor:
   """Returns whether a JPEG is upright and not CMYK, as most are, bool []."""
-  head = tf.strings.substr(encoded, 0, _SEARCHED)
+  # Padded, as `substr` raises for a beginning beyond the end.
+  head = tf.strings.substr(encoded, 0, _SEARCHED) + b"\0" * 22
   # `\C` is any byte; `.` would be a character of UTF-8.
   special = r"\C*(?:Exif\x00\x00|\x00\x14\x08\C{4}\x04)\C*"
   # Of JFIF's segment and then the tables; this takes a third of the search.
   usual = (
-    tf.strings.regex_full_match(head, r"\C{4}\x00\x10JFIF\x00\C*")
-    & tf.equal(tf.strings.substr(head + b"\0" * 22, 20, 2), b"\xff\xdb")
+    tf.equal(tf.strings.substr(head, 2, 4), b"\xff\xe0\x00\x10")
+    & tf.equal(tf.strings.substr(head, 20, 2), b"\xff\xdb")
     & ~tf.strings.regex_full_match(head, special)
   )
   return tf.cond(
