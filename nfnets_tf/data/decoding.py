@@ -110,11 +110,12 @@ def decode_and_crop_jpeg(encoded: tf.Tensor, sample_box: Callable) -> tf.Tensor:
   shape = tf.io.extract_jpeg_shape(encoded)
   swapped = tf.gather(shape, [1, 0, 2])
   box = sample_box(tf.where(_is_transposed(orientation), swapped, shape))
-  return tf.cond(
+  image = tf.cond(
     plain,
     lambda: tf.io.decode_and_crop_jpeg(encoded, box, channels=3),
     lambda: _decode_and_crop_other_jpeg(encoded, box, orientation),
   )
+  return tf.ensure_shape(image, [None, None, 3])
 
 
 def pixel_count(encoded: tf.Tensor) -> tf.Tensor:

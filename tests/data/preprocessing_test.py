@@ -31,9 +31,11 @@ def test_eager_and_inside_tf_data_agree(name, random_jpeg):
   transform = compose([TRANSFORMS[name]])
   eager = transform(tf.constant(random_jpeg), SEED)
   dataset = tf.data.Dataset.from_tensors(random_jpeg)
-  (mapped,) = dataset.map(lambda image: transform(image, SEED))
+  dataset = dataset.map(lambda image: transform(image, SEED))
+  (mapped,) = dataset
   np.testing.assert_array_equal(eager, mapped)
   assert eager.dtype == tf.uint8
+  assert dataset.element_spec.shape[2] == 3  # batches have static shapes
 
 
 @pytest.mark.parametrize("name", TRANSFORMS)
