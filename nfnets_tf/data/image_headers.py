@@ -28,14 +28,19 @@ _FIRST_MARKER, _SCAN, _APP1, _FILL = 0xFFC0, 0xFFDA, 0xFFE1, 0xFFFF
 # States that a JPEG of four channels is stored inverted.
 _ADOBE = b"\xff\xee\x00\x0eAdobe\x00\x64\x00\x00\x00\x00\x00"
 
-# What turned images contain: the entry below with a value from 2 to 8.
-_TURNED_BIG = r"\x01\x12\x00\x03\x00\x00\x00\x01\x00[\x02-\x08]"
-_TURNED_LITTLE = r"\x12\x01\x03\x00\x01\x00\x00\x00[\x02-\x08]\x00"
+# What turned images contain: an entry below with a value from 2 to 8.
+_TURNED_BIG = (
+  r"\x01\x12\x00(?:\x03\x00{3}\x01\x00|\x04\x00{3}\x01\x00{3})[\x02-\x08]"
+)
+_TURNED_LITTLE = r"\x12\x01[\x03\x04]\x00\x01\x00\x00\x00[\x02-\x08]\x00"
 
-# An entry of a TIFF directory in big-endian order, up to its value: tag
-# Orientation, type SHORT, one value below 256.
-_ORIENTATION = (0x01, 0x12, 0, 3, 0, 0, 0, 1, 0)
-_LITTLE_ENDIAN = (1, 0, 3, 2, 7, 6, 5, 4, 9, 8)
+# An entry of a TIFF directory in big-endian order, up to the last byte of its
+# value: tag Orientation, type SHORT (some write LONG), one value below 256.
+_SHORT = (0x01, 0x12, 0, 3, 0, 0, 0, 1, 0)
+_LONG = (0x01, 0x12, 0, 4, 0, 0, 0, 1, 0, 0, 0)
+_BIG_ENDIAN = (0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11)
+_LITTLE_ENDIAN_SHORT = (1, 0, 3, 2, 7, 6, 5, 4, 9, 8, 10, 11)
+_LITTLE_ENDIAN_LONG = (1, 0, 3, 2, 7, 6, 5, 4, 11, 10, 9, 8)
 
 
 def substring(encoded: tf.Tensor, begin, count) -> tf.Tensor:
@@ -196,14 +201,18 @@ def tiff_orientation(tiff: tf.Tensor) -> tf.Tensor:
     tf.uint8,
     fixed_length=12 * tf.cast(count, tf.int32),
   )
-  entries = tf.gather(
-    tf.cast(tf.reshape(entries, [-1, 12]), tf.int32),
-    tf.where(little, _LITTLE_ENDIAN, tuple(range(len(_LITTLE_ENDIAN)))),
-    axis=1,
-  )
-  stated = tf.reduce_all(tf.equal(entries[:, :9], _ORIENTATION), axis=1)
-  values = tf.boolean_mask(entries[:, 9], stated)
-  value = tf.concat([values, [1]], axis=0)[0]
+  entries = tf.cast(tf.reshape(entries, [-1, 12]), tf.int32)
+  values = []
+  for form, order in (
+    (_SHORT, _LITTLE_ENDIAN_SHORT),
+    (_LONG, _LITTLE_ENDIAN_LONG),
+  ):
+    order = tf.where(little, order, _BIG_ENDIAN)
+    ordered = tf.gather(entries, order, axis=1)
+    size = len(form)
+    stated = tf.reduce_all(tf.equal(ordered[:, :size], form), axis=1)
+    values.append(tf.boolean_mask(ordered[:, size], stated))
+  value = tf.concat([*values, [1]], axis=0)[0]
   return tf.where(known & (1 <= value) & (value <= 8), value, 1)
 
 

@@ -1,7 +1,7 @@
 """Keeps the libraries' output off the screen, in a log file.
 
-TensorFlow's C++ code writes to file descriptor 2, regardless of what
-Python's `sys.stderr` is. So descriptor 2 itself is redirected to the log, and the
+TensorFlow's C++ code writes to file descriptor 2, whatever Python's
+`sys.stderr` is. So descriptor 2 itself is redirected to the log, and the
 project's own messages go to a copy of the old one.
 """
 

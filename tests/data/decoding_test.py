@@ -203,6 +203,17 @@ def test_applies_the_exif_orientation(number):
     )
 
 
+@pytest.mark.parametrize("byte_order", "<>")
+def test_orientation_may_be_a_long_number(byte_order):
+  content = with_orientation("JPEG", 6, byte_order)
+  short = struct.pack(f"{byte_order}HHIHH", 0x0112, 3, 1, 6, 0)
+  long = struct.pack(f"{byte_order}HHII", 0x0112, 4, 1, 6)
+  assert content.count(short) == 1
+  changed = content.replace(short, long)
+  np.testing.assert_array_equal(decoded(changed), decoded(content))
+  assert decoded(changed).shape == shown_by_pillow(content).shape
+
+
 def segment(marker, content):
   return (
     b"\xff" + bytes([marker]) + struct.pack(">H", len(content) + 2) + content

@@ -102,7 +102,7 @@ BROKEN = {
   "cut": (lambda s: of_bytes(picture(s)[1][:40]), ""),
   "no image": (
     lambda s: of_bytes(b"GIF" + bytes([s % 251]) * 30),
-    "Unknown image file format",
+    "no JPEG, PNG, GIF or BMP",
   ),
   "one of two": (lambda s: of_bytes(picture(s)[1], b"nothing"), ""),
   "no base64": (

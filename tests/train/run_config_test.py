@@ -29,7 +29,7 @@ DATA = DataConfig(
 @pytest.mark.parametrize(
   "name, value, expected",
   [
-    ("total_steps", 0, "an integer >= 1"),
+    ("total_steps", 0, "an integer from 1 to"),
     ("checkpoints_to_keep", 1.5, "an integer >= 1"),
     ("log_every", 5, "a multiple of run_config.Schedule.steps_per_execution"),
     ("evaluate_every", 6, "a multiple of run_config.Schedule.log_every = 4"),
