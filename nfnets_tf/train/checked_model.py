@@ -257,8 +257,10 @@ class _Checker:
     if weights is not None:
       weights = np.asarray(weights)
       check_weights(weights.shape, weights.dtype)
-      if np.isnan(weights.astype(np.float32)).any():
-        raise UserError("sample_weight has NaN; expected numbers.")
+      invalid = ~(np.isfinite(weights) & (weights >= 0))
+      if invalid.any():
+        value = weights[invalid].flat[0]
+        raise UserError(f"sample_weight has {value}; expected numbers >= 0.")
     for name, part in (("labels", labels), ("weights", weights)):
       if part is None:
         continue

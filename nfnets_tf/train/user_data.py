@@ -9,9 +9,10 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from nfnets_tf.errors import UserError
+from nfnets_tf.errors import UserError, require
 from nfnets_tf.keras_api import keras
 from nfnets_tf.ops.losses import MixedLabels, check_labels
+from nfnets_tf.ranges import number
 
 _SAMPLED_IMAGES = 16
 
@@ -277,6 +278,9 @@ def check_class_weight(class_weight, labels) -> None:
       f"class_weight has the keys {sorted(class_weight, key=str)}; expected all"
       " classes from 0 on."
     )
+  for key, weight in class_weight.items():
+    valid = number(0).contains(weight)
+    require(valid, f"class_weight[{key}]", weight, "a number >= 0")
   if isinstance(labels, MixedLabels):
     raise UserError(
       "class_weight received mixed labels, which have no class; weigh the"

@@ -195,9 +195,11 @@ def test_batches_of_another_kind_are_refused_at_once(model, data, words):
     (dict(class_weight=np.ones(4)), "dict"),
     (dict(class_weight={0: 1, 1: 10}), "no weight for class 3"),
     (dict(class_weight={1: 1, 2: 10}), "keys"),
+    (dict(class_weight={0: 1, 1: -1, 2: 1, 3: 1}), ">= 0"),
     (dict(sample_weight=np.ones([N, 2])), r"\(12, 2\)"),
     (dict(sample_weight=np.ones(3)), "12 images and 3 weights"),
-    (dict(sample_weight=np.full(N, np.nan)), "NaN"),
+    (dict(sample_weight=np.full(N, np.nan)), "nan; expected"),
+    (dict(sample_weight=np.full(N, -1)), "-1; expected"),
   ],
 )
 def test_weights_that_fit_no_example_are_refused(model, options, words):
