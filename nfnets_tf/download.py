@@ -15,17 +15,14 @@ import logging
 import os
 import re
 import socket
-import sys
-import time
 import urllib.error
 import urllib.parse
 import urllib.request
 import uuid
-from collections.abc import Iterator
-
-import tqdm
+from collections.abc import Callable, Iterator
 
 from nfnets_tf.errors import RunError, UserError, plain_message
+from nfnets_tf.progress import Bar, activity
 
 try:
   import fcntl
@@ -35,7 +32,6 @@ except ImportError:  # on Windows: two processes may download the same file
 LOGGER = logging.getLogger("nfnets_tf")
 
 _BLOCK = 1 << 20
-_REPORT_EVERY = 5.0  # seconds
 _BY_HAND = "or download it by other means and give the path of the file instead"
 
 
@@ -107,11 +103,12 @@ def _is_complete(path: str, sha256: str | None) -> bool:
   with open(path, "rb") as file:
     while block := file.read(_BLOCK):
       digest.update(block)
-  if digest.hexdigest() != sha256:
+  is_same = digest.hexdigest() == sha256
+  if not is_same:
     LOGGER.warning(
       "%r has another SHA-256 than the given one; downloading it again.", path
     )
-  return digest.hexdigest() == sha256
+  return is_same
 
 
 @contextlib.contextmanager
@@ -153,11 +150,11 @@ def _download(url: str, path: str, sha256: str | None, timeout: float) -> None:
 
 def _receive(url: str, file, sha256: str | None, timeout: float) -> str:
   """Writes what a server sends to a file; returns its SHA-256."""
-  digest, received, size = hashlib.sha256(), 0, None
+  digest, received = hashlib.sha256(), 0
   with _network_errors(url, timeout):
     response = urllib.request.urlopen(url, timeout=timeout)
-  with response, _Progress(url, response.length) as progress:
-    size = response.length
+  size = response.length
+  with response, _shown(url, size) as advance:
     if response.headers.get_content_type() == "text/html":
       raise UserError(
         f"{url} is a web page; expected the address of a file, or the network"
@@ -171,7 +168,7 @@ def _receive(url: str, file, sha256: str | None, timeout: float) -> str:
       file.write(block)
       digest.update(block)
       received += len(block)
-      progress.update(received)
+      advance(len(block))
   if size not in (None, received):
     raise RunError(
       f"{url} was cut off after {received:,} of {size:,} bytes; rerun the same"
@@ -183,6 +180,24 @@ def _receive(url: str, file, sha256: str | None, timeout: float) -> str:
       " its checksum as #sha256=... at the end of the address."
     )
   return digest.hexdigest()
+
+
+@contextlib.contextmanager
+def _shown(url: str, size: int | None) -> Iterator[Callable[[int], object]]:
+  """Shows a download; yields a function that counts further bytes.
+
+  As other work where a log is shown, else as a bar, since then it is part of no
+  run but of a program or a notebook.
+  """
+  text = f"Downloading {url}" + (f" ({size / 1e6:,.0f} MB)" if size else "")
+  if LOGGER.isEnabledFor(logging.INFO):
+    LOGGER.info("%s.", text)
+    with activity(text, size) as shown:
+      yield shown.advance
+    return
+  name = os.path.basename(urllib.parse.urlsplit(url).path)
+  with Bar(desc=name, total=size, unit="B", unit_scale=True) as bar:
+    yield bar.update
 
 
 @contextlib.contextmanager
@@ -218,35 +233,3 @@ def _silent(url: str, timeout: float) -> RunError:
     f"{url} sent nothing for {timeout:g} seconds; check the network and rerun"
     f" the same command, {_BY_HAND}."
   )
-
-
-class _Progress:
-  """Shows a download: lines of the log, or a bar where no log is shown."""
-
-  def __init__(self, url: str, size: int | None):
-    self._size, self._next = size, time.monotonic() + _REPORT_EVERY
-    self._logs = LOGGER.isEnabledFor(logging.INFO)
-    megabytes = f" ({size / 1e6:,.0f} MB)" if size else ""
-    LOGGER.info("Downloading %s%s.", url, megabytes)
-    self._bar = tqdm.tqdm(
-      desc=os.path.basename(urllib.parse.urlsplit(url).path),
-      total=size,
-      unit="B",
-      unit_scale=True,
-      disable=self._logs,
-      mininterval=0.2 if sys.stderr.isatty() else _REPORT_EVERY,
-    )
-
-  def __enter__(self):
-    return self
-
-  def __exit__(self, *_):
-    self._bar.close()
-
-  def update(self, received: int) -> None:
-    """Shows the number of bytes received so far."""
-    self._bar.update(received - self._bar.n)
-    if self._logs and time.monotonic() >= self._next:
-      self._next = time.monotonic() + _REPORT_EVERY
-      share = f", {received / self._size:.0%}" if self._size else ""
-      LOGGER.info("Downloaded %.0f MB%s.", received / 1e6, share)

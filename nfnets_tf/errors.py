@@ -90,18 +90,6 @@ def require(condition: bool, name: str, value: object, expected: str) -> None:
     raise UserError(f"{name} = {value!r} is invalid; expected {expected}.")
 
 
-def require_fraction(name: str, value: float) -> None:
-  """Raises a UserError unless a parameter is a number in [0, 1]."""
-  valid = isinstance(value, (int, float)) and 0 <= value <= 1
-  require(valid, name, value, "a number from 0 to 1")
-
-
-def require_int(name: str, value: int, minimum: int) -> None:
-  """Raises a UserError unless a parameter is an integer >= `minimum`."""
-  valid = isinstance(value, int) and value >= minimum
-  require(valid, name, value, f"an integer >= {minimum}")
-
-
 def refuse_keras3(receiver: str, *values: object) -> None:
   """Raises a UserError if a value is an object or class of Keras 3.
 

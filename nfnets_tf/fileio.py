@@ -97,9 +97,14 @@ def new_file(path: str) -> Iterator[tf.io.gfile.GFile]:
       f"the file {path!r} exists and is not overwritten; choose another name."
     )
   partial = f"{path}.partial"
-  with tf.io.gfile.GFile(partial, "wb") as file:
-    yield file
-  tf.io.gfile.rename(partial, path)
+  try:
+    with tf.io.gfile.GFile(partial, "wb") as file:
+      yield file
+    tf.io.gfile.rename(partial, path)
+  except BaseException:
+    with contextlib.suppress(tf.errors.OpError):
+      tf.io.gfile.remove(partial)
+    raise
 
 
 def read_bytes(path: str) -> bytes:

@@ -10,8 +10,6 @@ from nfnets_tf.errors import (
   RunError,
   UserError,
   plain_message,
-  require_fraction,
-  require_int,
   translate_tf_errors,
 )
 from nfnets_tf.keras_api import keras
@@ -20,18 +18,6 @@ from nfnets_tf.keras_api import keras
 def test_user_error_is_a_value_error():
   with pytest.raises(ValueError, match="too many"):
     raise UserError("too many")
-
-
-def test_invalid_numbers_are_refused():
-  require_fraction("a.b", 0)
-  require_fraction("a.b", 1.0)
-  for value in (-0.1, 1.1, None, "1"):
-    with pytest.raises(UserError, match=r"a.b = .* a number from 0 to 1"):
-      require_fraction("a.b", value)
-  require_int("a.b", 3, 3)
-  for value in (2, 3.0, None):
-    with pytest.raises(UserError, match=r"a.b = .* an integer >= 3"):
-      require_int("a.b", value, 3)
 
 
 def test_messages_say_nothing_of_nodes():

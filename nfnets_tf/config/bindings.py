@@ -23,6 +23,7 @@ from nfnets_tf.errors import UserError
 _PACKAGE = pathlib.Path(__file__).parents[1]
 # Holds gin/: the package itself where it was installed from a wheel.
 ROOT = _PACKAGE if (_PACKAGE / "gin").is_dir() else _PACKAGE.parent
+GRID = "config.grid"  # its parameters are the axes of a sweep
 DYNAMIC_REGISTRATION = "from __gin__ import dynamic_registration"
 
 
@@ -345,19 +346,6 @@ def parse(
   for param in gin_params:
     bindings.read_text(param, f"--gin_param={param!r}")
   return bindings
-
-
-def files_with(text: str) -> list[str]:
-  """Returns the paths of the project's gin files that contain a text.
-
-  Overlays come first, then the files that fewer directories hold.
-  """
-  files = [
-    file.relative_to(ROOT).as_posix()
-    for file in (ROOT / "gin").rglob("*.gin")
-    if text in file.read_text()
-  ]
-  return sorted(files, key=lambda x: ("overlays" not in x, x.count("/"), x))
 
 
 def find_changes(

@@ -5,10 +5,15 @@ from __future__ import annotations
 import itertools
 import re
 
-from nfnets_tf.config.bindings import Bindings, Macro, Reference, leaves
+from nfnets_tf.config.bindings import (
+  GRID,
+  Bindings,
+  Macro,
+  Reference,
+  leaves,
+)
 from nfnets_tf.errors import UserError, require
 
-_GRID = "config.grid."
 _MACRO = re.compile(r"[A-Za-z_][\w./]*")
 
 
@@ -54,19 +59,19 @@ def read_grid(bindings: Bindings) -> list[dict]:
   """
   axes = {}
   for name, values in bindings.items():
-    if name.startswith(_GRID):
+    if name.startswith(f"{GRID}."):
       require(
         not any(isinstance(x, (Macro, Reference)) for x in leaves(values)),
         name,
         values,
         "a list of numbers, strings or other literals, such as (0.25, 0.5, 1)",
       )
-      axes[name[len(_GRID) :]] = values
+      axes[name[len(f"{GRID}.") :]] = values
   return grid(**axes)
 
 
 def _check_axis(axis: str, values) -> None:
-  name = f"{_GRID}{axis}"
+  name = f"{GRID}.{axis}"
   is_list = isinstance(values, (tuple, list)) and len(values) > 0
   require(
     is_list,

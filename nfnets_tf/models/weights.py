@@ -283,7 +283,7 @@ class InitWeights:
     self.keep_head, self.averaged = keep_head, averaged
     self.published = published or Published()
     if variant is not None:
-      self.describe()
+      self.describe()  # raises before anything is built
 
   def __call__(self, model: keras.Model) -> None:
     if self.path is not None:

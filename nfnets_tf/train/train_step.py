@@ -10,13 +10,14 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
-from nfnets_tf.errors import UserError, require_int
+from nfnets_tf.errors import UserError
 from nfnets_tf.keras_api import keras
 from nfnets_tf.ops import stateless_random
 from nfnets_tf.ops.finite import all_finite
 from nfnets_tf.optim import sam as sam_passes
 from nfnets_tf.optim.param_groups import GroupedOptimizer
 from nfnets_tf.optim.sam import SAM
+from nfnets_tf.ranges import COUNT
 from nfnets_tf.train.metrics import (
   NUM_EXAMPLE_METRICS,
   ExampleMetrics,
@@ -327,7 +328,7 @@ class NonfiniteGuard:
 
 def check_micro_batches(examples: int, micro_batches: int) -> None:
   """Raises a UserError unless a replica's batch divides equally."""
-  require_int("Classifier.micro_batches", micro_batches, 1)
+  COUNT.check("Classifier.micro_batches", micro_batches)
   if examples % micro_batches:
     raise UserError(
       f"{examples} examples per replica do not divide into {micro_batches}"
