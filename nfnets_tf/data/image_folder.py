@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import os
+import re
 from collections.abc import Mapping, Sequence
 
 import tensorflow as tf
@@ -156,6 +157,7 @@ def _find_splits(listing: Listing) -> tuple[str, str]:
     if name.lower() in TRAIN_NAMES and listing.subfolders(name)
   ]
   if not trains:
+    _check_no_other_split(listing, subfolders)
     return "", ""
   heldouts = [name for name in subfolders if name.lower() in HELDOUT_NAMES]
   for names in (trains, heldouts):
@@ -169,6 +171,24 @@ def _find_splits(listing: Listing) -> tuple[str, str]:
     if name not in used:
       listing.ignore("neither training nor held-out images", name)
   return trains[0], "".join(heldouts)
+
+
+def _check_no_other_split(listing: Listing, subfolders: Sequence[str]) -> None:
+  """Raises a UserError if the parts of a split would be taken for classes."""
+  names = "|".join((*TRAIN_NAMES, *HELDOUT_NAMES))
+  parts = [
+    name
+    for name in subfolders
+    if re.fullmatch(rf"({names})([-_ ]?(set|data|images))?", name.lower())
+    and listing.subfolders(name)
+  ]
+  if len(parts) > 1 or parts == subfolders != []:
+    raise UserError(
+      f"{listing.directory!r} has {' and '.join(map(repr, parts))}, which hold"
+      " folders and look like a split, but no folder 'train'; rename the one"
+      " of the training images to 'train' and that of the held-out ones, if"
+      " any, to 'test'."
+    )
 
 
 def _hold_out(classes: Mapping[str, Sequence[str]], fraction: float):

@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
+from nfnets_tf.data.file_listing import is_local
 from nfnets_tf.data.tfrecords import (
   Fields,
   describe_features,
@@ -115,7 +116,8 @@ def find_shards(directory: str, split: str) -> list[str]:
     holds = f"it holds {', '.join(others[:3])}" if names else "it is empty"
     raise UserError(
       f"the data folder {directory!r} has no {split}-* shards ({holds}); bind"
-      " DATA_DIR to a folder of TFRecord shards, which are not compressed."
+      f" {_other_name(split, names)}DATA_DIR to a folder of TFRecord shards,"
+      " which are not compressed."
     )
   if others := sorted(set(named) - set(shards)):
     LOGGER.warning(
@@ -125,6 +127,20 @@ def find_shards(directory: str, split: str) -> list[str]:
       others[0],
     )
   return [os.path.join(directory, name) for name in shards]
+
+
+def _other_name(split: str, names: Sequence[str]) -> str:
+  """Returns the advice to bind a held-out split's usual name, or ""."""
+  usual = re.compile(r"(validation|valid|val|test|eval|dev)[-._].*")
+  found = [
+    match[1]
+    for match in map(usual.fullmatch, names)
+    if match and not _NO_SHARD.fullmatch(match[0])
+  ]
+  if split != "heldout" or not found:
+    return ""
+  # Of several, the last is "validation" or the like.
+  return f"heldout/pipeline.Split.split = {found[-1]!r}, or "
 
 
 def _numbered_set(
@@ -225,6 +241,10 @@ def _key(files: Sequence[str], fields: Fields) -> str:
         " shards again."
       )
     state.append((file, status.length, status.mtime_nsec))
+    if is_local(file):
+      # Copying tools set the time of modification, in TensorFlow in seconds;
+      # nobody sets that of the last change.
+      state.append(os.stat(file).st_ctime_ns)
   text = repr((_VERSION, state, fields))
   return hashlib.sha256(text.encode()).hexdigest()[:24]
 
@@ -249,6 +269,11 @@ def _read_shard(path: str, fields: Fields) -> tuple[list[int], str]:
       labels.append(_label(serialized, fields))
       images += len(values.images)
   except tf.errors.DataLossError as error:
+    if not labels and _is_compressed(path):
+      raise UserError(
+        f"the shard {path!r} is compressed; write the shards again without"
+        " compression."
+      ) from error
     raise UserError(
       f"the shard {path!r} is not a whole TFRecord file after {len(labels)}"
       f" records ({plain_message(error)}); restore it, or write the shards"
@@ -270,6 +295,14 @@ def _read_shard(path: str, fields: Fields) -> tuple[list[int], str]:
       " that holds one."
     )
   return labels, digest.hexdigest()
+
+
+def _is_compressed(path: str) -> bool:
+  """Returns whether a file begins as those of GZIP and ZLIB do."""
+  with tf.io.gfile.GFile(path, "rb") as file:
+    head = file.read(2)
+  zlib = head[:1] == b"\x78" and int.from_bytes(head, "big") % 31 == 0
+  return zlib or head == b"\x1f\x8b"
 
 
 def _label(serialized: bytes, fields: Fields) -> int:

@@ -138,6 +138,22 @@ def test_rejects_invalid_folders(folder, tmp_path):
     read(root)
 
 
+@pytest.mark.parametrize(
+  "parts",
+  [["val", "test"], ["training_set", "test_set"], ["test"], ["TrainSet"]],
+)
+def test_parts_of_a_split_are_no_classes(folder, tmp_path, parts):
+  for part in parts:
+    shutil.copytree(folder, tmp_path / "split" / part)
+  with pytest.raises(UserError, match=f"{parts[-1]}'?.* no folder 'train'"):
+    read(tmp_path / "split")
+
+
+def test_one_class_of_folders_may_be_called_test(folder):
+  shutil.copytree(folder / "a", folder / "test" / "deeper")
+  assert read(folder).class_names == ("a", "b", "c", "test")
+
+
 @pytest.mark.parametrize("fraction", [0, 1, 1.5, -0.1])
 def test_rejects_fractions_outside_of_0_to_1(fraction, folder):
   with pytest.raises(UserError, match=f"heldout_fraction = {fraction} is inv"):

@@ -102,6 +102,38 @@ def test_rejects_a_shard_too_many_and_none(tmp_path):
     found(tmp_path / "b")
 
 
+@pytest.mark.parametrize("name", ["validation", "val", "test"])
+def test_advises_another_name_of_the_held_out_split(tmp_path, name):
+  # More training shards than a message names.
+  touch(tmp_path, *numbered(9), *numbered(2, start=f"{name}-"))
+  with pytest.raises(UserError, match=f"heldout/pipeline.*split = '{name}'"):
+    find_shards(str(tmp_path), "heldout")
+
+
+@pytest.mark.parametrize("kind", ["GZIP", "ZLIB"])
+def test_compressed_shards_are_called_so(tmp_path, kind):
+  path = str(tmp_path / "train-00000-of-00001")
+  with tf.io.TFRecordWriter(path, kind) as writer:
+    writer.write(serialized_example(label=0))
+  with pytest.raises(UserError, match="is compressed; write"):
+    read_split_info(str(tmp_path), "train")
+
+
+def test_notices_other_records_of_the_same_size_and_time(tmp_path):
+  path, found = tmp_path / "train-00000-of-00001", []
+  for labels in ((0, 1), (1, 0)):
+    with tf.io.TFRecordWriter(str(path)) as writer:
+      for label in labels:
+        features = {"image/encoded": b"x", "image/class/label": label}
+        writer.write(serialized_example(**features))
+    os.utime(path, (1e9, 1e9))
+    scan = scan_shards(str(tmp_path), "train", Fields())
+    found.append((path.stat().st_size, scan.hashes))
+  (size, hashes), (other_size, other_hashes) = found
+  assert size == other_size
+  assert hashes != other_hashes
+
+
 def test_gaps_in_plain_numbers_are_told(tmp_path, caplog):
   touch(tmp_path, "train-0", "train-1", "train-3")
   assert len(found(tmp_path)) == 3
