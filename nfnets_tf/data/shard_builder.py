@@ -143,7 +143,7 @@ class ShardBuilder:
     Raises:
       UserError: see `build`.
     """
-    index = self._read_index()
+    index = self._read(INDEX)
     if index is not None and (
       index.get("key") != self.key or not self._missing(index)
     ):
@@ -164,33 +164,14 @@ class ShardBuilder:
     Raises:
       UserError: if it holds anything else or cannot be written.
     """
-    for name in (INDEX, UNFINISHED):
-      path = os.path.join(self.directory, name)
-      if not tf.io.gfile.exists(path):
-        continue
-      content = read_json(path)
-      if content.get("key") == self.key:
-        return
-      if name == INDEX and self._is_written_from_copies(content):
-        write_index(self.directory, {**content, "key": self.key})
-        return
-      state, times = "", ""
-      if name == UNFINISHED:
-        state, times = "unfinished ", " or of images with other times"
-      raise UserError(
-        f"{self.directory!r} holds {state}shards of other images or settings"
-        f" ({name}){times}; bind DATA_DIR to another folder, or remove this"
-        " one."
-      )
     path = os.path.join(self.directory, UNFINISHED)
     try:
       tf.io.gfile.makedirs(self.directory)
-      # A process that builds the same shards may be writing its mark just now.
-      names = sorted(
-        name
-        for name in tf.io.gfile.listdir(self.directory)
-        if not name.startswith(UNFINISHED)
-      )
+      # Before the look for a mark: another process may be building the same.
+      listed = tf.io.gfile.listdir(self.directory)
+      names = sorted(x for x in listed if not x.startswith(UNFINISHED))
+      if self._is_claimed():
+        return
       if names:
         raise UserError(
           f"{self.directory!r} holds other files, such as {names[0]!r}, and"
@@ -202,6 +183,26 @@ class ShardBuilder:
         f"{self.directory!r} cannot be written ({plain_message(error)}); bind"
         " DATA_DIR to a folder that can be created and written."
       ) from error
+
+  def _is_claimed(self) -> bool:
+    """Returns whether the directory is that of these shards, False if new."""
+    # In this order: the mark goes when there is an index.
+    for name in (UNFINISHED, INDEX):
+      if (content := self._read(name)) is None:
+        continue
+      if content.get("key") == self.key:
+        return True
+      if name == INDEX and self._is_written_from_copies(content):
+        write_index(self.directory, {**content, "key": self.key})
+        return True
+      what = "shards of other images or settings (%s)"
+      if name == UNFINISHED:
+        what = f"unfinished {what} or of images with other times"
+      raise UserError(
+        f"{self.directory!r} holds {what % name}; bind DATA_DIR to another"
+        " folder, or remove this one."
+      )
+    return False
 
   def _is_written_from_copies(self, index: Mapping) -> bool:
     """Returns whether all shards hold just these images, in these settings.
@@ -243,7 +244,7 @@ class ShardBuilder:
         changed. What was written stays, and a later call resumes.
     """
     self.claim()
-    index = self._read_index()
+    index = self._read(INDEX)
     missing = self._missing(index)
     if not missing and index is not None:
       LOGGER.info("All shards in %s are written already.", self.directory)
@@ -254,15 +255,17 @@ class ShardBuilder:
     if missing:
       self._write(missing)
     if index is None:
-      index = self._read_index() or self._conclude()
+      index = self._read(INDEX) or self._conclude()
     else:
       self._check_rewritten(index, missing)
     self._clean()
     return index
 
-  def _read_index(self) -> dict | None:
-    path = os.path.join(self.directory, INDEX)
-    return read_json(path) if tf.io.gfile.exists(path) else None
+  def _read(self, name: str) -> dict | None:
+    try:
+      return read_json(os.path.join(self.directory, name))
+    except tf.errors.NotFoundError:
+      return None
 
   def _missing(self, index: Mapping | None) -> list[ShardTask]:
     """Returns the tasks of shards that are not written, or lost since."""
@@ -287,7 +290,7 @@ class ShardBuilder:
       self.runner(write, tasks)
     except Exception:
       # A process that finishes first removes temporary files, ours as well.
-      index = self._read_index()
+      index = self._read(INDEX)
       if index is None or self._missing(index):
         raise
       LOGGER.info("Another process has written the same shards.")
@@ -330,7 +333,7 @@ class ShardBuilder:
       for split, tasks in self.tasks.items()
     }
     entries = list(itertools.chain.from_iterable(written.values()))
-    if None in entries and (index := self._read_index()) is not None:
+    if None in entries and (index := self._read(INDEX)) is not None:
       return index  # another process has concluded and cleaned up
     invalid = sum(
       (collections.Counter(entry["faults"]) for entry in entries),

@@ -1,3 +1,4 @@
+import contextlib
 import functools
 import json
 import os
@@ -5,6 +6,7 @@ import pathlib
 import threading
 
 import pytest
+import tensorflow as tf
 
 from nfnets_tf.data.dataset_info import read_split_info
 from nfnets_tf.data.shard_tasks import Beam, InProcess
@@ -122,6 +124,25 @@ def test_claims_while_another_process_writes_its_claim(tmp_path, shards):
   (tmp_path / "preparing.json.ab12.partial").write_text("")
   make_builder(tmp_path).claim()
   assert (tmp_path / "preparing.json").exists()
+
+
+@pytest.mark.parametrize("written", [1, 6], ids=["some", "all"])
+def test_claims_what_another_process_has_claimed_meanwhile(
+  tmp_path, shards, monkeypatch, written
+):
+  """That one begins and ends, or is killed, within this one's claim."""
+  listdir = tf.io.gfile.listdir
+
+  def build_and_list(path):
+    monkeypatch.undo()
+    runner = InProcess() if written == 6 else interrupted(written)
+    with contextlib.suppress(KeyboardInterrupt):
+      make_builder(tmp_path, runner=runner).build()
+    return listdir(path)
+
+  monkeypatch.setattr(tf.io.gfile, "listdir", build_and_list)
+  make_builder(tmp_path).build()
+  assert contents(tmp_path) == shards
 
 
 def test_ignores_errors_once_another_process_has_finished(
