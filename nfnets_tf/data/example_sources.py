@@ -43,6 +43,8 @@ from nfnets_tf.ranges import MAX_SIDE, accepts, integer
 
 LOGGER = logging.getLogger("nfnets_tf")
 
+_MAX_NAME = 200  # bytes of a folder's name in that of its shards
+
 
 class ExampleSource(Protocol):
   """A list of labeled images that are read one by one, by any process.
@@ -84,6 +86,8 @@ def cache_directory(*, source: ImageFiles, cache: str) -> str:
   and older shards stay valid for the runs that use them.
   """
   name = os.path.basename(os.path.abspath(source.directory))
+  # File systems have names of up to 255 bytes.
+  name = name.encode(errors="replace")[:_MAX_NAME].decode(errors="ignore")
   return os.path.join(os.path.expanduser(cache), f"{name}-{source.key[:12]}")
 
 

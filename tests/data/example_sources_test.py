@@ -1,3 +1,4 @@
+import os
 import pickle
 
 import numpy as np
@@ -13,6 +14,7 @@ from nfnets_tf.data.example_sources import (
   count_classes,
   count_examples,
 )
+from nfnets_tf.data.image_folder import ImageFolder
 from nfnets_tf.errors import UserError
 from tests.support.datasets import store_with_tfds
 
@@ -142,6 +144,19 @@ def test_counts_and_cache_directory_of_a_source(read_table, tmp_path):
   directory = cache_directory(source=table, cache=str(tmp_path / "cache"))
   name = f"{tmp_path.name}-{table.key[:12]}"
   assert directory == str(tmp_path / "cache" / name)
+
+
+def test_cache_directory_of_a_folder_with_the_longest_name_can_be_made(
+  tmp_path,
+):
+  folder = tmp_path / ("x" + "ü" * 127)  # 255 bytes
+  (folder / "a").mkdir(parents=True)
+  for name in "12":
+    (folder / "a" / f"{name}.png").write_bytes(b"image")
+  source = ImageFolder(directory=str(folder), heldout_fraction=0.5)
+  directory = cache_directory(source=source, cache=str(tmp_path / "cache"))
+  os.makedirs(directory)
+  assert directory.endswith(f"ü-{source.key[:12]}")
 
 
 def test_reads_records_of_a_tfds_dataset(tmp_path):
