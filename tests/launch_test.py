@@ -11,7 +11,9 @@ import signal
 import subprocess
 import sys
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from tests.support.launcher import TINY, checkpoint_steps, wait_until
 
@@ -50,14 +52,14 @@ def launch(launcher, tmp_path_factory):
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
   """Binding of a folder that the first run writes the digits to."""
-  path = tmp_path_factory.mktemp("cache") / "digits"
+  path = tmp_path_factory.mktemp("cache") / "a [1]*ü $x 'q' \"d\" #1 %s {y} \\n"
   return f"--gin_param=DATA_DIR = {str(path)!r}"
 
 
 @pytest.fixture(scope="module")
 def finished(data, tmp_path_factory):
   """A run of an NFNet from a shell: (its folder, its process)."""
-  workdir = tmp_path_factory.mktemp("run") / "whole"
+  workdir = tmp_path_factory.mktemp("run") / "-a b's $5_$10 {x} #1 %s ü,;*"
   done = cold_start(*NFNET, data, f"--workdir={workdir}")
   assert done.returncode == 0, done.stderr
   return workdir, done
@@ -81,14 +83,14 @@ def test_serving_command_of_the_summary_works(finished):
   _, done = finished
   (line,) = [x for x in done.stdout.splitlines() if x.startswith("serve it")]
   served = subprocess.run(
-    [
-      os.path.join(os.path.dirname(sys.executable), part)
-      if part == "saved_model_cli"
-      else part
-      for part in line.split()[2:]
-    ],
+    line.removeprefix("serve it"),
+    shell=True,
     capture_output=True,
     text=True,
+    env={
+      **ENVIRONMENT,
+      "PATH": f"{os.path.dirname(sys.executable)}:{os.environ['PATH']}",
+    },
   )
   assert "Result for output key probabilities" in served.stdout, served.stderr
 
@@ -97,37 +99,29 @@ def list_files(folder):
   return {x: x.read_bytes() for x in folder.rglob("*") if x.is_file()}
 
 
-def test_exports_a_checkpoint_by_its_path(finished, launch, tmp_path):
+def test_exports_a_checkpoint_by_its_path_as_the_next_version(finished, launch):
   """Its averages, as the run itself exported them."""
   workdir, _ = finished
   before = list_files(workdir)
   checkpoint = workdir / "checkpoints" / "ckpt-8"
   done = launch(
-    "--gin_file=gin/export.gin",
-    f"--gin_param=CHECKPOINT = {str(checkpoint)!r}",
-    f"--workdir={tmp_path}",
-  )
-  assert done.returncode == 0, done.stderr
-  assert f"SavedModel  {tmp_path}/saved_model/1" in done.stdout
-  assert "SavedModel: " in done.stderr and "top-1" in done.stderr
-  weights = "variables/variables.data-00000-of-00001"
-  exported, expected = (
-    (folder / "saved_model" / "1" / weights).read_bytes()
-    for folder in (tmp_path, workdir)
-  )
-  assert exported == expected
-  card = (tmp_path / "saved_model" / "1" / "MODEL_CARD.md").read_text()
-  assert "| weights | averaged |" in card
-  assert list_files(workdir) == before
-
-
-def test_exports_without_a_workdir_as_the_next_version(finished, launch):
-  workdir, _ = finished
-  done = launch(
-    "--gin_file=gin/export.gin", f"--gin_param=CHECKPOINT = {str(workdir)!r}"
+    "--gin_file=gin/export.gin", f"--gin_param=CHECKPOINT = {str(checkpoint)!r}"
   )
   assert done.returncode == 0, done.stderr
   assert f"SavedModel  {workdir}/saved_model/2" in done.stdout
+  assert "SavedModel: " in done.stderr and "top-1" in done.stderr
+  weights = "variables/variables.data-00000-of-00001"
+  exported, expected = (
+    (workdir / "saved_model" / version / weights).read_bytes()
+    for version in "21"
+  )
+  assert exported == expected
+  card = (workdir / "saved_model" / "2" / "MODEL_CARD.md").read_text()
+  assert "| weights | averaged |" in card
+  after = list_files(workdir)
+  assert {name: after[name] for name in before} == before
+  new = workdir / "saved_model" / "2"
+  assert all(new in name.parents for name in after.keys() - before.keys())
 
 
 def test_finished_run_is_not_trained_again(finished, launch, data):
@@ -149,25 +143,48 @@ def test_refuses_another_configuration_in_the_same_workdir(
   assert "Traceback" not in done.stderr
 
 
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+  """Flags of a folder of JPEGs of several sizes, which are cropped."""
+  folder = tmp_path_factory.mktemp("photos")
+  noise = np.random.default_rng(0).integers(0, 256, [24, 60, 50, 3], np.uint8)
+  for i, pixels in enumerate(noise):
+    path = folder / "pictures" / ("cats", "dogs")[i % 2] / f"{i}.jpg"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels[i:, : 50 - i]).save(path)
+  return [
+    "--gin_file=gin/data/folder.gin",
+    f"--gin_param=DATA_DIR = '{folder}/pictures'",
+    f"--gin_param=CACHE = '{folder}/cache'",
+    "--gin_param=HELDOUT_FRACTION = 0.25",
+    "--gin_param=BATCH_SIZE = 4",
+    "--gin_param=IMAGE_SIZE = 32",
+  ]
+
+
 @pytest.mark.parametrize(
-  "sent, code, words",
+  "sent, code, words, environment",
   [
-    (signal.SIGINT, 130, "Interrupted"),
-    (signal.SIGTERM, 143, "saved"),
+    (signal.SIGINT, 130, "Interrupted", {"TF_DETERMINISTIC_OPS": "1"}),
+    (signal.SIGTERM, 143, "saved", {}),
   ],
 )
 def test_signals_end_with_their_exit_codes(
-  launcher, data, tmp_path, sent, code, words
+  launcher, photos, tmp_path, sent, code, words, environment
 ):
-  """That it resumes bit-identically is shown by session_test.py."""
+  """That it resumes bit-identically is shown by loop_test.py.
+
+  TensorFlow gives the time to no run whose operations must be deterministic.
+  """
   screen, workdir = tmp_path / "screen", tmp_path / "run"
   pid = launcher.start(
     *TINY,
-    data,
+    *photos,
     "--gin_param=EPOCHS = 200",
     "--gin_param=run_config.Schedule.evaluate_every = 400",
     f"--workdir={workdir}",
     stdout=screen,
+    **environment,
   )
   wait_until(lambda: checkpoint_steps(workdir)[1:], pid)
   os.kill(pid, sent)
@@ -176,6 +193,10 @@ def test_signals_end_with_their_exit_codes(
   assert words in last and "the same command" in last
   assert "Traceback" not in screen.read_text()
   assert not (workdir / "result.json").exists()
+  with open(workdir / "metrics.jsonl") as file:
+    record = json.loads(next(file))
+  assert record["invalid_examples"] == 0
+  assert ("input_wait_fraction" in record) == (not environment)
 
 
 @pytest.mark.parametrize(
@@ -194,6 +215,18 @@ def test_invalid_input_ends_with_one_sentence_and_exit_code_2(
     *arguments, f"--workdir={tmp_path / 'run'}", TMPDIR=str(tmp_path)
   )
   assert_one_sentence(done, words, tmp_path)
+
+
+@pytest.mark.parametrize("file", ["quickstart", "sweeps/jft"])
+def test_workdir_that_tensorflow_takes_for_a_pattern_is_refused_first(
+  launch, file, tmp_path
+):
+  done = launch(
+    f"--gin_file=gin/{file}.gin",
+    f"--workdir={tmp_path}/exp [1]",
+    TMPDIR=str(tmp_path),
+  )
+  assert_one_sentence(done, "use or rename it to a path without '['", tmp_path)
 
 
 def test_missing_device_ends_with_one_sentence(tmp_path):
