@@ -16,6 +16,7 @@ from nfnets_tf.data.image_headers import (
   STRING,
   BmpHeader,
   GifHeader,
+  in_graph,
   is_plain_jpeg,
   is_plain_png,
   jpeg_orientation,
@@ -77,16 +78,20 @@ def decode(image: tf.Tensor) -> tf.Tensor:
   Raises:
     tf.errors.InvalidArgumentError: if the string cannot be decoded.
   """
-  if image.dtype != tf.string:
-    return image
+  return _decode(image) if image.dtype == tf.string else image
+
+
+@in_graph(input_signature=[STRING])
+def _decode(encoded):
   image = tf.cond(
-    tf.io.is_jpeg(image),
-    lambda: _decode_jpeg(image),
-    lambda: decode_lossless(image),
+    tf.io.is_jpeg(encoded),
+    lambda: _decode_jpeg(encoded),
+    lambda: decode_lossless(encoded),
   )
   return tf.ensure_shape(image, [None, None, 3])
 
 
+@in_graph(input_signature=[STRING])
 def decode_lossless(encoded: tf.Tensor) -> tf.Tensor:
   """Does what `decode` does for a PNG, GIF or BMP, string []."""
   image = tf.cond(
@@ -118,6 +123,7 @@ def decode_and_crop_jpeg(encoded: tf.Tensor, sample_box: Callable) -> tf.Tensor:
   return tf.ensure_shape(image, [None, None, 3])
 
 
+@in_graph(input_signature=[STRING])
 def pixel_count(encoded: tf.Tensor) -> tf.Tensor:
   """Reads height * width from the header of an encoded image.
 

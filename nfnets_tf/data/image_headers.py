@@ -11,10 +11,12 @@ import functools
 
 import tensorflow as tf
 
+# Made once in a process: graphs inline it when they are about to run.
+in_graph = functools.partial(tf.function, autograph=False)
 # For branches that are rarely taken: inlined into a graph, each operation of a
 # branch costs time even where it is not taken.
 out_of_line = functools.partial(
-  tf.function, autograph=False, experimental_attributes={"_noinline": True}
+  in_graph, experimental_attributes={"_noinline": True}
 )
 STRING = tf.TensorSpec([], tf.string)
 

@@ -280,7 +280,12 @@ class Split:
   def _make_batches(
     self, examples: tf.data.Dataset, load: Callable, batch: int, report
   ) -> tf.data.Dataset:
-    spec = examples.map(load).element_spec
+    # Traced once, for the shapes and for the batches.
+    load = tf.function(load)
+    traced = load.get_concrete_function(*examples.element_spec)
+    spec = tf.nest.map_structure(
+      lambda x: tf.TensorSpec(x.shape, x.dtype), traced.structured_outputs
+    )
     image = spec[0]
     # Without any transform, an image is still an encoded string.
     shape = None if image.dtype == tf.string else image.shape
