@@ -136,18 +136,22 @@ class Inputs:
       split.invalid_records.validate,
     )
 
-  def heldout(self):
-    """Returns distributed batches with every held-out image exactly once."""
+  def heldout(self, passes: int = 1):
+    """Returns distributed batches with every held-out image once a pass.
+
+    A pass has `heldout_steps` batches. To open an iterator takes a second.
+    """
 
     def make_dataset(context):
       hosts = context.num_input_pipelines
-      return self._data.heldout_split.evaluation_batches(
+      batches = self._data.heldout_split.evaluation_batches(
         self.heldout_info,
         host_batch=self._data.batch_size // hosts,
         replicas=context.num_replicas_in_sync // hosts,
         host=context.input_pipeline_id,
         num_hosts=hosts,
       )
+      return batches.repeat(passes)
 
     return self._strategy.distribute_datasets_from_function(make_dataset)
 

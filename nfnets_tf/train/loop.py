@@ -132,7 +132,9 @@ class Trainer:
     self._test_steps = _compile_loop(classifier, classifier.score_batch)
     # Now: they may refuse the batch size or the number of hosts.
     self._input_monitor = inputs.monitor()
-    self._batches, self._heldout = self._open_batches(), inputs.heldout()
+    self._batches = self._open_batches()
+    # Of the raw weights, then of the averages.
+    self._heldout = inputs.heldout(passes=2 if classifier.averages else 1)
 
   def fit(self, terminal: TextIO | None) -> None:
     """Trains to the last step, with a progress bar if there is a terminal.
@@ -179,10 +181,11 @@ class Trainer:
     Returns:
       {"heldout_NAME" and "ema_heldout_NAME": mean}.
     """
-    record = self._evaluate_weights("heldout_")
+    batches = iter(self._heldout)
+    record = self._evaluate_weights("heldout_", batches)
     if self.classifier.averages:
       with self.classifier.averaged():
-        record.update(self._evaluate_weights("ema_heldout_"))
+        record.update(self._evaluate_weights("ema_heldout_", batches))
     # The loss of the weights that are exported.
     loss = record.get("ema_heldout_loss", record["heldout_loss"])
     self.checkpoints.save_if_best(loss if math.isfinite(loss) else math.inf)
@@ -296,14 +299,14 @@ class Trainer:
     self.log.write(self.step, record)
     progress.note(_describe_evaluation(self.step, record))
 
-  def _evaluate_weights(self, prefix: str) -> dict[str, float]:
-    steps, iterator = self.inputs.heldout_steps, iter(self._heldout)
+  def _evaluate_weights(self, prefix: str, batches) -> dict[str, float]:
+    steps = self.inputs.heldout_steps
     self.classifier.reset_metrics()
     try:
       with activity("Evaluating on the held-out images", steps) as shown:
         while steps:
           count = min(self._schedule.steps_per_execution, steps)
-          self._test_steps(iterator, tf.constant(count, tf.int64))
+          self._test_steps(batches, tf.constant(count, tf.int64))
           steps -= count
           shown.advance(count)
           self._stop_if_preempted()
