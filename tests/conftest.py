@@ -1,5 +1,6 @@
 """Fixtures of all tests: four logical CPUs, golden parameters, small data."""
 
+import gc
 import io
 import json
 import logging
@@ -18,6 +19,7 @@ import tensorflow as tf
 
 from nfnets_tf.config import Configuration
 from nfnets_tf.keras_api import keras
+from nfnets_tf.train import inputs
 from nfnets_tf.train.distribution import one_device
 from nfnets_tf.train.run_dir import RunDir
 from tests.support import launcher, tiny
@@ -48,6 +50,10 @@ class OwnDeprecations(logging.Handler):
 
 tf.get_logger().addHandler(OwnDeprecations())
 
+# The graphs of the tests are millions of objects; by default all are looked
+# through for each quarter more.
+gc.set_threshold(700, 10, 300)
+
 
 @pytest.fixture(scope="session", autouse=True)
 def iterate():
@@ -62,6 +68,15 @@ def iterate():
   tf.data.Dataset.__iter__ = lambda data: iterate(data.with_options(options))
   yield iterate
   tf.data.Dataset.__iter__ = iterate
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_profile():
+  """Runs of tiny networks wait for their data; nobody asks where.
+
+  To measure that takes longer than the runs; profiling_test.py does it.
+  """
+  inputs.profile_stages = lambda *_, **__: {"not measured": 0.0}
 
 
 @pytest.fixture(autouse=True)

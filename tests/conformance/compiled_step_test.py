@@ -37,7 +37,7 @@ def make_step(model, **options):
 @pytest.mark.parametrize(
   "options",
   [
-    {},
+    pytest.param({}, marks=pytest.mark.soak),  # as the others, in float32
     {"policy": "mixed_bfloat16"},
     {"sam": SAM(0.1, every=2, ascent_fraction=0.5), "micro_batches": 2},
   ],

@@ -92,6 +92,7 @@ def test_nfnet_trains_the_same_on_two_replicas(femto_on_one_device):
   assert 0 < actual[1]["clipped"][0] < 1
 
 
+@pytest.mark.soak
 def test_training_moves_every_weight(femto_on_one_device):
   start = build(ONE, femto)
   changes = [
@@ -121,22 +122,27 @@ def test_random_numbers_follow_the_example_not_the_replica(sam, replicas):
     assert_same(train(mirrored(number), sam=sam), expected)
 
 
-def test_sam_of_global_scope_equals_one_device_with_the_whole_batch():
+@pytest.fixture(scope="module")
+def sam_of_replicas():
+  return train(mirrored(2), network=PLAIN, sam=SAM(0.2, scope="replica"))
+
+
+def test_sam_of_global_scope_equals_one_device_with_the_whole_batch(
+  sam_of_replicas,
+):
   sam = SAM(0.2, scope="global")
   expected = train(ONE, network=PLAIN, sam=sam)
   assert_same(train(mirrored(2), network=PLAIN, sam=sam), expected)
-  sam = SAM(0.2, scope="replica")
-  separate = train(mirrored(2), network=PLAIN, sam=sam)
-  changes = [np.abs(a - b).max() for a, b in zip(separate[0], expected[0])]
+  separate = zip(sam_of_replicas[0], expected[0])
+  changes = [np.abs(a - b).max() for a, b in separate]
   assert max(changes) > 1e-4  # the scope makes a difference
 
 
-def test_sam_of_replica_scope_equals_one_devices_micro_batches():
+def test_sam_of_replica_scope_equals_one_devices_micro_batches(sam_of_replicas):
   """By which one device mimics many (Brock et al. 2021, A.4)."""
   sam = SAM(0.2, scope="micro_batch")
   expected = train(ONE, network=PLAIN, sam=sam, micro_batches=2)
-  sam = SAM(0.2, scope="replica")
-  assert_same(train(mirrored(2), network=PLAIN, sam=sam), expected)
+  assert_same(sam_of_replicas, expected)
 
 
 def test_sam_every_second_step_in_micro_batches_on_replicas(monkeypatch):

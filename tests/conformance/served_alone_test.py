@@ -99,7 +99,9 @@ def numbers(text):
   )
 
 
-@pytest.mark.parametrize("onednn", ["1", "0"])
+@pytest.mark.parametrize(
+  "onednn", ["1", pytest.param("0", marks=pytest.mark.soak)]
+)
 def test_serves_without_this_package(saved, tmp_path, monkeypatch, onednn):
   """Also without oneDNN, as on older processors."""
   monkeypatch.setenv("TF_ENABLE_ONEDNN_OPTS", onednn)

@@ -68,7 +68,9 @@ def write_report(make_dataset, tmp_path):
   return make
 
 
-@pytest.mark.parametrize("batch_size", [1, 4, 64])
+@pytest.mark.parametrize(
+  "batch_size", [pytest.param(1, marks=pytest.mark.soak), 4, 64]
+)
 def test_counts_every_image_once(write_report, batch_size):
   directory, table = write_report(batch_size=batch_size)
   labels = np.arange(HELDOUT) % 4
@@ -142,7 +144,23 @@ def break_records(directory, broken):
 
 
 @pytest.mark.parametrize(
-  "kind, batch_size", zip(BROKEN, [5, 4, 5, 64, 4, 5, 4, 13, 5])
+  "kind, batch_size",
+  [
+    ("first", 4),
+    ("last", 64),
+    ("whole batch", 4),
+    ("a run across batches and shards", 4),
+    ("all", 5),
+    *(
+      pytest.param(*case, marks=pytest.mark.soak)
+      for case in [
+        ("none", 5),
+        ("third", 5),
+        ("every other", 5),
+        ("all but one", 13),
+      ]
+    ),
+  ],
 )
 def test_rows_and_pictures_are_of_one_image(
   make_dataset, tmp_path, monkeypatch, kind, batch_size
@@ -195,7 +213,10 @@ class AlwaysWrong(keras.Model):
     return confidence[:, None] * tf.one_hot((values + 1) % 4, 4)
 
 
-@pytest.mark.parametrize("record", [0, 2, 5])
+@pytest.mark.parametrize(
+  "record",
+  [2, *(pytest.param(x, marks=pytest.mark.soak) for x in (0, 5))],
+)
 def test_names_after_a_record_that_is_unreadable_in_its_shard(
   make_dataset, tmp_path, monkeypatch, record
 ):

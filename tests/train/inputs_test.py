@@ -1,11 +1,15 @@
+import functools
 import logging
+import re
 
 import numpy as np
 import pytest
 import tensorflow as tf
 
 from nfnets_tf.data import pipeline, preprocessing
+from nfnets_tf.data.profiling import WaitTimer, profile_stages
 from nfnets_tf.errors import UserError
+from nfnets_tf.train import inputs as inputs_lib
 from nfnets_tf.train.inputs import InputMonitor, Inputs, streams_of_host
 from nfnets_tf.train.run_config import DataConfig
 from tests.support.datasets import write_small_dataset
@@ -143,6 +147,19 @@ def test_batches_of_a_strategy(config):
   assert 0.0 <= record["input_wait_fraction"] <= 1.0
 
 
+def test_names_the_slowest_stage_of_the_split(config, monkeypatch, caplog):
+  measure = functools.partial(profile_stages, seconds=0.01)
+  monkeypatch.setattr(inputs_lib, "profile_stages", measure)
+  monkeypatch.setattr(WaitTimer, "reset", lambda timer: 1e9)
+  monitor = make_inputs(config, FakeHosts(1, 1)).monitor()
+  with caplog.at_level(logging.WARNING, "nfnets_tf"):
+    for _ in range(2):  # the first interval fills buffers
+      monitor.start_interval()
+      monitor.end_interval({"invalid_examples": 0.0})
+  (message,) = caplog.messages
+  assert re.search(r"reading \d.*, Resize \d", message)
+
+
 class FakeHosts:
   """A strategy that makes the datasets of several hosts."""
 
@@ -174,22 +191,34 @@ def example_order(config, hosts, replicas, streams, start=5, steps=4):
 
 
 @pytest.fixture(scope="module")
-def order_of_4_hosts(config):
-  return example_order(config, 4, 4, None)
+def order_of_hosts(config):
+  """Returns a function: the order of so many hosts, each with a stream."""
+  return functools.cache(
+    lambda hosts: example_order(config, hosts, hosts, None)
+  )
 
 
 @pytest.mark.parametrize(
-  "hosts, replicas_per_host", [(1, 1), (1, 2), (2, 2), (4, 2)]
+  "streams, hosts, replicas_per_host",
+  [
+    (2, 1, 1),
+    (2, 1, 4),
+    (2, 2, 2),
+    *(
+      pytest.param(4, *hosts, marks=pytest.mark.soak)
+      for hosts in [(1, 1), (1, 2), (2, 2), (4, 2)]
+    ),
+  ],
 )
 def test_order_does_not_depend_on_hosts(
-  config, order_of_4_hosts, hosts, replicas_per_host
+  config, order_of_hosts, streams, hosts, replicas_per_host
 ):
-  order = example_order(config, hosts, hosts * replicas_per_host, 4)
-  assert order == order_of_4_hosts
+  order = example_order(config, hosts, hosts * replicas_per_host, streams)
+  assert order == order_of_hosts(streams)
 
 
-def test_order_depends_on_number_of_streams(config, order_of_4_hosts):
-  assert example_order(config, 1, 1, 2) != order_of_4_hosts
+def test_order_depends_on_number_of_streams(config, order_of_hosts):
+  assert example_order(config, 1, 1, 1) != order_of_hosts(2)
 
 
 def test_refuses_streams_that_do_not_divide(config):
