@@ -150,9 +150,10 @@ def test_cache_directory_of_a_folder_with_the_longest_name_can_be_made(
   tmp_path,
 ):
   folder = tmp_path / ("x" + "ü" * 127)  # 255 bytes
-  (folder / "a").mkdir(parents=True)
-  for name in "12":
-    (folder / "a" / f"{name}.png").write_bytes(b"image")
+  for name in ("a/1", "a/2", "b/1", "b/2"):
+    path = folder / f"{name}.png"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(b"image")
   source = ImageFolder(directory=str(folder), heldout_fraction=0.5)
   directory = cache_directory(source=source, cache=str(tmp_path / "cache"))
   os.makedirs(directory)
