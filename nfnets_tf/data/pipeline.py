@@ -244,7 +244,7 @@ class Split:
     loader = self._loader(info)
     batches = self._make_batches(
       examples.enumerate(),
-      lambda _, serialized: loader.load_evaluation(serialized),
+      lambda position, serialized: loader.load_evaluation(serialized),
       host_batch // replicas,
       self.invalid_records.recorder(repeated=True),
     )
