@@ -132,9 +132,7 @@ class Trainer:
     self._test_steps = _compile_loop(classifier, classifier.score_batch)
     # Now: they may refuse the batch size or the number of hosts.
     self._input_monitor = inputs.monitor()
-    self._batches = self._open_batches()
-    # Of the raw weights, then of the averages.
-    self._heldout = inputs.heldout(passes=2 if classifier.averages else 1)
+    self._batches, self._heldout = self._open_batches(), self._open_heldout()
 
   def fit(self, terminal: TextIO | None) -> None:
     """Trains to the last step, with a progress bar if there is a terminal.
@@ -202,6 +200,10 @@ class Trainer:
   def _open_batches(self):
     offset = int(self.checkpoints.data_offset.numpy())
     return self.inputs.training(self.step + offset)
+
+  def _open_heldout(self):
+    # For the raw weights, then for the averages.
+    return self.inputs.heldout(passes=2 if self.classifier.averages else 1)
 
   def _save_first(self) -> None:
     """Saves an initial checkpoint and checks that every worker sees it."""
