@@ -53,7 +53,7 @@ setup(
   license="Apache-2.0",
   packages=find_packages(include=["nfnets_tf", "nfnets_tf.*"]),
   package_data={
-    "nfnets_tf.scaling": ["paper/*.csv", "paper/*.md", "*.html.j2"],
+    "nfnets_tf.scaling": ["*.csv", "paper/*.csv", "paper/*.md", "*.html.j2"],
   },
   cmdclass={"build_py": _BuildPy},
   python_requires=">=3.9,<3.14",

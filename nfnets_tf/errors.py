@@ -144,9 +144,10 @@ def translate_tf_errors(
       ) from error
     raise UserError(
       f"a device ran out of memory ({plain_message(error)}):"
-      f" {describe_memory()}; bind classifier.Classifier.micro_batches to 2 or"
-      " more, which gives the same update, POLICY to 'mixed_bfloat16' or"
-      " BATCH_SIZE to less, or use more devices."
+      f" {describe_memory()}; bind nfnet.NFNet.recompute to True or"
+      " classifier.Classifier.micro_batches to 2 or more, which give the same"
+      " update, POLICY to 'mixed_bfloat16' or BATCH_SIZE to less, or use more"
+      " devices."
     ) from error
   except _FILE_ERRORS as error:
     if "OpKernel" in error.message:

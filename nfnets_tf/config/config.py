@@ -10,7 +10,7 @@ import copy
 import logging
 import os
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import tensorflow as tf
@@ -238,6 +238,22 @@ class Configuration:
           f"{error_messages.nearest(name, known)}"
         )
     return set(names)
+
+
+def bound_arguments(target: Callable) -> dict[str, object]:
+  """Returns {parameter: value} that the gin bindings give a class or function.
+
+  Args:
+    target: what a reference such as @classifier.Classifier gives a job; of what
+      gin does not know, nothing is bound.
+  """
+  # What gin gives for a class is a subclass of it, which gin does not know.
+  for known in getattr(target, "__mro__", (target,)):
+    try:
+      return gin.get_bindings(known)
+    except ValueError:
+      continue
+  return {}
 
 
 def _sweep_names(bindings: Bindings) -> set[str]:

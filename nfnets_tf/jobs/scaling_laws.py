@@ -221,6 +221,7 @@ def _summarize_errors(hours: pd.DataFrame) -> dict[str, dict[str, float]]:
     "by_model_error": "by model",
     "leave_one_out_error": "by other points",
     "by_flops_error": "by FLOPs alone",
+    "by_smallest_error": "by FLOPs and the smallest model's hours",
   }
   sizes = hours[list(names)].abs().rename(columns=names)
   return sizes.agg(["mean", "max"]).rename({"max": "most"}).to_dict()

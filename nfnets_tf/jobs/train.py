@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import logging
 from collections.abc import Callable
 from contextlib import nullcontext
 
 import tensorflow as tf
 
+from nfnets_tf.config import bound_arguments
 from nfnets_tf.data.dataset_info import SplitInfo
 from nfnets_tf.errors import UserError, translate_tf_errors
 from nfnets_tf.fileio import latest_checkpoint
@@ -75,9 +77,20 @@ class TrainJob:
     """Describes the run; creates no weights and reads no data."""
     self.data.check_copies()
     lines = dry_run.describe_run(
-      self.model, self.optimization, self.data, self.schedule, self.devices
+      self.model,
+      self.optimization,
+      self.data,
+      self.schedule,
+      self.devices,
+      classifier_options=self.classifier_options(),
     )
     return dry_run.format_table(lines)
+
+  def classifier_options(self) -> dict[str, object]:
+    """Returns the arguments that the configuration gives the classifier."""
+    parameters = inspect.signature(Classifier).parameters.values()
+    defaults = {parameter.name: parameter.default for parameter in parameters}
+    return {**defaults, **bound_arguments(self.model.classifier)}
 
   def figures(self, network: keras.Model | None = None) -> dict[str, float]:
     """Returns the cost of the run in numbers; see `dry_run.estimate_costs`."""

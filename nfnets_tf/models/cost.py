@@ -4,8 +4,12 @@ A network built by `abstractly` has variables without values, so that the
 largest can be measured on a laptop.
 """
 
+from __future__ import annotations
+
 import functools
+import math
 from collections.abc import Callable
+from typing import NamedTuple
 
 import tensorflow as tf
 
@@ -38,34 +42,64 @@ def count_macs(network: keras.Model, image_size: int) -> int:
 
   Convolutions and matrix products count, as in the NFNet paper's "FLOPs"
   (table 3); sums, activations and the standardization of kernels do not.
+  Neither does what the backward pass computes again: `count_recomputed_macs`.
 
   Args:
     network: takes [batch, image_size, image_size, 3].
     image_size: in pixels.
   """
-  return _count(network, image_size)[0]
+  return _count(network, image_size).macs
+
+
+def count_recomputed_macs(network: keras.Model, image_size: int) -> int:
+  """Counts the multiply-accumulates that one image's backward pass repeats.
+
+  Args:
+    network: takes [batch, image_size, image_size, 3]; 0 unless it is an `NFNet`
+      with `recompute`.
+    image_size: in pixels.
+  """
+  return _count(network, image_size).recomputed_macs
 
 
 def count_activations(network: keras.Model, image_size: int) -> int:
   """Counts the activations that one image's backward pass needs.
 
   Those are the inputs and outputs of convolutions; a compiler recomputes the
-  rest. For F0 at 224 px these are 26.4 million.
+  rest. For F0 at 224 px these are 26.4 million. Of blocks that are recomputed
+  they are the inputs, and the whole of the largest block.
 
   Args:
     network: takes [batch, image_size, image_size, 3].
     image_size: in pixels.
   """
-  return _count(network, image_size)[1]
+  counts = _count(network, image_size)
+  return counts.kept + counts.computed_again
+
+
+class _Counts(NamedTuple):
+  """Of one image.
+
+  Attributes:
+    macs: of the forward pass.
+    kept: activations from the forward to the backward pass.
+    recomputed_macs: of the backward pass, those of the forward pass again.
+    computed_again: activations of the largest layer that is recomputed.
+  """
+
+  macs: int = 0
+  kept: int = 0
+  recomputed_macs: int = 0
+  computed_again: int = 0
 
 
 @functools.lru_cache(maxsize=16)  # tracing the largest takes seconds
-def _count(network, image_size) -> tuple[int, int]:
-  """Returns (multiply-accumulates, activations)."""
+def _count(network, image_size) -> _Counts:
   shape = (1, image_size, image_size, 3)
   if not getattr(network, "counted_by_layer", False):
-    return _count_layer(network, shape)[:2]
-  macs = activations = 0
+    macs, kept, _ = _count_layer(network, shape)
+    return _Counts(macs, kept)
+  total = _Counts()
   known = {}
   for layer in network.layers[1:]:
     # Rates and gains, which are floats, change no shape: most blocks of a stage
@@ -78,9 +112,18 @@ def _count(network, image_size) -> tuple[int, int]:
     key = type(layer), shape, repr(config)
     if key not in known:
       known[key] = _count_layer(layer, shape)
-    layer_macs, layer_activations, shape = known[key]
-    macs, activations = macs + layer_macs, activations + layer_activations
-  return macs, activations
+    macs, kept, next_shape = known[key]
+    again, largest = 0, 0
+    if getattr(layer, "recompute", False):
+      again, kept, largest = macs, math.prod(shape), kept
+    total = _Counts(
+      total.macs + macs,
+      total.kept + kept,
+      total.recomputed_macs + again,
+      max(total.computed_again, largest),
+    )
+    shape = next_shape
+  return total
 
 
 def _count_layer(layer, shape) -> tuple[int, int, tuple[int, ...]]:

@@ -10,8 +10,11 @@ import tensorflow as tf
 from nfnets_tf.keras_api import keras
 from nfnets_tf.ops import convolution, stateless_random
 from nfnets_tf.ops.activations import scaled_activation
+from nfnets_tf.ops.recomputation import recomputed
 from nfnets_tf.ops.weight_standardization import standardize
 from nfnets_tf.optim.param_groups import ParamGroup, set_group
+
+ALPHA = 0.2  # scale of every residual branch
 
 register = keras.saving.register_keras_serializable(package="nfnets_tf")
 
@@ -195,13 +198,148 @@ class StochasticDepth(keras.layers.Layer):
     self.rate = rate
 
   def call(self, inputs, training=False):
-    if not training or not self.rate:
-      return inputs
+    keep = self.draw(inputs) if training else None
+    return inputs if keep is None else inputs * keep
+
+  def draw(self, inputs):
+    """Returns 1 for an example that is kept, else 0; None if all are.
+
+    Args:
+      inputs: float [examples, height, width, channels].
+
+    Returns:
+      [examples, 1, 1, 1], of the inputs' type.
+    """
+    if not self.rate:
+      return None
     numbers = stateless_random.uniform(self.name, [_examples(inputs), 1, 1, 1])
-    return inputs * tf.cast(numbers >= self.rate, inputs.dtype)
+    return tf.cast(numbers >= self.rate, inputs.dtype)
 
   def get_config(self):
     return {**super().get_config(), "rate": self.rate}
+
+
+@register
+class NFBlock(keras.layers.Layer):
+  """A residual block: 1x1, grouped 3x3 twice, 1x1, squeeze-excite, skip gain.
+
+  out = act(x) * beta;  y = shortcut + alpha * skip_gain * branch(out), where
+  the shortcut is x itself or, if the shape changes, a projection of `out`.
+
+  Args:
+    filters: output channels.
+    bottleneck: channels between the two 1x1 convolutions.
+    groups: number of groups of the 3x3 convolutions.
+    beta: 1 / expected standard deviation of the input.
+    strides: of the first 3x3 convolution and of the shortcut.
+    stochdepth_rate: probability of dropping an example's branch in training.
+    skip_gain: initial value of the branch's learned gain.
+    activation: name of the nonlinearity.
+    recompute: whether the backward pass computes the block again instead of
+      keeping its activations.
+  """
+
+  def __init__(
+    self,
+    filters: int,
+    *,
+    bottleneck: int,
+    groups: int,
+    beta: float,
+    strides: int = 1,
+    stochdepth_rate: float = 0.0,
+    skip_gain: float = 0.0,
+    activation: str = "gelu",
+    recompute: bool = False,
+    **kwargs,
+  ):
+    super().__init__(**kwargs)
+    self.filters = filters
+    self.bottleneck = bottleneck
+    self.groups = groups
+    self.beta = beta
+    self.strides = strides
+    self.stochdepth_rate = stochdepth_rate
+    self.initial_skip_gain = skip_gain
+    self.activation = activation
+    self.recompute = recompute
+    self._activate = scaled_activation(activation)
+
+  def build(self, input_shape):
+    channels = input_shape[-1]
+    mid, groups, dtype = self.bottleneck, self.groups, self.dtype_policy
+
+    def conv(name, inputs, filters, size, **options):
+      layer = WSConv2D(filters, size, name=name, dtype=dtype, **options)
+      with tf.name_scope(name):  # every name once, or HDF5 files fail to save
+        layer.build([None, None, None, inputs])
+      return layer
+
+    projected = self.strides > 1 or channels != self.filters
+    self.conv_shortcut = (
+      conv("conv_shortcut", channels, self.filters, 1) if projected else None
+    )
+    self.conv0 = conv("conv0", channels, mid, 1)
+    self.conv1 = conv("conv1", mid, mid, 3, strides=self.strides, groups=groups)
+    self.conv1b = conv("conv1b", mid, mid, 3, groups=groups)
+    self.conv2 = conv("conv2", mid, self.filters, 1)
+    self.squeeze_excite = SqueezeExcite(name="squeeze_excite", dtype=dtype)
+    with tf.name_scope("squeeze_excite"):
+      self.squeeze_excite.build([None, None, None, self.filters])
+    # Named after the block, so that every block draws its own numbers.
+    self.stochastic_depth = StochasticDepth(
+      self.stochdepth_rate, name=f"{self.name}_stochastic_depth", dtype=dtype
+    )
+    gain = keras.initializers.Constant(self.initial_skip_gain)
+    self.skip_gain = set_group(
+      self.add_weight("skip_gain", (), initializer=gain), ParamGroup.VECTOR
+    )
+    super().build(input_shape)
+
+  # Nothing here branches on a tensor, and converting every block is slow.
+  @tf.autograph.experimental.do_not_convert
+  def call(self, inputs, training=False):
+    # Drawn once, not again where the branch is recomputed.
+    keep = self.stochastic_depth.draw(inputs) if training else None
+    arguments = (inputs,) if keep is None else (inputs, keep)
+    if training and self.recompute:
+      return recomputed(self._apply, *arguments)
+    return self._apply(*arguments)
+
+  def _apply(self, inputs, keep=None):
+    out = self._activate(inputs) * self.beta
+    shortcut = self._shortcut(inputs, out)
+    out = self._activate(self.conv0(out))
+    out = self._activate(self.conv1(out))
+    out = self._activate(self.conv1b(out))
+    out = self.squeeze_excite(self.conv2(out))
+    if keep is not None:
+      out *= keep
+    out *= tf.cast(self.skip_gain, out.dtype)
+    return out * ALPHA + shortcut
+
+  def _shortcut(self, inputs, out):
+    """Returns `inputs`, or `out` pooled and projected if the shape changes."""
+    if self.conv_shortcut is None:
+      return inputs
+    if self.strides > 1:
+      # SAME average pooling divides by the pixels it really covers.
+      out = tf.nn.avg_pool2d(out, 2, self.strides, "SAME")
+    return self.conv_shortcut(out)
+
+  def get_config(self):
+    return {
+      **super().get_config(),
+      "filters": self.filters,
+      "bottleneck": self.bottleneck,
+      "groups": self.groups,
+      "beta": self.beta,
+      "strides": self.strides,
+      "stochdepth_rate": self.stochdepth_rate,
+      "skip_gain": self.initial_skip_gain,
+      "activation": self.activation,
+      "recompute": self.recompute,
+    }
 
 
 @register

@@ -8,6 +8,7 @@ and a head. Shapes are [batch, height, width, channels].
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import tensorflow as tf
 
@@ -15,141 +16,33 @@ from nfnets_tf.errors import UserError, refuse_keras3
 from nfnets_tf.keras_api import keras
 from nfnets_tf.models import variants
 from nfnets_tf.models.layers import (
+  ALPHA,
   ClassifierHead,
   Dropout,
+  NFBlock,
   ScaledActivation,
   SpatialMean,
-  SqueezeExcite,
-  StochasticDepth,
   WSConv2D,
   register,
 )
 from nfnets_tf.models.pretrained import Published
 from nfnets_tf.models.weights import load_weights
-from nfnets_tf.ops.activations import scaled_activation
 from nfnets_tf.ops.weight_standardization import input_scales
-from nfnets_tf.optim.param_groups import HEAD, ParamGroup, set_group
+from nfnets_tf.optim.param_groups import HEAD
 from nfnets_tf.ranges import (
   RATE,
   accepts,
   each,
+  either,
   flag,
   integer,
   number,
+  one_of,
   optional,
 )
 
-ALPHA = 0.2  # scale of every residual branch
+STAGES = ("stage1", "stage2", "stage3", "stage4")  # of residual blocks
 STAGE_STRIDES = (1, 2, 2, 2)
-
-
-@register
-class NFBlock(keras.layers.Layer):
-  """A residual block: 1x1, grouped 3x3 twice, 1x1, squeeze-excite, skip gain.
-
-  out = act(x) * beta;  y = shortcut + alpha * skip_gain * branch(out), where
-  the shortcut is x itself or, if the shape changes, a projection of `out`.
-
-  Args:
-    filters: output channels.
-    bottleneck: channels between the two 1x1 convolutions.
-    groups: number of groups of the 3x3 convolutions.
-    beta: 1 / expected standard deviation of the input.
-    strides: of the first 3x3 convolution and of the shortcut.
-    stochdepth_rate: probability of dropping an example's branch in training.
-    skip_gain: initial value of the branch's learned gain.
-    activation: name of the nonlinearity.
-  """
-
-  def __init__(
-    self,
-    filters: int,
-    *,
-    bottleneck: int,
-    groups: int,
-    beta: float,
-    strides: int = 1,
-    stochdepth_rate: float = 0.0,
-    skip_gain: float = 0.0,
-    activation: str = "gelu",
-    **kwargs,
-  ):
-    super().__init__(**kwargs)
-    self.filters = filters
-    self.bottleneck = bottleneck
-    self.groups = groups
-    self.beta = beta
-    self.strides = strides
-    self.stochdepth_rate = stochdepth_rate
-    self.initial_skip_gain = skip_gain
-    self.activation = activation
-    self._activate = scaled_activation(activation)
-
-  def build(self, input_shape):
-    channels = input_shape[-1]
-    mid, groups, dtype = self.bottleneck, self.groups, self.dtype_policy
-
-    def conv(name, inputs, filters, size, **options):
-      layer = WSConv2D(filters, size, name=name, dtype=dtype, **options)
-      with tf.name_scope(name):  # every name once, or HDF5 files fail to save
-        layer.build([None, None, None, inputs])
-      return layer
-
-    projected = self.strides > 1 or channels != self.filters
-    self.conv_shortcut = (
-      conv("conv_shortcut", channels, self.filters, 1) if projected else None
-    )
-    self.conv0 = conv("conv0", channels, mid, 1)
-    self.conv1 = conv("conv1", mid, mid, 3, strides=self.strides, groups=groups)
-    self.conv1b = conv("conv1b", mid, mid, 3, groups=groups)
-    self.conv2 = conv("conv2", mid, self.filters, 1)
-    self.squeeze_excite = SqueezeExcite(name="squeeze_excite", dtype=dtype)
-    with tf.name_scope("squeeze_excite"):
-      self.squeeze_excite.build([None, None, None, self.filters])
-    # Named after the block, so that every block draws its own numbers.
-    self.stochastic_depth = StochasticDepth(
-      self.stochdepth_rate, name=f"{self.name}_stochastic_depth", dtype=dtype
-    )
-    gain = keras.initializers.Constant(self.initial_skip_gain)
-    self.skip_gain = set_group(
-      self.add_weight("skip_gain", (), initializer=gain), ParamGroup.VECTOR
-    )
-    super().build(input_shape)
-
-  # Nothing here branches on a tensor, and converting every block is slow.
-  @tf.autograph.experimental.do_not_convert
-  def call(self, inputs, training=False):
-    out = self._activate(inputs) * self.beta
-    shortcut = self._shortcut(inputs, out)
-    out = self._activate(self.conv0(out))
-    out = self._activate(self.conv1(out))
-    out = self._activate(self.conv1b(out))
-    out = self.squeeze_excite(self.conv2(out))
-    out = self.stochastic_depth(out, training=training)
-    out *= tf.cast(self.skip_gain, out.dtype)
-    return out * ALPHA + shortcut
-
-  def _shortcut(self, inputs, out):
-    """Returns `inputs`, or `out` pooled and projected if the shape changes."""
-    if self.conv_shortcut is None:
-      return inputs
-    if self.strides > 1:
-      # SAME average pooling divides by the pixels it really covers.
-      out = tf.nn.avg_pool2d(out, 2, self.strides, "SAME")
-    return self.conv_shortcut(out)
-
-  def get_config(self):
-    return {
-      **super().get_config(),
-      "filters": self.filters,
-      "bottleneck": self.bottleneck,
-      "groups": self.groups,
-      "beta": self.beta,
-      "strides": self.strides,
-      "stochdepth_rate": self.stochdepth_rate,
-      "skip_gain": self.initial_skip_gain,
-      "activation": self.activation,
-    }
 
 
 @register
@@ -161,6 +54,7 @@ class NFBlock(keras.layers.Layer):
   skip_gain=number(),
   bottleneck_rule=variants.BOTTLENECK_RULE,
   input_shape=each(optional(integer(1)), 3),
+  recompute=either(flag(), each(one_of(*STAGES))),
 )
 class NFNet(keras.Model):
   """An NFNet image classifier.
@@ -186,6 +80,11 @@ class NFNet(keras.Model):
       DeepMind's code) and "published" keeps it as one group (the 527 M
       parameters that the NFNet paper's table 5 gives for F4+).
     input_shape: [height, width, channels]; None leaves a size free.
+    recompute: whether the backward pass of training computes the residual
+      blocks again instead of keeping their activations (activation
+      checkpointing, remat): less memory, a third more arithmetic, the same
+      weights. A list of stages, such as ["stage1", "stage2"], does it for their
+      blocks only.
     weights: initial weights, as `weights.load_weights` reads them: "imagenet",
       a path or a URL; None is random. The classifier is among them if it has
       `num_classes` classes; otherwise it is new, and a warning says so.
@@ -212,6 +111,7 @@ class NFNet(keras.Model):
     skip_gain: float = 0.0,
     bottleneck_rule: str = "released",
     input_shape: tuple[int | None, ...] = (None, None, 3),
+    recompute: bool | Sequence[str] = False,
     weights: str | None = None,
     name: str = "nfnet",
     **kwargs,
@@ -220,8 +120,8 @@ class NFNet(keras.Model):
     path = _locate(weights, variant, **kwargs)  # may fail: before building
     rate = size.drop_rate if drop_rate is None else drop_rate
     images = keras.Input(input_shape)
-    branch = {"activation": activation, "skip_gain": skip_gain}
-    branch["stochdepth_rate"] = stochdepth_rate
+    branch = {"activation": activation, "recompute": _stages(recompute)}
+    branch |= {"stochdepth_rate": stochdepth_rate, "skip_gain": skip_gain}
     outputs = _features(images, size, bottleneck_rule, **branch)
     if include_top:
       outputs = Dropout(rate, name="dropout")(outputs)
@@ -276,11 +176,19 @@ def _locate(weights: str | None, variant: str, **kwargs) -> str | None:
   return Published().locate(weights, variant)
 
 
-def _features(images, size: variants.Variant, rule: str, **branch):
+def _stages(recompute: bool | Sequence[str]) -> tuple[str, ...]:
+  """Returns the stages whose blocks are recomputed."""
+  if isinstance(recompute, bool):
+    return STAGES if recompute else ()
+  return tuple(stage for stage in STAGES if stage in recompute)
+
+
+def _features(
+  images, size: variants.Variant, rule: str, *, activation: str, **blocks
+):
   """Returns the pooled features of `images`."""
-  activation = branch["activation"]
   outputs = _stem(images, size, activation)
-  for block in _blocks(size, rule, **branch):
+  for block in _blocks(size, rule, activation=activation, **blocks):
     outputs = block(outputs)
   outputs = WSConv2D(2 * size.widths[-1], 1, name="final_conv")(outputs)
   outputs = ScaledActivation(activation, name="final_activation")(outputs)
@@ -301,12 +209,19 @@ def _stem(images, size: variants.Variant, activation: str):
 
 
 def _blocks(
-  size: variants.Variant, rule: str, *, stochdepth_rate: float, **options
+  size: variants.Variant,
+  rule: str,
+  *,
+  stochdepth_rate: float,
+  recompute: Sequence[str],
+  **options,
 ):
   """Yields the residual blocks of all stages in order."""
   scales = input_scales(size.depths, alpha=ALPHA)
   index = 0
-  for depth, width, strides in zip(size.depths, size.widths, STAGE_STRIDES):
+  for stage, depth, width, strides in zip(
+    STAGES, size.depths, size.widths, STAGE_STRIDES
+  ):
     bottleneck, groups = variants.bottleneck_shape(
       width, size.group_width, rule
     )
@@ -318,6 +233,7 @@ def _blocks(
         beta=scales[index],
         strides=strides if first else 1,
         stochdepth_rate=stochdepth_rate * index / len(scales),
+        recompute=stage in recompute,
         name=f"nf_block_{index}" if index else "nf_block",
         **options,
       )
@@ -362,8 +278,8 @@ def layers_by_stage(
   blocks = [layer for layer in network.layers if isinstance(layer, NFBlock)]
   stages = {"stem": [network.get_layer(f"stem_conv{i}") for i in range(4)]}
   depths = variants.variant(config["variant"]).depths
-  for stage, depth in enumerate(depths, start=1):
-    stages[f"stage{stage}"], blocks = blocks[:depth], blocks[depth:]
+  for stage, depth in zip(STAGES, depths):
+    stages[stage], blocks = blocks[:depth], blocks[depth:]
   stages["final_conv"] = [network.get_layer("final_conv")]
   if config["include_top"]:
     stages[HEAD] = [network.get_layer(HEAD)]

@@ -33,8 +33,8 @@ import tensorflow as tf
 
 from nfnets_tf.errors import UserError
 from nfnets_tf.keras_api import keras
-from nfnets_tf.models.layers import WSConv2D, spatial_mean
-from nfnets_tf.models.nfnet import ALPHA, NFBlock, NFNet
+from nfnets_tf.models.layers import ALPHA, NFBlock, WSConv2D, spatial_mean
+from nfnets_tf.models.nfnet import NFNet
 from nfnets_tf.models.weights import named_variables
 from nfnets_tf.ops.activations import GAMMAS, plain_activation
 from nfnets_tf.ops.convolution import conv2d

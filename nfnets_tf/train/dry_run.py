@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
 from nfnets_tf.keras_api import keras
 from nfnets_tf.models import cost
-from nfnets_tf.models.nfnet import check_image_size
+from nfnets_tf.models.nfnet import NFNet, check_image_size
 
 if TYPE_CHECKING:
   from nfnets_tf.data.pipeline import Split
@@ -114,13 +115,16 @@ def estimate_costs(
 
   Returns:
     parameters; macs of an image's forward pass; images, steps and epochs;
-    flops of the run; tpu_v4_core_hours at utilization, in (0, 1]; and
-    memory_bytes of a device, plus memory_bytes_per_image computed at a time.
+    flops of the run, as a utilization counts them, without recomputation;
+    tpu_v4_core_hours, with it, at utilization, in (0, 1]; and memory_bytes of a
+    device, plus memory_bytes_per_image computed at a time.
   """
   network = network or cost.abstractly(model.network)
   images = schedule.total_steps * data.batch_size
   size = data.train_split.image_shape()[0]
   macs = cost.count_macs(network, size)
+  # Training takes three forward passes' worth, and recomputation its own.
+  executed = macs + cost.count_recomputed_macs(network, size) / 3
   sam, compute = optimization.sam, devices.compute
   computed = images if sam is None else sam.passes * images
   memory = estimate_memory(
@@ -133,7 +137,7 @@ def estimate_costs(
     "steps": schedule.total_steps,
     "epochs": images / data.num_examples,
     "flops": compute.flops(macs, computed),
-    "tpu_v4_core_hours": compute.core_hours(macs, computed, model.variant),
+    "tpu_v4_core_hours": compute.core_hours(executed, computed, model.variant),
     "utilization": compute.utilization_of(model.variant),
     "memory_bytes": memory.fixed,
     "memory_bytes_per_image": memory.per_image,
@@ -146,8 +150,12 @@ def describe_run(
   data: DataConfig,
   schedule: Schedule,
   devices: DeviceConfig,
+  *,
+  classifier_options: Mapping[str, object],
 ) -> Lines:
   """Returns all lines about a run; creates no weights, reads no data.
+
+  The classifier is not built: `classifier_options` are its arguments.
 
   Raises:
     UserError: if the images are too small for the network.
@@ -159,13 +167,13 @@ def describe_run(
     model, optimization, data, schedule, devices, network=network
   )
   split, steps = data.train_split, schedule.total_steps
-  per_epoch = data.num_examples
+  size, per_epoch = split.image_shape()[0], data.num_examples
   multiplicity = split.augmentation.multiplicity
   copies = f", {multiplicity} times each" if multiplicity > 1 else ""
   memory = Memory(costs["memory_bytes"], costs["memory_bytes_per_image"])
   strategy = f"{devices.strategy.__name__}, {devices.policy}"
   return [
-    *describe_network(network, split.image_shape()[0]),
+    *describe_network(network, size),
     ("start", model.init_weights.describe()),
     (
       "images",
@@ -179,6 +187,9 @@ def describe_run(
     ("memory", memory.describe()),
     *describe_gradient(optimization.sam),
     *describe_compute(devices.compute, model.variant, costs),
+    *describe_program(
+      network, optimization, data, devices, costs, classifier_options
+    ),
   ]
 
 
@@ -187,7 +198,7 @@ def describe_network(network: keras.Model, image_size: int) -> Lines:
   body, head = cost.count_parameters(network)
   macs = cost.count_macs(network, image_size)
   config = network.get_config()
-  return [
+  lines = [
     ("model", f"NFNet {config['variant']}, {config['num_classes']:,} classes"),
     (
       "parameters",
@@ -196,6 +207,13 @@ def describe_network(network: keras.Model, image_size: int) -> Lines:
     ),
     ("MACs", f"{macs:,} per image of {image_size} px ({macs / 1e9:.1f} G)"),
   ]
+  if again := cost.count_recomputed_macs(network, image_size):
+    # Training takes three forward passes' worth.
+    text = (
+      f"{again:,} of them again in the backward pass, {again / macs / 3:.0%}"
+    )
+    lines.append(("", f"{text} more arithmetic, part of the core-hours only"))
+  return lines
 
 
 def describe_learning_rate(
@@ -251,6 +269,31 @@ def describe_gradient(sam: SAM | None) -> Lines:
       f" {sam.ascent_fraction:.0%} of it, {every}",
     )
   ]
+
+
+def describe_program(
+  network: keras.Model,
+  optimization: OptimizationConfig,
+  data: DataConfig,
+  devices: DeviceConfig,
+  costs: dict,
+  classifier_options: Mapping[str, object],
+) -> Lines:
+  """Returns lines about the step compiled for TPU-v4, of runs on one only."""
+  if devices.strategy.__name__ != "tpu" or not isinstance(network, NFNet):
+    return []
+  texts = devices.compute.describe_program(
+    network,
+    batch_size=data.batch_size,
+    images=costs["images"],
+    image_size=data.train_split.image_shape()[0],
+    policy=devices.policy,
+    optimizer=optimization.optimizer.__name__,
+    sam=optimization.sam,
+    micro_batches=classifier_options["micro_batches"],
+    ema_decay=classifier_options["ema_decay"],
+  )
+  return list(zip(["on TPU-v4"] + [""] * len(texts), texts))
 
 
 def describe_compute(compute, variant: str, costs: dict) -> Lines:

@@ -99,7 +99,7 @@ RULES = [
   Rule(r"^saved_model_cli "),
   Rule(r"cifar10\.sh", skip="trains on CIFAR-10 for hours"),
   Rule(
-    r"benchmarks\.(training_step|sam|serving) *$",
+    r"benchmarks\.(training_step|sam|serving)( --policies=\S+)?( --rec\S+)? *$",
     append=" --variant=femto --image_size=32 --rounds=1",
   ),
   Rule(

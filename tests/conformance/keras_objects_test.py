@@ -6,7 +6,8 @@ import tensorflow as tf
 
 from nfnets_tf.keras_api import keras
 from nfnets_tf.models import layers
-from nfnets_tf.models.nfnet import NFBlock, NFNet
+from nfnets_tf.models.layers import NFBlock
+from nfnets_tf.models.nfnet import NFNet
 from nfnets_tf.optim.adaptive_clipping import AGC
 from nfnets_tf.optim.sam import SAM
 from nfnets_tf.optim.sgd import SGD
@@ -28,11 +29,17 @@ LAYERS = {
     strides=2,
     stochdepth_rate=0.1,
     skip_gain=0.5,
+    recompute=True,
   ),
 }
 OTHERS = {
   "NFNet": lambda: NFNet(
-    "femto", 3, drop_rate=0.1, stochdepth_rate=0.2, skip_gain=0.5
+    "femto",
+    3,
+    drop_rate=0.1,
+    stochdepth_rate=0.2,
+    skip_gain=0.5,
+    recompute=["stage2"],
   ),
   "Classifier": lambda: Classifier(
     NFNet("femto", 3),

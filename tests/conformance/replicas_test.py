@@ -7,7 +7,8 @@ import pytest
 import tensorflow as tf
 
 from nfnets_tf.keras_api import keras
-from nfnets_tf.models.nfnet import NFBlock, NFNet
+from nfnets_tf.models.layers import NFBlock
+from nfnets_tf.models.nfnet import NFNet
 from nfnets_tf.optim.sam import SAM
 from nfnets_tf.optim.sgd import SGD
 from nfnets_tf.train.classifier import Classifier

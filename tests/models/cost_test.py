@@ -140,3 +140,30 @@ def test_abstract_networks_hold_no_values():
   network = cost.abstractly(lambda: nfnet.NFNet("femto", 3))
   with pytest.raises(TypeError, match="cannot be accessed from here"):
     network(tf.zeros([1, 32, 32, 3]))
+
+
+def femto(**options):
+  return cost.abstractly(lambda: nfnet.NFNet("femto", 3, **options))
+
+
+def test_recomputed_blocks_keep_their_inputs_and_the_largest_block():
+  plain = cost.count_activations(femto(), 32)
+  # Stage 1 maps 8x8x8 to 8x8x16, with 8 channels in 2 groups between; stage 2
+  # maps that to 4x4x16. Their convolutions take and give:
+  first = 64 * (8 + 16 + 6 * 8 + 8 + 16 - 8)
+  second = 64 * (16 + 2 * 8) + 16 * (2 * 16 + 4 * 8 + 16)
+  one = femto(recompute=["stage1"])
+  assert cost.count_activations(one, 32) == plain + 64 * 8
+  both = femto(recompute=["stage1", "stage2"])
+  kept = plain - first - second + 64 * 8 + 64 * 16
+  assert cost.count_activations(both, 32) == kept + max(first, second)
+
+
+def test_recomputed_macs_are_no_macs_of_the_network():
+  network = femto(recompute=["stage1"])
+  assert cost.count_macs(network, 32) == cost.count_macs(femto(), 32)
+  assert cost.count_recomputed_macs(femto(), 32) == 0
+  # Shortcut, 1x1, twice 3x3 in groups of 4 channels, 1x1; squeeze-excite.
+  pixel = 8 * 16 + 8 * 8 + 2 * 9 * 4 * 8 + 8 * 16
+  expected = 64 * pixel + 2 * 16 * 8
+  assert cost.count_recomputed_macs(network, 32) == expected

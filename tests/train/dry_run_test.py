@@ -29,6 +29,20 @@ def test_network():
   assert "per image of 224 px (9.6 G)" in lines
 
 
+def test_network_with_recomputation():
+  def build(**options):
+    return cost.abstractly(lambda: NFNet("femto", 3, **options))
+
+  plain = dry_run.describe_network(build(), 32)
+  network = build(recompute=True)
+  *same, (_, text) = dry_run.describe_network(network, 32)
+  assert same == plain
+  again = cost.count_recomputed_macs(network, 32)
+  share = again / cost.count_macs(network, 32) / 3
+  assert text.startswith(f"{again:,} of them again")
+  assert f"{share:.0%} more arithmetic" in text
+
+
 def test_gradient():
   assert dry_run.describe_gradient(None) == []
   how = SAM(0.05, scope="replica", ascent_fraction=0.2, every=2)
@@ -82,13 +96,50 @@ def test_sam_costs_its_passes(sam, passes):
   assert sharp["images"] == plain["images"]
 
 
+def test_recomputation_costs_hours_and_is_no_work_of_the_network():
+  job = Configuration(
+    ["gin/quickstart.gin", "gin/overlays/smoke.gin"], ["DATA_DIR = '/nowhere'"]
+  ).build_job()
+  plain = job.figures()
+  build = job.model.network
+  network = cost.abstractly(lambda: build(recompute=True))
+  ours = job.figures(network)
+  size = job.data.train_split.image_shape()[0]
+  again = cost.count_recomputed_macs(network, size)
+  ratio = (3 * plain["macs"] + again) / (3 * plain["macs"])
+  assert ours["tpu_v4_core_hours"] == pytest.approx(
+    ratio * plain["tpu_v4_core_hours"]
+  )
+  for name in ("macs", "flops", "parameters"):
+    assert ours[name] == plain[name]
+  assert ours["memory_bytes_per_image"] < plain["memory_bytes_per_image"]
+
+
+def test_describes_the_program_of_a_run_on_a_tpu():
+  job = Configuration(
+    ["gin/f0_jft.gin"],
+    ["NUM_CLASSES = 7", "classifier.Classifier.micro_batches = 2"],
+  ).build_job()
+  text = job.plan()
+  assert "tools.tpu_check compile --gin_file=... --slice=v4-256" in text
+  # What the configuration binds, and the defaults of the class.
+  options = job.classifier_options()
+  assert (options["micro_batches"], options["ema_decay"]) == (2, None)
+  assert options["layer_decay"] == 1.0
+
+
 def test_describes_a_whole_run():
   job = Configuration(
     ["gin/quickstart.gin", "gin/overlays/smoke.gin", "gin/overlays/sam.gin"],
     ["DATA_DIR = '/nowhere'", "EPOCHS = 2", "MULTIPLICITY = 2"],
   ).build_job()
   lines = dry_run.describe_run(
-    job.model, job.optimization, job.data, job.schedule, job.devices
+    job.model,
+    job.optimization,
+    job.data,
+    job.schedule,
+    job.devices,
+    classifier_options=job.classifier_options(),
   )
   assert [name for name, _ in lines if name] == [
     "model",
