@@ -102,7 +102,8 @@ def test_out_of_memory_reports_estimate_and_bindings():
   train = fitted(batches_of(tf.data.Dataset.range(2)), Greedy())
   line = sentence(train, UserError)
   assert "out of memory (OOM when allocating tensor with shape[" in line
-  assert "): 8 GB; bind classifier.Classifier.micro_batches" in line
+  assert "): 8 GB; bind nfnet.NFNet.recompute to True" in line
+  assert "classifier.Classifier.micro_batches" in line
 
 
 def test_full_disk_is_distinguished_from_device_memory():

@@ -10,7 +10,6 @@ import tensorflow as tf
 from nfnets_tf.keras_api import keras
 from nfnets_tf.ops import convolution, stateless_random
 from nfnets_tf.ops.activations import scaled_activation
-from nfnets_tf.ops.recomputation import recomputed
 from nfnets_tf.ops.weight_standardization import standardize
 from nfnets_tf.optim.param_groups import ParamGroup, set_group
 
@@ -303,7 +302,7 @@ class NFBlock(keras.layers.Layer):
     keep = self.stochastic_depth.draw(inputs) if training else None
     arguments = (inputs,) if keep is None else (inputs, keep)
     if training and self.recompute:
-      return recomputed(self._apply, *arguments)
+      return tf.recompute_grad(self._apply)(*arguments)
     return self._apply(*arguments)
 
   def _apply(self, inputs, keep=None):
