@@ -30,6 +30,18 @@ _PEER_ERRORS = (
 _PEER = re.compile(
   "[Cc]ollective|worker|task:|heartbeat|peer|[Ss]ocket|onnection"
 )
+# Added to an error of any class that a host of a slice reports, or its loss.
+_HOST = re.compile(
+  r"remote target \S*task:(\d+)|failed to connect|ocket closed"
+)
+_HOST_ERRORS = (
+  tf.errors.UnavailableError,
+  tf.errors.AbortedError,
+  tf.errors.CancelledError,
+  tf.errors.DeadlineExceededError,
+)
+# Of a server that started anew.
+_FORGOTTEN = "Unable to find a context_id"
 _FILE_ERRORS = (tf.errors.NotFoundError, tf.errors.PermissionDeniedError)
 # TensorFlow has one class for a full disk and for a device's full memory.
 _DISK = re.compile("No space left|[Qq]uota")
@@ -77,6 +89,13 @@ def plain_message(error: Exception) -> str:
   return next(causes, type(error).__name__)
 
 
+def is_host_lost(error: Exception) -> bool:
+  """Returns whether an error says that a host of a slice is gone."""
+  if isinstance(error, tf.errors.InvalidArgumentError):
+    return _FORGOTTEN in error.message
+  return isinstance(error, _HOST_ERRORS) and bool(_HOST.search(error.message))
+
+
 def require(condition: bool, name: str, value: object, expected: str) -> None:
   """Raises a UserError about a parameter unless a condition holds.
 
@@ -121,6 +140,7 @@ def translate_tf_errors(
   *,
   worker: int,
   num_workers: int,
+  num_hosts: int = 0,
   describe_memory: Callable[[], str],
 ) -> Iterator[None]:
   """Translates TensorFlow's errors of memory, files and workers.
@@ -128,11 +148,13 @@ def translate_tf_errors(
   Args:
     worker: index of this process.
     num_workers: number of processes that train together.
+    num_hosts: number of other machines' servers that this process drives.
     describe_memory: returns an estimate of the memory that a device needs.
 
   Raises:
     UserError: if a device runs out of memory.
-    RunError: if a file cannot be read or written, or another worker is lost.
+    RunError: if a file cannot be read or written, or another worker or a host
+      of the slice is lost.
   """
   try:
     yield
@@ -156,8 +178,17 @@ def translate_tf_errors(
       f"cannot read a file ({plain_message(error)}); restore it and rerun the"
       " same command to resume from the last checkpoint."
     ) from error
-  except _PEER_ERRORS as error:
-    if num_workers == 1 or not _PEER.search(error.message):
+  except (*_PEER_ERRORS, tf.errors.InvalidArgumentError) as error:
+    if num_hosts and is_host_lost(error):
+      number = _HOST.search(error.message)
+      host = f"host {number[1]}" if number and number[1] else "a host"
+      raise RunError(
+        f"{host} of the slice is lost ({plain_message(error)}); when all of its"
+        " hosts are back, rerun the same command to resume from the last"
+        " checkpoint."
+      ) from error
+    is_peer = isinstance(error, _PEER_ERRORS) and _PEER.search(error.message)
+    if num_workers == 1 or not is_peer:
       raise
     raise RunError(
       f"worker {worker} of {num_workers} lost another worker"

@@ -12,7 +12,12 @@ from collections.abc import Iterator
 
 import tensorflow as tf
 
-from nfnets_tf.errors import RunError, UserError, plain_message
+from nfnets_tf.errors import (
+  RunError,
+  UserError,
+  is_host_lost,
+  plain_message,
+)
 
 _BLOCK = 1 << 22
 _RUN_LAYOUT = 2  # of the files in a work directory, "format" in its data.json
@@ -60,6 +65,8 @@ def report_write_errors(path: str) -> Iterator[None]:
   try:
     yield
   except (OSError, tf.errors.OpError) as error:
+    if is_host_lost(error):
+      raise  # not the file's fault: a slice's first host writes it
     raise RunError(
       f"{path!r} cannot be written ({plain_message(error)}); make room or"
       " restore it, and rerun the same command to resume from the last"

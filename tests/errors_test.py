@@ -63,9 +63,12 @@ Detected at node CollectiveReduceV2 defined at (most recent call last):
 ABORTED = "Collective ops is aborted by: Connection reset by peer"
 
 
-def translated(worker=0, num_workers=1):
+def translated(worker=0, num_workers=1, **options):
   return translate_tf_errors(
-    worker=worker, num_workers=num_workers, describe_memory=lambda: "8 GB"
+    worker=worker,
+    num_workers=num_workers,
+    describe_memory=lambda: "8 GB",
+    **options,
   )
 
 
@@ -181,6 +184,43 @@ def test_lost_worker_is_reported(kind, text):
   assert line.startswith(
     f"worker 1 of 2 lost another worker ({ABORTED}); rerun"
   )
+
+
+# As TensorFlow adds to what a host reports, and to its loss.
+FROM_HOST_1 = (
+  "%s\nAdditional GRPC error information from remote target"
+  " /job:worker/replica:0/task:1 while calling"
+  ' /tensorflow.WorkerService/RecvTensor:\n:{"created":"@17956"}'
+)
+RESTARTED = (
+  "Unable to find a context_id matching the specified one (123). Perhaps the"
+  " worker was restarted, or the context was GC'd?"
+)
+
+
+@pytest.mark.parametrize(
+  "kind, message, host",
+  [
+    (tf.errors.UnavailableError, FROM_HOST_1 % "failed to connect", "host 1"),
+    (tf.errors.UnavailableError, "Socket closed", "a host"),
+    (tf.errors.AbortedError, FROM_HOST_1 % "Stream removed", "host 1"),
+    (tf.errors.InvalidArgumentError, FROM_HOST_1 % RESTARTED, "host 1"),
+  ],
+)
+def test_lost_host_of_a_slice_is_reported(kind, message, host):
+  cause = message.splitlines()[0]
+  line = sentence(lost(kind, message), RunError, num_hosts=2)
+  assert line.startswith(f"{host} of the slice is lost ({cause}); when all of")
+  assert "rerun the same command" in line
+
+
+@pytest.mark.parametrize(
+  "kind", [tf.errors.InvalidArgumentError, tf.errors.InternalError]
+)
+def test_what_a_host_reports_is_not_its_loss(kind):
+  with pytest.raises(kind, match="logits and labels"):
+    with translated(num_hosts=2):
+      lost(kind, FROM_HOST_1 % "logits and labels must be broadcastable")()
 
 
 def test_single_process_does_not_report_lost_workers():

@@ -198,11 +198,28 @@ def test_kubernetes_handles_exit_codes():
 def test_tpu_pod_setup_is_idempotent(run_with_fakes):
   first, second = run_with_fakes(TPU, "setup"), run_with_fakes(TPU, "setup")
   assert first.returncode == second.returncode == 0
-  steps = ["git", "git", "git", "python3", "pip"]
+  steps = ["python3", "git", "git", "git", "python3", "pip"]
   assert [call["name"] for call in first.calls] == ["gcloud", *steps, *steps]
   clone, _, checkout, *_ = first.git
   assert (clone["args"][1], checkout["args"][-1]) == ("repository", "revision")
   assert "clone" not in [call["args"][0] for call in second.git]
+
+
+def test_tpu_image_and_python_have_the_same_tensorflow(
+  run_with_fakes, tmp_path
+):
+  pins = (ROOT / "requirements/tensorflow-2.15.txt").read_text()
+  (version,) = re.findall(r"(?m)^tensorflow==(\S+)$", pins)
+  assert re.findall(r"--version=(\S+)", TPU.read_text()) == [
+    f"tpu-vm-tf-{version}-pod-pjrt"
+  ]
+  assert f"`tpu-vm-tf-{version}-pod-pjrt`" in PAGE
+  newer = tmp_path / "newer"
+  newer.write_text("#!/bin/sh\nexit 1\n")  # as of Python 3.12
+  newer.chmod(0o755)
+  done = run_with_fakes(TPU, "setup", PYTHON=str(newer))
+  assert done.returncode == 2 and not done.git
+  assert f"PYTHON = {newer} is" in done.stderr and "3.9 to 3.11" in done.stderr
 
 
 def test_all_tpu_hosts_run_the_same_command(run_with_fakes):
@@ -222,6 +239,7 @@ def test_all_tpu_hosts_run_the_same_command(run_with_fakes):
 
 ENDS = [(code, "READY", 1) for code in ("0", "1", "2", "255")]
 ENDS += [("255 0", "PREEMPTED PREEMPTED CREATING READY", 2)]
+ENDS += [("1 0", "PREEMPTED CREATING READY", 2)]  # it lost a host first
 ENDS += [("143 143 1", "PREEMPTED READY CREATING READY", 3)]
 
 

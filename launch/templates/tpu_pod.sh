@@ -7,7 +7,9 @@
 #   bash tpu_pod.sh train  # until the run is done, also over preemptions
 #
 # It runs where gcloud does and stays up as long as the run: a VM with tmux. The
-# TPU is there already, with servers of the TensorFlow of this project:
+# TPU is there already, with servers of the TensorFlow of this project: 2.15.1 and
+# libtpu.so 1.9.0. No image has servers of TensorFlow 2.20, so PYTHON is 3.9 to
+# 3.11 (docs/many_machines.md, "Versions on TPU v4").
 #
 #   gcloud compute tpus tpu-vm create "$TPU_NAME" --zone="$ZONE" \
 #     --accelerator-type=v4-32 --version=tpu-vm-tf-2.15.1-pod-pjrt
@@ -44,6 +46,12 @@ train_here() {
 setup_here() {
   set -euo pipefail
   local repository=$1 revision=$2 python=$3
+  "$python" -c "import sys; sys.exit(sys.version_info >= (3, 12))" || {
+    echo "PYTHON = $python is missing or 3.12 or later, which would install" \
+      "TensorFlow 2.20, of which the TPU has no servers; set it to a Python of" \
+      "3.9 to 3.11." >&2
+    exit 2
+  }
   cd "$HOME"
   [ -d nfnets_tf ] || git clone "$repository" nfnets_tf
   cd nfnets_tf
@@ -72,7 +80,6 @@ check_setup() {
 
 setup() {
   check_setup
-  # Python 3.9 to 3.11.
   on_all_hosts setup_here "$REPOSITORY" "$REVISION" "${PYTHON:-python3}"
 }
 
@@ -102,6 +109,11 @@ train() {
       143) ;; # preempted, checkpoint saved
       # The connection was lost. If the TPU is there, the run may be too.
       255) [ "$(state)" != READY ] || return 255 ;;
+      # Failed, as by a host that was lost: a preemption takes a while to show.
+      1)
+        sleep 60
+        [ "$(state)" != READY ] || return 1
+        ;;
       *) return "$code" ;;
     esac
     # A preempted TPU does not restart: delete it and create another of the

@@ -1,6 +1,7 @@
 """From serialized records to batches of images; invalid records get weight 0.
 
-Also how tf.data runs all our datasets: `parallel_calls`, `dataset_options`.
+Also how and where tf.data runs all our datasets: `parallel_calls`,
+`dataset_options`, `current_host`.
 """
 
 from __future__ import annotations
@@ -28,6 +29,16 @@ def parallel_calls() -> int:
   if hasattr(os, "sched_getaffinity"):  # on Linux only
     return len(os.sched_getaffinity(0))
   return os.cpu_count() or 1
+
+
+def current_host() -> str:
+  """Returns the CPU of the host whose datasets are being made.
+
+  On a slice a strategy makes each host's datasets in the scope of its device;
+  elsewhere it is this process's.
+  """
+  with tf.device("CPU:0"):
+    return tf.zeros([]).device
 
 
 def dataset_options() -> tf.data.Options:

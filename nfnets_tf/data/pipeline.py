@@ -243,7 +243,7 @@ class Split:
     examples = examples.concatenate(padding).take(total)
     loader = self._loader(info)
     batches = self._make_batches(
-      examples.enumerate(),
+      examples.enumerate(host * total),
       lambda position, serialized: loader.load_evaluation(serialized),
       host_batch // replicas,
       self.invalid_records.recorder(repeated=True),

@@ -8,7 +8,11 @@ from collections.abc import Callable, Sequence
 
 import tensorflow as tf
 
-from nfnets_tf.data.loading import dataset_options, parallel_calls
+from nfnets_tf.data.loading import (
+  current_host,
+  dataset_options,
+  parallel_calls,
+)
 from nfnets_tf.data.preprocessing import Transform, compose
 from nfnets_tf.data.tfrecords import read_features
 from nfnets_tf.data.validation import RecordValidator
@@ -21,7 +25,8 @@ class WaitTimer:
 
   With prefetching to a device this overestimates the time the device is idle.
   TensorFlow tells no time while deterministic operations are required; nothing
-  is measured then.
+  is measured then. One process may make the datasets of several hosts, each in
+  the scope of its device: every host adds up its own time.
 
   Args:
     timestamp: returns seconds, float64 []; runs inside tf.data.
@@ -29,39 +34,48 @@ class WaitTimer:
 
   def __init__(self, timestamp: Callable[[], tf.Tensor] = tf.timestamp):
     self._timestamp, self._measures = timestamp, True
-    # A TensorFlow variable, because Python must not run in tf.data's threads:
-    # see `validation.InvalidRecords`.
-    with tf.device("CPU:0"):
-      self._seconds = tf.Variable(0.0, dtype=tf.float64, trainable=False)
+    self._seconds_of_hosts: dict[str, tf.Variable] = {}
 
   def timed(self, batches: tf.data.Dataset) -> tf.data.Dataset:
     """Returns the same batches; each adds the time it was waited for."""
     self._measures = _has_time()
     if not self._measures:
       return batches
+    host = current_host()
+    if host not in self._seconds_of_hosts:
+      # A TensorFlow variable, because Python must not run in tf.data's threads:
+      # see `validation.InvalidRecords`. On the host, where a batch costs no
+      # remote call.
+      with tf.device(host):
+        self._seconds_of_hosts[host] = tf.Variable(
+          0.0, dtype=tf.float64, trainable=False
+        )
+    seconds = self._seconds_of_hosts[host]
     # `zip` requests its inputs one after the other when it is itself requested.
     requests = tf.data.Dataset.counter().map(lambda _: self._timestamp())
 
     def record(request_time, batch):
       with tf.control_dependencies(tf.nest.flatten(batch)):
         waited = self._timestamp() - request_time
-      with tf.control_dependencies([self._seconds.assign_add(waited)]):
+      with tf.control_dependencies([seconds.assign_add(waited)]):
         return tf.nest.map_structure(tf.identity, batch)
 
     timed = tf.data.Dataset.zip((requests, batches)).map(record)
     return timed.with_options(batches.options())
 
   def reset(self) -> float | None:
-    """Returns the seconds waited since the last call, and starts over.
+    """Returns the seconds that the slowest host waited since the last call.
 
-    None if they are not measured.
+    Starts over. None if they are not measured.
     """
     if not self._measures:
       return None
-    seconds = float(self._seconds)
-    # Not `assign(0)`: a batch may arrive in between.
-    self._seconds.assign_sub(seconds)
-    return seconds
+    waited = [0.0]
+    for variable in self._seconds_of_hosts.values():
+      waited.append(float(variable))
+      # Not `assign(0)`: a batch may arrive in between.
+      variable.assign_sub(waited[-1])
+    return max(waited)
 
 
 def _has_time() -> bool:

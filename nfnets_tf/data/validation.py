@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 import tensorflow as tf
 
 from nfnets_tf.data.decoding import MAX_PIXELS, decode, pixel_count
+from nfnets_tf.data.loading import current_host
 from nfnets_tf.data.tfrecords import (
   UNREADABLE,
   FeatureValues,
@@ -133,10 +134,10 @@ class RecordValidator:
 class InvalidRecords:
   """Counts the invalid records of a split by cause, and logs the first five.
 
-  The pipeline only sets them aside, in TensorFlow variables and tables; Python
-  examines them in `collect`. A Python callback inside tf.data could deadlock:
-  the thread that destroys the iterator holds the GIL and waits for tf.data's
-  threads, which would wait for the GIL.
+  The pipeline only sets them aside, in TensorFlow variables and tables of the
+  host that reads them; Python examines them in `collect`. A Python callback
+  inside tf.data could deadlock: the thread that destroys the iterator holds the
+  GIL and waits for tf.data's threads, which would wait for the GIL.
 
   Args:
     split: name of the split, for the log.
@@ -150,13 +151,14 @@ class InvalidRecords:
     self.validate = validate
     self._split, self._records_per_image = split, records_per_image
     self._counts = collections.Counter()
-    self._total = self._pending = None
     self._examined = 0
-    # For evaluations: all invalid positions, and those examined so far.
-    self._positions, self._known = None, set()
+    self._hosts: dict[str, _RecordsOfHost] = {}
+    self._known = set()  # of evaluations: the positions examined so far
 
   def recorder(self, *, repeated: bool = False) -> Callable[..., tf.Operation]:
     """Returns a function that sets records aside, for use inside tf.data.
+
+    To be called in the scope of the host's device, as the dataset is made.
 
     Args:
       repeated: whether the same positions are read again, as in every
@@ -166,51 +168,35 @@ class InvalidRecords:
       A function of positions, int64 [n], and serialized records, string [n] or
       [n, records_per_image].
     """
-    if self._total is None:
-      size = self._records_per_image
-      empty = tf.constant("" if size == 1 else [""] * size)
-      # On an accelerator, tf.data could not use them.
-      with tf.device("CPU:0"):
-        self._total = tf.Variable(0, dtype=tf.int64, trainable=False)
-        self._pending = tf.lookup.experimental.MutableHashTable(
-          tf.int64, tf.string, empty
-        )
-        if repeated:
-          self._positions = tf.lookup.experimental.MutableHashTable(
-            tf.int64, tf.int64, 0
-          )
-    return self._set_aside
-
-  def _set_aside(self, positions, serialized):
-    if self._records_per_image == 1:
-      real = serialized != PADDING
-      positions = tf.boolean_mask(positions, real)
-      serialized = tf.boolean_mask(serialized, real)
-    room = tf.maximum(_MAX_PENDING - self._pending.size(), 0)
-    insert = self._pending.insert(positions[:room], serialized[:room])
-    count = self._total.assign_add(tf.size(positions, tf.int64))
-    if self._positions is None:
-      return tf.group(insert, count)
-    remember = self._positions.insert(positions, positions)
-    return tf.group(insert, count, remember)
+    host = current_host()
+    if host not in self._hosts:
+      self._hosts[host] = _RecordsOfHost(
+        host, self._records_per_image, repeated=repeated
+      )
+    return self._hosts[host].set_aside
 
   def collect(self) -> collections.Counter:
     """Examines pending records; returns {cause: records} of all so far."""
-    if self._total is not None:
-      total = int(self._total)
-      pending = self._pending.export()
-      rows = zip(*(column.numpy().tolist() for column in pending))
-      for position, records in sorted(rows):
+    total = self._total()  # first, since more may arrive meanwhile
+    for host in self._hosts.values():
+      for position, records in host.take():
         if position not in self._known:
           self._count(records if isinstance(records, list) else [records])
-        if self._positions is not None:
+        if host.repeated:
           self._known.add(position)
-      self._pending.remove(pending[0])
-      if self._positions is not None:
-        total = int(self._positions.size())
-      if not_examined := total - self._examined:
-        self._counts[_NOT_EXAMINED] = not_examined
+    if (not_examined := total - self._examined) > 0:
+      self._counts[_NOT_EXAMINED] = not_examined
+    else:
+      self._counts.pop(_NOT_EXAMINED, None)
     return self._counts
+
+  def _total(self) -> int:
+    hosts = self._hosts.values()
+    positions = [host.positions() for host in hosts if host.repeated]
+    # Several hosts may have read a position, as a report after evaluations.
+    return len(set().union(*positions)) + sum(
+      host.total() for host in hosts if not host.repeated
+    )
 
   def _count(self, records: Sequence[bytes]) -> None:
     reasons = list(filter(None, map(self.validate, records)))
@@ -234,3 +220,63 @@ class InvalidRecords:
     if not counts:
       return "causes known to the data servers only"
     return ", ".join(f"{n:,} {cause}" for cause, n in counts)
+
+
+class _RecordsOfHost:
+  """The invalid records that the datasets of one host have set aside.
+
+  Args:
+    host: device whose memory holds them.
+    records_per_image: number of records per image, 1 or 2.
+    repeated: whether the same positions are read again.
+
+  Attributes:
+    repeated: as given.
+  """
+
+  def __init__(self, host: str, records_per_image: int, *, repeated: bool):
+    self.repeated, self._one_record = repeated, records_per_image == 1
+    # Neither on an accelerator, where tf.data could not use them, nor on
+    # another host, which would be called for every batch.
+    with tf.device(host):
+      self._total = tf.Variable(0, dtype=tf.int64, trainable=False)
+      self._pending = tf.lookup.experimental.MutableHashTable(
+        tf.int64, tf.string, tf.constant("" if self._one_record else [""] * 2)
+      )
+      if repeated:
+        self._positions = tf.lookup.experimental.MutableHashTable(
+          tf.int64, tf.int64, 0
+        )
+
+  def set_aside(self, positions, serialized) -> tf.Operation:
+    """Counts records and keeps them; see `InvalidRecords.recorder`."""
+    if self._one_record:
+      real = serialized != PADDING
+      positions = tf.boolean_mask(positions, real)
+      serialized = tf.boolean_mask(serialized, real)
+    room = tf.maximum(_MAX_PENDING - self._pending.size(), 0)
+    insert = self._pending.insert(positions[:room], serialized[:room])
+    count = self._total.assign_add(tf.size(positions, tf.int64))
+    if not self.repeated:
+      return tf.group(insert, count)
+    remember = self._positions.insert(positions, positions)
+    return tf.group(insert, count, remember)
+
+  def total(self) -> int:
+    """Returns the number of records so far."""
+    return int(self._total)
+
+  def positions(self) -> set[int]:
+    """Returns the positions of all records so far, if they are repeated."""
+    return set(self._positions.export()[0].numpy().tolist())
+
+  def take(self) -> list[tuple]:
+    """Returns the records to examine and keeps them no longer.
+
+    Returns:
+      (position, bytes or list of bytes) of each image, ascending.
+    """
+    pending = self._pending.export()
+    rows = zip(*(column.numpy().tolist() for column in pending))
+    self._pending.remove(pending[0])
+    return sorted(rows)

@@ -23,7 +23,12 @@ from nfnets_tf.ranges import SEED, accepts, function, optional
 from nfnets_tf.train import dry_run
 from nfnets_tf.train.classifier import Classifier
 from nfnets_tf.train.data_identity import record_data
-from nfnets_tf.train.distribution import Workers, describe
+from nfnets_tf.train.distribution import (
+  Workers,
+  describe,
+  slice_hosts,
+  watch_hosts,
+)
 from nfnets_tf.train.finish import finish_run, summarize
 from nfnets_tf.train.inputs import Inputs
 from nfnets_tf.train.loop import Trainer
@@ -127,12 +132,14 @@ class TrainJob:
       return summarize(result, files)
     files.check_writable()
     strategy = self.devices.strategy()
-    workers = Workers(strategy)
-    with translate_tf_errors(
+    workers, hosts = Workers(strategy), slice_hosts(strategy)
+    translating = translate_tf_errors(
       worker=workers.index,
       num_workers=workers.count,
+      num_hosts=len(hosts),
       describe_memory=lambda: self._describe_memory(strategy),
-    ):
+    )
+    with translating, watch_hosts(hosts):
       self._check_batch(strategy)
       # Workers share the directory; the chief, which writes, holds the lock.
       lock = RunLock(files.root).hold() if workers.chief else nullcontext()

@@ -213,7 +213,10 @@ class Checkpointer:
     self._remove(step for step in steps if step > used)
 
   def _write(self, step: int) -> None:
-    with report_write_errors(self._directory):
+    # The copies' device, since this thread has no scope: on a slice, which has
+    # several hosts, TensorFlow writes a file for each host with tensors.
+    device = tf.device(self._saved_seed.device)
+    with report_write_errors(self._directory), device:
       if not self._directory_made:
         # Only once: a directory that vanishes must not be created again, empty.
         tf.io.gfile.makedirs(self._directory)

@@ -7,9 +7,15 @@ check the machine first and report what they found and what is missing.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import re
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -20,6 +26,10 @@ from nfnets_tf.errors import NothingToDo, RunError, UserError, plain_message
 from nfnets_tf.progress import activity
 
 LOGGER = logging.getLogger("nfnets_tf")
+
+_POLL_SECONDS = 2.0
+_PATIENCE_SECONDS = 30.0  # with a host that cannot be reached
+_GRACE_SECONDS = 20.0  # for an error of TensorFlow's to end the run
 
 _ALTERNATIVES = (
   "bind STRATEGY to @distribution.auto, @distribution.mirrored or"
@@ -273,3 +283,86 @@ class Workers:
         f" ({', '.join(map(str, steps))}); use a --workdir on storage that all"
         " of them share."
       )
+
+
+def slice_hosts(strategy: tf.distribute.Strategy) -> list[str]:
+  """Returns "HOST:PORT" of the servers that this one process drives.
+
+  There are none unless it trains on a slice of several hosts.
+  """
+  resolver = strategy.cluster_resolver
+  if resolver is None or isinstance(
+    strategy, tf.distribute.MultiWorkerMirroredStrategy
+  ):
+    return []
+  return resolver.cluster_spec().as_dict().get("worker", [])
+
+
+@contextlib.contextmanager
+def watch_hosts(
+  addresses: Sequence[str],
+  *,
+  poll: float = _POLL_SECONDS,
+  patience: float = _PATIENCE_SECONDS,
+  grace: float = _GRACE_SECONDS,
+  on_lost: Callable[[str], None] | None = None,
+) -> Iterator[None]:
+  """Ends this process with exit code 1 if a host is lost during a `with`.
+
+  TensorFlow may wait forever for what a lost host was computing, where no
+  exception and no signal handler gets through.
+
+  Args:
+    addresses: result of `slice_hosts`; with none, nothing is watched.
+    poll: seconds between two looks at every host.
+    patience: seconds for which a host may be out of reach. One that refuses
+      connections has lost its server, and the run's variables with it.
+    grace: seconds for TensorFlow's own error to end the run.
+    on_lost: called with the address, instead of ending the process.
+  """
+  ended = threading.Event()
+
+  def watch():
+    lost = _wait_for_lost_host(addresses, ended, poll, patience)
+    if lost is not None and not ended.wait(grace):
+      (on_lost or _exit_process)(lost)
+
+  thread = threading.Thread(target=watch, daemon=True)
+  if addresses:
+    thread.start()
+  try:
+    yield
+  finally:
+    ended.set()
+
+
+def _wait_for_lost_host(
+  addresses: Sequence[str],
+  ended: threading.Event,
+  poll: float,
+  patience: float,
+) -> str | None:
+  """Returns the address of the first host that is lost; None when `ended`."""
+  reached = dict.fromkeys(addresses, time.monotonic())
+  while not ended.wait(poll):
+    for address in addresses:
+      host, _, port = address.rpartition(":")
+      try:
+        socket.create_connection((host.strip("[]"), int(port)), 5.0).close()
+        reached[address] = time.monotonic()
+      except ConnectionRefusedError:
+        return address
+      except OSError:
+        if time.monotonic() - reached[address] > patience:
+          return address
+  return None
+
+
+def _exit_process(address: str) -> None:
+  LOGGER.error(
+    "Exiting: the host %s of the slice is lost; when all of its hosts are back,"
+    " rerun the same command to resume from the last checkpoint.",
+    address,
+  )
+  sys.stderr.flush()
+  os._exit(1)

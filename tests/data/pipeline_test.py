@@ -265,6 +265,26 @@ def test_skips_images_above_max_pixels(dataset):
   assert list(split.invalid_records.collect()) == ["image too large"]
 
 
+def test_invalid_records_at_the_same_place_of_two_hosts_are_two(dataset):
+  def reject_3_and_11(image, seed):
+    del seed
+    tf.debugging.Assert(image[0, 0, 0] % 8 != 3, [image[0, 0, 0]])
+    return image
+
+  transforms = [reject_3_and_11, Resize(image_size=8)]
+  split = make_split(dataset, "heldout", transforms)
+  info = split.read_info()
+  for _ in range(2):  # evaluations
+    for host in range(2):  # of 8 places each; as for a report, also all places
+      list(
+        split.evaluation_batches(
+          info, host_batch=4, replicas=1, host=host, num_hosts=2
+        )
+      )
+    list(split.evaluation_batches(info, host_batch=8, replicas=1))
+  assert split.invalid_records.collect() == {"rejected by a transform": 2}
+
+
 def test_validates_records_by_the_fields_of_the_shards(tmp_path):
   split = make_split(store_with_tfds(tmp_path), num_classes=2)
   fields = split.read_info().fields

@@ -1,6 +1,9 @@
 import fnmatch
 import json
 import logging
+import socket
+import threading
+import types
 
 import pytest
 import tensorflow as tf
@@ -261,3 +264,47 @@ def test_error_shortens_long_tf_config(read):
     read(json.dumps(value, indent=2))
   (sentence,) = str(error.value).splitlines()
   assert "... is invalid" in sentence and len(sentence) < 500
+
+
+@pytest.fixture
+def host():
+  """A socket that listens as a host's server does, and its address."""
+  with socket.create_server(("localhost", 0)) as server:
+    yield server, f"localhost:{server.getsockname()[1]}"
+
+
+def test_only_a_slice_has_hosts_to_watch():
+  assert distribution.slice_hosts(distribution.one_device()) == []
+  cluster = tf.train.ClusterSpec({"worker": ["a:1", "b:2"]})
+  resolver = tf.distribute.cluster_resolver.SimpleClusterResolver(cluster)
+  strategy = types.SimpleNamespace(cluster_resolver=resolver)
+  assert distribution.slice_hosts(strategy) == ["a:1", "b:2"]
+
+
+def test_a_host_whose_server_ends_is_lost(host):
+  server, address = host
+  lost, called = [], threading.Event()
+
+  def on_lost(which):
+    lost.append(which)
+    called.set()
+
+  with distribution.watch_hosts(
+    [address], poll=0.01, grace=0.0, on_lost=on_lost
+  ):
+    assert not called.wait(0.2)
+    server.close()
+    assert called.wait(10)
+  assert lost == [address]
+
+
+def test_an_error_that_ends_the_run_is_not_anticipated(host):
+  server, address = host
+  lost = []
+  server.close()
+  with distribution.watch_hosts(
+    [address], poll=0.01, grace=10.0, on_lost=lost.append
+  ):
+    threading.Event().wait(0.1)
+  threading.Event().wait(0.1)
+  assert not lost
