@@ -35,6 +35,7 @@ class WaitTimer:
   def __init__(self, timestamp: Callable[[], tf.Tensor] = tf.timestamp):
     self._timestamp, self._measures = timestamp, True
     self._seconds_of_hosts: dict[str, tf.Variable] = {}
+    self._take = tf.function(self._take_seconds)
 
   def timed(self, batches: tf.data.Dataset) -> tf.data.Dataset:
     """Returns the same batches; each adds the time it was waited for."""
@@ -50,6 +51,7 @@ class WaitTimer:
         self._seconds_of_hosts[host] = tf.Variable(
           0.0, dtype=tf.float64, trainable=False
         )
+      self._take = tf.function(self._take_seconds)  # of one host more
     seconds = self._seconds_of_hosts[host]
     # `zip` requests its inputs one after the other when it is itself requested.
     requests = tf.data.Dataset.counter().map(lambda _: self._timestamp())
@@ -70,12 +72,16 @@ class WaitTimer:
     """
     if not self._measures:
       return None
-    waited = [0.0]
+    return float(self._take())
+
+  def _take_seconds(self) -> tf.Tensor:
+    # In a function: one call, not several for each host.
+    waited = [tf.constant(0.0, tf.float64)]
     for variable in self._seconds_of_hosts.values():
-      waited.append(float(variable))
+      waited.append(variable.read_value())
       # Not `assign(0)`: a batch may arrive in between.
       variable.assign_sub(waited[-1])
-    return max(waited)
+    return tf.reduce_max(tf.stack(waited))
 
 
 def _has_time() -> bool:

@@ -130,6 +130,11 @@ class Trainer:
     )
     self._train_steps = _compile_loop(classifier, classifier.make_step)
     self._test_steps = _compile_loop(classifier, classifier.score_batch)
+    self._results = _compile_call(
+      classifier,
+      lambda: tf.stack([metric.result() for metric in classifier.metrics]),
+    )
+    self._reset_metrics = _compile_call(classifier, classifier.reset_metrics)
     # Now: they may refuse the batch size or the number of hosts.
     self._input_monitor = inputs.monitor()
     self._batches, self._heldout = self._open_batches(), self._open_heldout()
@@ -279,11 +284,11 @@ class Trainer:
     progress.resume_clock()
 
   def _log_interval(self, progress: Progress) -> None:
-    record = self._read_metrics(self.classifier.metrics)
+    record = self._read_metrics()
     self._input_monitor.end_interval(record)
     # Now, not when an interval starts: a checkpoint that is saved until then
     # must hold no metrics of steps that are logged already.
-    self.classifier.reset_metrics()
+    self._reset_metrics()
     if record.get("skipped_steps") == 1:
       record = {k: v for k, v in record.items() if k in _METRICS_OF_SKIPPED}
     if record.get("sam_active") == 0:
@@ -303,7 +308,7 @@ class Trainer:
 
   def _evaluate_weights(self, prefix: str, batches) -> dict[str, float]:
     steps = self.inputs.heldout_steps
-    self.classifier.reset_metrics()
+    self._reset_metrics()
     try:
       with activity("Evaluating on the held-out images", steps) as shown:
         while steps:
@@ -312,16 +317,16 @@ class Trainer:
           steps -= count
           shown.advance(count)
           self._stop_if_preempted()
-      metrics = self._read_metrics(self.classifier.example_metrics())
+      metrics = self._read_metrics()
     finally:
       # Training's own metrics were logged, and are zero, at an evaluation.
-      self.classifier.reset_metrics()
-    return {f"{prefix}{name}": value for name, value in metrics.items()}
+      self._reset_metrics()
+    names = (metric.name for metric in self.classifier.example_metrics())
+    return {f"{prefix}{name}": metrics[name] for name in names}
 
-  def _read_metrics(self, metrics) -> dict[str, float]:
-    # Across replicas: each metric is a sum over all of them.
-    with self.classifier.distribute_strategy.scope():
-      return {metric.name: float(metric.result()) for metric in metrics}
+  def _read_metrics(self) -> dict[str, float]:
+    names = (metric.name for metric in self.classifier.metrics)
+    return dict(zip(names, self._results().numpy().tolist()))
 
   def _stop_if_preempted(self) -> None:
     if self.preemption.is_requested():
@@ -336,6 +341,22 @@ def _compile_loop(classifier: Classifier, update: Callable) -> Callable:
     strategy.run(update, args=(next(iterator),))
 
   return tf.function(orbit.utils.create_tf_while_loop_fn(step))
+
+
+def _compile_call(classifier: Classifier, run: Callable) -> Callable:
+  """Returns a function that runs operations on all replicas in one call.
+
+  Where one process drives several hosts, each would be a call of its own that
+  waits for one of them.
+  """
+  strategy = classifier.distribute_strategy
+  compiled = tf.function(run, autograph=False)
+
+  def call():
+    with strategy.scope():  # metrics are sums over all replicas
+      return compiled()
+
+  return call
 
 
 def _describe_evaluation(step: int, record: dict[str, float]) -> str:

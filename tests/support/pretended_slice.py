@@ -54,20 +54,25 @@ def strategy(*, addresses: Sequence[str]) -> Slice:
 class Hosts:
   """Processes that serve as the hosts.
 
+  Args:
+    addresses: by which the hosts know each other, "localhost:PORT".
+    ports: at which they listen; by default those of the addresses.
+
   Attributes:
-    addresses: of the hosts, "localhost:PORT".
+    addresses: as given.
     pids: their process ids.
   """
 
-  def __init__(self, count: int):
-    self.addresses = _free_addresses(count)
+  def __init__(self, addresses: list[str], ports: Sequence[int] = ()):
+    self.addresses = addresses
+    ports = ports or [address.split(":")[1] for address in addresses]
     self._process = subprocess.Popen(
-      [sys.executable, __file__, *self.addresses],
+      [sys.executable, __file__, ",".join(map(str, ports)), *addresses],
       stdin=subprocess.PIPE,
       stdout=subprocess.PIPE,
       text=True,
     )
-    self.pids = [self._start(index) for index in range(count)]
+    self.pids = [self._start(index) for index in range(len(addresses))]
 
   def restart(self, index: int) -> None:
     """Starts a host that was killed anew, at the same address."""
@@ -95,27 +100,35 @@ class Hosts:
 @contextlib.contextmanager
 def hosts(count: int = 2) -> Iterator[Hosts]:
   """Yields hosts that end with the context."""
-  made = Hosts(count)
+  made = Hosts([f"localhost:{port}" for port in free_ports(count)])
   try:
     yield made
   finally:
     made.close()
 
 
-def _free_addresses(count: int) -> list[str]:
+def free_ports(count: int) -> list[int]:
+  """Returns ports of this machine that nothing listens at."""
   with contextlib.ExitStack() as stack:
     sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
     for bound in sockets:
       bound.bind(("localhost", 0))
-    return [f"localhost:{bound.getsockname()[1]}" for bound in sockets]
+    return [bound.getsockname()[1] for bound in sockets]
 
 
-def _serve(addresses: list[str], index: int) -> None:
+def _serve(addresses: list[str], port: int, index: int) -> None:
   """Becomes a host, for as long as the parent lives."""
   parent = os.getppid()
+  definition = tf.train.ServerDef(
+    cluster=tf.train.ClusterSpec({"worker": addresses}).as_cluster_def(),
+    job_name="worker",
+    task_index=index,
+    protocol="grpc",
+    port=port,
+  )
 
   def serve():
-    tf.distribute.Server({"worker": addresses}, "worker", index).join()
+    tf.distribute.Server(definition).join()
 
   threading.Thread(target=serve, daemon=True).start()
   while os.getppid() == parent:
@@ -128,13 +141,14 @@ def main() -> None:
 
   TensorFlow is imported once, and must not be used before the fork.
   """
-  addresses, pids = sys.argv[1:], []
+  ports, addresses, pids = sys.argv[1].split(","), sys.argv[2:], []
   signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # none remains a zombie
   for line in sys.stdin:
     pids.append(os.fork())
     if not pids[-1]:
       os.close(0)
-      _serve(addresses, int(line))
+      index = int(line)
+      _serve(addresses, int(ports[index]), index)
     sys.stdout.write(f"{pids[-1]}\n")
     sys.stdout.flush()
   for pid in pids:
