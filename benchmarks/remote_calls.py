@@ -5,11 +5,15 @@
 One process trains the tiny network of the tests on two hosts, TensorFlow's
 servers on this machine (tests/support/pretended_slice.py), each behind a proxy
 that counts the messages that it receives, from that process or the other host.
+The proxies are a process of their own, since TensorFlow waits for a host while
+it holds Python's lock.
 """
 
 import collections
 import json
 import shutil
+import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -25,6 +29,7 @@ from nfnets_tf.train.run_dir import RunDir
 from tests.support import pretended_slice
 
 _STEPS = flags.DEFINE_integer("steps", 100, "Steps whose calls are counted.")
+_PROXIES = flags.DEFINE_list("proxies", [], "Be the proxies of these ports.")
 
 
 class Proxy(grpc.GenericRpcHandler):
@@ -73,21 +78,49 @@ class Proxy(grpc.GenericRpcHandler):
 
 def main() -> None:
   """Prints the calls of a step and of an interval and, last, them as JSON."""
-  counts = collections.Counter()
-  front, behind = (pretended_slice.free_ports(2) for _ in range(2))
-  addresses = [f"localhost:{port}" for port in front]
-  hosts = pretended_slice.Hosts(addresses, behind)
+  if _PROXIES.value:
+    _serve(_PROXIES.value)
+    return
+  ports = pretended_slice.free_ports(4)
+  addresses = [f"localhost:{port}" for port in ports[:2]]
+  hosts = pretended_slice.Hosts(addresses, ports[2:])
+  command = [
+    "-m",
+    "benchmarks.remote_calls",
+    f"--proxies={','.join(map(str, ports))}",
+  ]
+  proxies = subprocess.Popen(
+    [sys.executable, *command],
+    stdin=subprocess.PIPE,
+    stdout=subprocess.PIPE,
+    text=True,
+  )
   folder = tempfile.mkdtemp()
   try:
-    for i in range(2):
-      Proxy(f"host {i}", front[i], behind[i], counts)
-    _count(pretended_slice.strategy(addresses=addresses), folder, counts)
+    _read(proxies)
+    _count(pretended_slice.strategy(addresses=addresses), folder, proxies)
   finally:
+    proxies.kill()
     hosts.close()
     shutil.rmtree(folder)
 
 
-def _count(strategy, folder: str, counts: collections.Counter) -> None:
+def _serve(ports: list[str]) -> None:
+  """Is both proxies; answers each line with the messages so far."""
+  counts = collections.Counter()
+  for i in range(2):
+    Proxy(f"host {i}", int(ports[i]), int(ports[i + 2]), counts)
+  for _ in sys.stdin:
+    print(json.dumps(counts), flush=True)
+
+
+def _read(proxies: subprocess.Popen) -> collections.Counter:
+  proxies.stdin.write("\n")
+  proxies.stdin.flush()
+  return collections.Counter(json.loads(proxies.stdout.readline()))
+
+
+def _count(strategy, folder: str, proxies: subprocess.Popen) -> None:
   files = ["gin/quickstart.gin", "tests/support/tiny.gin"]
   job = Configuration(files, ["EPOCHS = 40"]).build_job()
   trainer = job.open_trainer(RunDir(folder), strategy)
@@ -98,10 +131,10 @@ def _count(strategy, folder: str, counts: collections.Counter) -> None:
     int(trainer.classifier.optimizer.iterations)  # waits for them
 
   def messages(call):
-    before = counts.copy()
+    before = _read(proxies)
     call()
     time.sleep(1.0)  # the pipeline fills its buffers
-    return counts - before
+    return _read(proxies) - before
 
   steps(10)  # traces, and fills buffers
   few, many = (messages(lambda n=n: steps(n)) for n in (1, 1 + _STEPS.value))

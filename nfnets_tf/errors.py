@@ -30,10 +30,9 @@ _PEER_ERRORS = (
 _PEER = re.compile(
   "[Cc]ollective|worker|task:|heartbeat|peer|[Ss]ocket|onnection"
 )
-# Added to an error of any class that a host of a slice reports, or its loss.
-_HOST = re.compile(
-  r"remote target \S*task:(\d+)|failed to connect|ocket closed"
-)
+# Added to an error of any class that a host of a slice reports, or to its loss.
+_REMOTE = re.compile(r"remote target \S*task:(\d+)")
+_DISCONNECTED = re.compile(f"{_REMOTE.pattern}|failed to connect|ocket closed")
 _HOST_ERRORS = (
   tf.errors.UnavailableError,
   tf.errors.AbortedError,
@@ -93,7 +92,9 @@ def is_host_lost(error: Exception) -> bool:
   """Returns whether an error says that a host of a slice is gone."""
   if isinstance(error, tf.errors.InvalidArgumentError):
     return _FORGOTTEN in error.message
-  return isinstance(error, _HOST_ERRORS) and bool(_HOST.search(error.message))
+  return isinstance(error, _HOST_ERRORS) and bool(
+    _DISCONNECTED.search(error.message)
+  )
 
 
 def require(condition: bool, name: str, value: object, expected: str) -> None:
@@ -180,13 +181,7 @@ def translate_tf_errors(
     ) from error
   except (*_PEER_ERRORS, tf.errors.InvalidArgumentError) as error:
     if num_hosts and is_host_lost(error):
-      number = _HOST.search(error.message)
-      host = f"host {number[1]}" if number and number[1] else "a host"
-      raise RunError(
-        f"{host} of the slice is lost ({plain_message(error)}); when all of its"
-        " hosts are back, rerun the same command to resume from the last"
-        " checkpoint."
-      ) from error
+      raise RunError(_describe_lost_host(error)) from error
     is_peer = isinstance(error, _PEER_ERRORS) and _PEER.search(error.message)
     if num_workers == 1 or not is_peer:
       raise
@@ -195,3 +190,12 @@ def translate_tf_errors(
       f" ({plain_message(error)}); rerun the same command on all of them to"
       " resume from the last checkpoint."
     ) from error
+
+
+def _describe_lost_host(error: tf.errors.OpError) -> str:
+  number = _REMOTE.search(error.message)
+  return (
+    f"{f'host {number[1]}' if number else 'a host'} of the slice is lost"
+    f" ({plain_message(error)}); when all of its hosts are back, rerun the same"
+    " command to resume from the last checkpoint."
+  )

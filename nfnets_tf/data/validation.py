@@ -76,11 +76,14 @@ class RecordValidator:
       values = read_features(serialized, self.fields)
     except ValueError as error:
       return InvalidRecord(str(error))
-    invalid = (
-      self._check_label(values)
-      or self._check_image(values)
-      or self._check_parser(serialized)
-    )
+    # In this process: an error on a host of a slice would also reach what other
+    # threads run there, such as the writing of a checkpoint.
+    with tf.device(None):
+      invalid = (
+        self._check_label(values)
+        or self._check_image(values)
+        or self._check_parser(serialized)
+      )
     return invalid and dataclasses.replace(invalid, name=values.filename)
 
   def _check_label(self, values: FeatureValues) -> InvalidRecord | None:

@@ -128,16 +128,17 @@ class Trainer:
     self.log = MetricsLog(
       files, step=self.step, end=schedule.total_steps, writes=workers.chief
     )
-    self._train_steps = _compile_loop(classifier, classifier.make_step)
-    self._test_steps = _compile_loop(classifier, classifier.score_batch)
-    self._results = _compile_call(
-      classifier,
-      lambda: tf.stack([metric.result() for metric in classifier.metrics]),
-    )
-    self._reset_metrics = _compile_call(classifier, classifier.reset_metrics)
+    self._compile()
     # Now: they may refuse the batch size or the number of hosts.
     self._input_monitor = inputs.monitor()
     self._batches, self._heldout = self._open_batches(), self._open_heldout()
+
+  def _compile(self) -> None:
+    classifier = self.classifier
+    self._train_steps = _compile_loop(classifier, classifier.make_step)
+    self._test_steps = _compile_loop(classifier, classifier.score_batch)
+    self._results = _compile_call(classifier, self._stack_results)
+    self._reset_metrics = _compile_call(classifier, classifier.reset_metrics)
 
   def fit(self, terminal: TextIO | None) -> None:
     """Trains to the last step, with a progress bar if there is a terminal.
@@ -323,6 +324,9 @@ class Trainer:
       self._reset_metrics()
     names = (metric.name for metric in self.classifier.example_metrics())
     return {f"{prefix}{name}": metrics[name] for name in names}
+
+  def _stack_results(self) -> tf.Tensor:
+    return tf.stack([metric.result() for metric in self.classifier.metrics])
 
   def _read_metrics(self) -> dict[str, float]:
     names = (metric.name for metric in self.classifier.metrics)
