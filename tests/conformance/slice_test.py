@@ -27,7 +27,6 @@ RUN = [
   "--gin_param=NUM_CLASSES = 4",
   "--gin_param=NUM_EXAMPLES = 48",
   "--gin_param=BATCH_SIZE = 8",
-  "--gin_param=EPOCHS = 2",  # 12 steps
 ]
 # Three batches of evaluation, of which host 0 reads 0 to 11 and host 1 the
 # rest: each has an invalid record at its second place.
@@ -108,6 +107,8 @@ def test_a_slice_is_preempted_loses_hosts_and_resumes_bit_identically(
   with hosts() as slice_hosts:
     arguments = [
       *RUN,
+      "--gin_param=EPOCHS = 10",  # 60 steps, of which 4 are between checkpoints
+      "--gin_param=run_config.Schedule.evaluate_every = 20",
       data,
       *slice_hosts.flags,
       "--gin_param=train.TrainJob.export = @export.Exporter()",
