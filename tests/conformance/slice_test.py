@@ -83,7 +83,12 @@ def test_each_host_makes_its_own_part_of_every_batch(
   def run(name, *flags):
     workdir = tmp_path / name
     done = launcher.launch(
-      *RUN, data, f"--workdir={workdir}", *flags, folder=tmp_path / "out"
+      *RUN,
+      "--gin_param=EPOCHS = 2",  # 12 steps
+      data,
+      f"--workdir={workdir}",
+      *flags,
+      folder=tmp_path / "out",
     )
     assert not done.returncode, done.stderr
     for split, count in (
