@@ -128,7 +128,7 @@ def _count(strategy, folder: str, proxies: subprocess.Popen) -> None:
 
   def steps(number):
     trainer._train_steps(batches, tf.constant(number, tf.int64))
-    int(trainer.classifier.optimizer.iterations)  # waits for them
+    trainer.classifier.optimizer.iterations.numpy()  # waits for them
 
   def messages(call):
     before = _read(proxies)
