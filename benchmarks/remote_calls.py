@@ -145,7 +145,9 @@ def _count(strategy, folder: str, proxies: subprocess.Popen) -> None:
     "resetting the metrics": messages(trainer._reset_metrics),
     "the input monitor": messages(trainer._input_monitor.start_interval),
     "a checkpoint": messages(trainer.checkpoints.save),
-    "evaluating": messages(lambda: trainer._evaluate_weights("")),
+    "evaluating": messages(
+      lambda: trainer._evaluate_weights("", iter(trainer._heldout))
+    ),
   }
   for name, number in step.items():
     print(f"{number:8.2f}  {name}, more for every step")
