@@ -67,7 +67,7 @@ def numbers(record):
 def assert_same_run(got, want):
   """Compares logs and the checkpoints' weights, averages and momentum."""
   (got_log, got_tensors), (want_log, want_tensors) = got, want
-  assert len(got_log) == len(want_log) >= 5
+  assert len(got_log) == len(want_log) >= 3
   for a, b in zip(got_log, want_log):
     assert numbers(a) == pytest.approx(numbers(b), rel=1e-4, abs=1e-6)
   assert got_tensors.keys() == want_tensors.keys()
@@ -85,7 +85,7 @@ def test_each_host_makes_its_own_part_of_every_batch(
     workdir = tmp_path / name
     done = launcher.launch(
       *RUN,
-      "--gin_param=EPOCHS = 2",  # 12 steps
+      "--gin_param=EPOCHS = 1",  # 6 steps
       data,
       f"--workdir={workdir}",
       *flags,
@@ -98,7 +98,7 @@ def test_each_host_makes_its_own_part_of_every_batch(
       )
     )
     assert int(counts["heldout"]) == len(INVALID_HELDOUT)
-    assert int(counts["train"]) >= 2 * len(INVALID_TRAIN)  # some are prefetched
+    assert int(counts["train"]) >= len(INVALID_TRAIN)  # some are prefetched
     return logged(workdir), checkpoint_tensors(workdir)
 
   streams = "--gin_param=run_config.DataConfig.num_data_streams = 2"
