@@ -13,6 +13,7 @@ import dataclasses
 import functools
 import inspect
 import math
+import os
 from collections.abc import Callable, Mapping, Sequence
 from numbers import Integral, Real
 from typing import TypeVar
@@ -118,6 +119,13 @@ def side() -> Range:
   return dataclasses.replace(pixels, words=words)
 
 
+TEXT = Range(lambda value: isinstance(value, str), "a string in quotes")
+PATH = Range(
+  lambda value: isinstance(value, (str, os.PathLike)) and bool(str(value)),
+  "a path in quotes",
+)
+
+
 def flag() -> Range:
   """Accepts True and False."""
   return Range(lambda value: isinstance(value, bool), "True or False")
@@ -144,13 +152,16 @@ def function(example: str) -> Range:
 
 
 def built(example: str) -> Range:
-  """Accepts objects, but neither classes nor functions that would build one.
+  """Accepts objects, but neither what would build one nor numbers and texts.
 
   Args:
     example: how a gin file builds one.
   """
+  # Functions, numbers, strings and lists are of builtin types.
   return Range(
-    lambda value: not (inspect.isclass(value) or inspect.isroutine(value)),
+    lambda value: (
+      not inspect.isclass(value) and type(value).__module__ != "builtins"
+    ),
     f"an object, built by a reference with parentheses, such as {example}",
   )
 

@@ -214,7 +214,7 @@ COMBINATIONS = [
     "batch_size = 64 .* a multiple of 3, for MULTIPLICITY",
   ),
   (["run_config.Schedule.steps_per_execution = 1e9"], "an integer >= 1"),
-  (["TRAIN_TRANSFORMS = [@preprocessing.Resize]"], "transforms = .*parenthe"),
+  (["TRAIN_TRANSFORMS = [@preprocessing.Resize]"], "TRANSFORMS = .*parenthe"),
   (["TRAIN_TRANSFORMS = @preprocessing.Resize()"], "transforms = .* a list, e"),
   (
     ["run_config.OptimizationConfig.sam = @sam.SAM"],

@@ -15,7 +15,14 @@ from typing import TYPE_CHECKING
 import tensorflow as tf
 
 from nfnets_tf.ops.stateless_random import fold_seed
-from nfnets_tf.ranges import accepts, ascending, integer, number
+from nfnets_tf.ranges import (
+  accepts,
+  ascending,
+  each,
+  integer,
+  number,
+  transform,
+)
 
 if TYPE_CHECKING:
   from nfnets_tf.data.preprocessing import Transform
@@ -40,7 +47,12 @@ def paste(
   return tf.concat([image[:top], rows, image[bottom:]], axis=0)
 
 
-@accepts(multiplicity=integer(1))
+@accepts(
+  batch_mixers=each(transform("@augmentation.MixUp()")),
+  post_mix_transforms=each(transform("@randaugment.RandAugment()")),
+  final_transforms=each(transform("@augmentation.RandomErasing()")),
+  multiplicity=integer(1),
+)
 @dataclasses.dataclass(frozen=True)
 class Augmentation:
   """Augmentation of training images after a split's own transforms.

@@ -33,7 +33,16 @@ from nfnets_tf.data.shuffle import ShardedShuffle, read_range
 from nfnets_tf.data.tfrecords import Fields
 from nfnets_tf.data.validation import PADDING, InvalidRecords, RecordValidator
 from nfnets_tf.errors import UserError
-from nfnets_tf.ranges import accepts, each, integer, optional, transform
+from nfnets_tf.ranges import (
+  PATH,
+  TEXT,
+  accepts,
+  built,
+  each,
+  integer,
+  optional,
+  transform,
+)
 
 _PREFETCHED_BATCHES = 2
 
@@ -59,6 +68,11 @@ class DataStream:
 
 
 @accepts(
+  directory=optional(PATH),
+  split=TEXT,
+  augmentation=optional(built("@augmentation.Augmentation()")),
+  fields=optional(built("@tfrecords.Fields()")),
+  data_service=optional(built("@data_service.DataService()")),
   num_classes=optional(integer(1)),
   transforms=each(transform("@preprocessing.Resize()")),
   max_pixels=integer(1),

@@ -45,7 +45,16 @@ from nfnets_tf.errors import (
 )
 from nfnets_tf.fileio import file_sha256, read_json, write_atomically
 from nfnets_tf.progress import counted
-from nfnets_tf.ranges import SEED, accepts, integer, number, optional
+from nfnets_tf.ranges import (
+  PATH,
+  SEED,
+  accepts,
+  built,
+  integer,
+  number,
+  optional,
+  transform,
+)
 
 if TYPE_CHECKING:
   from nfnets_tf.data.example_sources import ExampleSource
@@ -57,6 +66,10 @@ _NAMED = 3
 
 
 @accepts(
+  source=built("@image_folder.ImageFolder()"),
+  directory=PATH,
+  exclude=optional(built("@image_folder.ImageFolder()")),
+  runner=transform("@shard_tasks.InProcess()"),
   examples_per_shard=integer(1),
   seed=optional(SEED),
   max_hash_distance=integer(0, MAX_DISTANCE),

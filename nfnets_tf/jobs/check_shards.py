@@ -23,7 +23,16 @@ from nfnets_tf.errors import UserError, plain_message
 from nfnets_tf.fileio import file_sha256, write_atomically
 from nfnets_tf.jobs.job import RunContext
 from nfnets_tf.progress import counted
-from nfnets_tf.ranges import accepts, integer, number, optional
+from nfnets_tf.ranges import (
+  PATH,
+  TEXT,
+  accepts,
+  built,
+  each,
+  integer,
+  number,
+  optional,
+)
 from nfnets_tf.train.dry_run import format_table
 from nfnets_tf.train.run_dir import RunDir
 
@@ -138,6 +147,9 @@ def _check_record(serialized, report, validate, min_side: int) -> None:
 
 
 @accepts(
+  directory=PATH,
+  splits=each(TEXT),
+  fields=optional(built("@tfrecords.Fields()")),
   num_classes=optional(integer(1)),
   min_side=integer(0),
   max_invalid_fraction=number(0, 1),

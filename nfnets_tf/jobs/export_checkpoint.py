@@ -16,7 +16,7 @@ from nfnets_tf.keras_api import keras
 from nfnets_tf.models import cost
 from nfnets_tf.models.pretrained import Published
 from nfnets_tf.models.weights import InitWeights
-from nfnets_tf.ranges import accepts, flag, integer
+from nfnets_tf.ranges import PATH, accepts, built, flag, integer, transform
 from nfnets_tf.train.dry_run import describe_network, format_table
 from nfnets_tf.train.finish import export_metadata, heldout_sample
 from nfnets_tf.train.run_dir import RunDir
@@ -25,7 +25,13 @@ if TYPE_CHECKING:
   from nfnets_tf.jobs.train import TrainJob
 
 
-@accepts(averaged=flag(), images=integer(1))
+@accepts(
+  training=built("@train.TrainJob()"),
+  checkpoint=PATH,
+  averaged=flag(),
+  export=transform("@export.Exporter()"),
+  images=integer(1),
+)
 class ExportJob:
   """Exports the weights of a checkpoint or a file, for a run's configuration.
 

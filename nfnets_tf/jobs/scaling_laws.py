@@ -13,7 +13,15 @@ from nfnets_tf.errors import UserError
 from nfnets_tf.fileio import read_bytes, report_write_errors, write_atomically
 from nfnets_tf.jobs.job import RunContext
 from nfnets_tf.progress import activity
-from nfnets_tf.ranges import SEED, accepts, flag, integer, number, optional
+from nfnets_tf.ranges import (
+  PATH,
+  SEED,
+  accepts,
+  flag,
+  integer,
+  number,
+  optional,
+)
 from nfnets_tf.scaling import (
   allocation,
   compute,
@@ -36,6 +44,7 @@ _PAPER_COLUMNS = RunColumns(
 
 
 @accepts(
+  table=PATH,
   extrapolate_from=optional(number(above=0)),
   resamples=integer(1),
   seed=SEED,

@@ -12,14 +12,14 @@ import tensorflow as tf
 
 from nfnets_tf.config import bound_arguments
 from nfnets_tf.data.dataset_info import SplitInfo
-from nfnets_tf.errors import UserError, translate_tf_errors
+from nfnets_tf.errors import UserError, require, translate_tf_errors
 from nfnets_tf.fileio import latest_checkpoint
 from nfnets_tf.jobs.job import RunContext
 from nfnets_tf.keras_api import keras
 from nfnets_tf.models import cost
 from nfnets_tf.models.nfnet import check_image_size
 from nfnets_tf.progress import activity
-from nfnets_tf.ranges import SEED, accepts, function, optional
+from nfnets_tf.ranges import SEED, accepts, built, function, optional
 from nfnets_tf.train import dry_run
 from nfnets_tf.train.classifier import Classifier
 from nfnets_tf.train.data_identity import record_data
@@ -47,6 +47,12 @@ LOGGER = logging.getLogger("nfnets_tf")
 
 
 @accepts(
+  model=built("@run_config.ModelConfig()"),
+  optimization=built("@run_config.OptimizationConfig()"),
+  data=built("@run_config.DataConfig()"),
+  schedule=built("@run_config.Schedule()"),
+  devices=built("@run_config.DeviceConfig()"),
+  recovery=built("@rollback.Recovery()"),
   export=optional(function("@export.Exporter()")),
   report=optional(function("@eval_report.ClassificationReport()")),
   seed=SEED,
@@ -81,6 +87,7 @@ class TrainJob:
   def plan(self) -> str:
     """Describes the run; creates no weights and reads no data."""
     self.data.check_copies()
+    self.check_model()
     lines = dry_run.describe_run(
       self.model,
       self.optimization,
@@ -96,6 +103,18 @@ class TrainJob:
     parameters = inspect.signature(Classifier).parameters.values()
     defaults = {parameter.name: parameter.default for parameter in parameters}
     return {**defaults, **bound_arguments(self.model.classifier)}
+
+  def check_model(self, replicas: int = 1) -> None:
+    """Checks that the model fits the data; creates no weights.
+
+    Args:
+      replicas: that share a batch.
+
+    Raises:
+      UserError: if it does not, or cannot be built.
+    """
+    classifier = cost.abstractly(self._make_classifier)
+    self._check_classifier(classifier, self.data.batch_size // replicas)
 
   def figures(self, network: keras.Model | None = None) -> dict[str, float]:
     """Returns the cost of the run in numbers; see `dry_run.estimate_costs`."""
@@ -155,19 +174,44 @@ class TrainJob:
     """
     optimization = self.optimization
     with strategy.scope():
-      classifier = self.model.classifier(
-        network=self.model.network(), sam=optimization.sam
-      )
-      for part in (self.data.train_split, self.data.heldout_split):
-        check_image_size(classifier.network, part.image_shape()[0])
-      check_micro_batches(
-        self.data.batch_size // strategy.num_replicas_in_sync,
-        classifier.micro_batches,
+      classifier = self._make_classifier()
+      self._check_classifier(
+        classifier, self.data.batch_size // strategy.num_replicas_in_sync
       )
       classifier.compile(
         optimization.optimizer(learning_rate=optimization.learning_rate)
       )
     return classifier
+
+  def _make_classifier(self) -> Classifier:
+    # Random draws follow from the layers' names, which must not depend on what
+    # was built before.
+    keras.backend.reset_uids()
+    return self.model.classifier(
+      network=self.model.network(), sam=self.optimization.sam
+    )
+
+  def _check_classifier(self, classifier: Classifier, examples: int) -> None:
+    """Checks that it fits the splits and a replica's number of examples."""
+    network, expected = classifier.network, classifier.expected_data()
+    if expected is not None:
+      require(
+        expected.num_classes == self.data.num_classes,
+        "the number of the network's outputs",
+        expected.num_classes,
+        f"NUM_CLASSES = {self.data.num_classes}",
+      )
+    for part in (self.data.train_split, self.data.heldout_split):
+      shape = part.image_shape()
+      check_image_size(network, shape[0])
+      wanted = tf.TensorShape(expected and expected.images[1:])
+      require(
+        wanted.is_compatible_with(shape),
+        "the network's input_shape",
+        wanted.rank and tuple(wanted),
+        f"what the transforms of the {part.split!r} split make, {shape}",
+      )
+    check_micro_batches(examples, classifier.micro_batches)
 
   def open_trainer(
     self, files: RunDir, strategy: tf.distribute.Strategy
@@ -213,6 +257,8 @@ class TrainJob:
   ) -> None:
     if latest_checkpoint(files.checkpoints) is None:
       self.model.init_weights.check()
+    if self.data.prepare is not None:  # which may take hours
+      self.check_model(strategy.num_replicas_in_sync)
     self._prepare_data(workers)
     with activity("Opening the data and building the network"):
       trainer = self.open_trainer(files, strategy)

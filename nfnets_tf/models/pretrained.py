@@ -10,15 +10,14 @@ import tensorflow as tf
 from nfnets_tf.download import cached_path, fetch, is_url
 from nfnets_tf.errors import UserError
 from nfnets_tf.fileio import file_sha256
-from nfnets_tf.ranges import Range, accepts, number, optional
+from nfnets_tf.ranges import PATH, TEXT, accepts, number, optional
 
 IMAGENET = "imagenet"
 VARIANTS = ("F0", "F1", "F2", "F3", "F4", "F5", "F6")
-TEXT = Range(lambda value: isinstance(value, str), "a string")
 CACHE = "~/.cache/nfnets_tf/weights"
 
 
-@accepts(url=TEXT, sha256=optional(TEXT), cache=TEXT, timeout=number(above=0))
+@accepts(url=TEXT, sha256=optional(TEXT), cache=PATH, timeout=number(above=0))
 @dataclasses.dataclass(frozen=True)
 class Published:
   """DeepMind's parameters of ImageNet, and where their copies are kept.

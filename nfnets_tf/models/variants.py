@@ -95,7 +95,7 @@ def variant(name: str) -> Variant:
   Raises:
     UserError: if it does not exist; the message suggests the nearest name.
   """
-  if name in VARIANTS:
+  if isinstance(name, str) and name in VARIANTS:
     return VARIANTS[name]
   # Of equally near ones max returns the first, a published one.
   near = max(VARIANTS, key=lambda known: _likeness(str(name), known))

@@ -84,9 +84,14 @@ def update(
 def start(
   averages: Sequence[tf.Variable], variables: Sequence[tf.Variable]
 ) -> None:
-  """Sets every average to its variable's value."""
+  """Sets every average to its variable's value.
+
+  Those of `cost.abstractly` have none and are left alone.
+  """
   for average, variable in zip(averages, variables):
-    average.assign(variable)
+    copies = isinstance(average, tf.distribute.DistributedValues)
+    if copies or not tf.is_symbolic_tensor(average.handle):
+      average.assign(variable)
 
 
 @contextlib.contextmanager

@@ -154,6 +154,12 @@ def freeze(stages: Stages, frozen: Sequence[str] | str) -> None:
     if getattr(layer, _FROZEN_HERE, False):
       layer.trainable = True
       setattr(layer, _FROZEN_HERE, False)
+  require(
+    isinstance(frozen, (str, Sequence)),
+    "Classifier.frozen",
+    frozen,
+    f"names of stages, such as ['stem', 'stage1'], or {BACKBONE!r}",
+  )
   if not frozen:
     return
   for name in _stage_names(stages, frozen):

@@ -11,9 +11,10 @@ from collections.abc import Sequence
 import tensorflow as tf
 
 from nfnets_tf.keras_api import keras
-from nfnets_tf.ranges import accepts, integer, number, one_of
+from nfnets_tf.ranges import accepts, built, integer, number, one_of, optional
 
 SCOPES = ("micro_batch", "replica", "global")
+PERTURBATION = optional(built("@sam.SAM()"))  # of a `Classifier`
 
 
 @keras.saving.register_keras_serializable(package="nfnets_tf")

@@ -13,7 +13,7 @@ import tensorflow as tf
 from nfnets_tf.data import preprocessing
 from nfnets_tf.errors import UserError, refuse_keras3
 from nfnets_tf.fileio import write_atomically
-from nfnets_tf.ranges import accepts, flag, one_of
+from nfnets_tf.ranges import TEXT, accepts, flag, one_of, optional
 from nfnets_tf.serving import converters, model_card
 from nfnets_tf.serving.folding import DTYPES, TARGETS, inference_network
 from nfnets_tf.serving.signatures import ServingModule
@@ -31,7 +31,11 @@ Sample = tuple[np.ndarray, "np.ndarray | None"]
 
 
 @accepts(
-  fold=flag(), dtype=one_of(*DTYPES), target=one_of(*TARGETS), averaged=flag()
+  license=optional(TEXT),
+  fold=flag(),
+  dtype=one_of(*DTYPES),
+  target=one_of(*TARGETS),
+  averaged=flag(),
 )
 class Exporter:
   """Writes SavedModels: plain convolutions, four signatures, a model card.

@@ -14,7 +14,7 @@ from nfnets_tf.models.weights import named_variables
 from nfnets_tf.ops import stateless_random
 from nfnets_tf.ops.losses import canonical_labels, softmax_cross_entropy
 from nfnets_tf.optim import ema, param_groups
-from nfnets_tf.optim.sam import SAM
+from nfnets_tf.optim.sam import PERTURBATION, SAM
 from nfnets_tf.ranges import COUNT, RATE, SEED, accepts, each, number, optional
 from nfnets_tf.train.checked_model import CheckedModel
 from nfnets_tf.train.metrics import (
@@ -41,6 +41,7 @@ _deserialize = keras.saving.deserialize_keras_object
 
 @keras.saving.register_keras_serializable(package="nfnets_tf")
 @accepts(label_smoothing=RATE, ema_decay=optional(RATE), seed=SEED)
+@accepts(sam=PERTURBATION)
 @accepts(micro_batches=COUNT, layer_decay=number(above=0, most=1))
 @accepts(mean_rgb=each(number(), 3), stddev_rgb=each(number(above=0), 3))
 class Classifier(CheckedModel):
@@ -113,9 +114,9 @@ class Classifier(CheckedModel):
     self.sam = sam
     self.micro_batches = micro_batches
     self.layer_decay = layer_decay
-    self.frozen = frozen if isinstance(frozen, str) else tuple(frozen)
     stages = layers_by_stage(network)
     param_groups.freeze(stages, frozen)
+    self.frozen = frozen if isinstance(frozen, str) else tuple(frozen)
     param_groups.set_layer_decay(stages, layer_decay)
     self._scores = Scores()
     self._telemetry = self.guard = None

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from nfnets_tf.errors import require
+from nfnets_tf.optim.sam import PERTURBATION
 from nfnets_tf.ranges import (
   STEPS,
   accepts,
@@ -20,6 +21,7 @@ from nfnets_tf.ranges import (
   number,
   one_of,
   optional,
+  transform,
 )
 
 if TYPE_CHECKING:
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
 @accepts(
   network=function("@nfnet.NFNet"),
   classifier=function("@classifier.Classifier"),
+  init_weights=built("@weights.InitWeights()"),
 )
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
@@ -55,7 +58,7 @@ class ModelConfig:
 @accepts(
   optimizer=function("@sgd.SGD"),
   learning_rate=built("@schedules.warmup_cosine()"),
-  sam=built("@sam.SAM()"),
+  sam=PERTURBATION,
 )
 @dataclasses.dataclass(frozen=True)
 class OptimizationConfig:
@@ -73,6 +76,9 @@ class OptimizationConfig:
 
 
 @accepts(
+  train_split=built("@train/pipeline.Split()"),
+  heldout_split=built("@heldout/pipeline.Split()"),
+  prepare=optional(transform("@shard_builder.ShardBuilder()")),
   num_classes=integer(2),
   num_examples=integer(1),
   batch_size=integer(1),
@@ -181,6 +187,7 @@ class Schedule:
 @accepts(
   strategy=function("@distribution.auto"),
   policy=one_of("float32", "mixed_bfloat16"),
+  compute=built("@compute.TpuV4()"),
 )
 @dataclasses.dataclass(frozen=True)
 class DeviceConfig:

@@ -20,7 +20,7 @@ TINY = ["gin/quickstart.gin", "tests/support/tiny.gin"]
 
 def job(directory, *params, files=SMOKE) -> TrainJob:
   given = [
-    f"DATA_DIR = {directory!r}",
+    f"DATA_DIR = {str(directory)!r}",
     "run_config.DataConfig.prepare = None",
     "NUM_CLASSES = 4",
     "NUM_EXAMPLES = 50",
@@ -52,17 +52,11 @@ def test_refuses_batch_that_does_not_divide(make_dataset, tmp_path):
     ("NUM_EXAMPLES = 51", "has 50 examples, but NUM_EXAMPLES = 51"),
     ("NUM_CLASSES = 3", "has 4 classes, but NUM_CLASSES = 3"),
     ("DATA_DIR = '/nowhere'", "'/nowhere' does not exist"),
-    ("VARIANT = 'F9'", "'F9' does not exist"),
-    (
-      "classifier.Classifier.micro_batches = 3",
-      "32 examples per replica do not",
-    ),
     (
       "MULTIPLICITY = 3",
       "batch_size = 32 .* a multiple of 3, for MULTIPLICITY = 3",
     ),
     ("TRAIN_TRANSFORMS = []", "images of shape .* expected a fixed size"),
-    ("classifier.Classifier.frozen = 'head'", "frozen names 'head'"),
     (
       "weights.InitWeights.path = '/nowhere'",
       "'/nowhere' does not exist; expec",
@@ -76,6 +70,31 @@ def test_refuses_mismatched_data_and_models(
     run(job(make_dataset(), param), tmp_path / "run")
   # A refused configuration does not bind the folder.
   assert not (tmp_path / "run" / "config.gin").exists()
+
+
+@pytest.mark.parametrize(
+  "param, words",
+  [
+    ("VARIANT = 'F9'", "'F9' does not exist"),
+    ("VARIANT = ['F0']", r"\['F0'\] does not exist"),
+    ("classifier.Classifier.micro_batches = 3", "32 examples per replica do"),
+    ("classifier.Classifier.frozen = ['stage9']", "frozen names 'stage9'"),
+    ("classifier.Classifier.frozen = 1", "frozen = 1 is invalid"),
+    ("nfnet.NFNet.num_classes = 7", "outputs = 7 .* NUM_CLASSES = 4"),
+    ("nfnet.NFNet.input_shape = (9, 9, 3)", r"\(9, 9, 3\) .* \(32, 32, 3\)"),
+  ],
+)
+def test_a_model_is_refused_before_shards_are_written(tmp_path, param, words):
+  built = job(tmp_path / "shards", param)
+  with pytest.raises(UserError, match=words):
+    built.plan()
+  prepared = []
+  built.data = dataclasses.replace(
+    built.data, prepare=lambda: prepared.append(True)
+  )
+  with pytest.raises(UserError, match=words):
+    run(built, tmp_path / "run")
+  assert not prepared
 
 
 def test_refuses_locked_work_directory(make_dataset, tmp_path):

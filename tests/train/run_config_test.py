@@ -1,4 +1,5 @@
 import dataclasses
+import types
 
 import pytest
 
@@ -14,8 +15,8 @@ SCHEDULE = Schedule(
   checkpoints_to_keep=1,
 )
 DATA = DataConfig(
-  train_split=None,
-  heldout_split=None,
+  train_split=types.SimpleNamespace(),
+  heldout_split=types.SimpleNamespace(),
   prepare=None,
   num_classes=4,
   num_examples=50,
