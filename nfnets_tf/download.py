@@ -88,7 +88,8 @@ def fetch(
 def cached_path(url: str, folder: str) -> str:
   """Returns where `fetch` keeps a file; another URL has another path."""
   url = url.partition("#")[0]
-  name = os.path.basename(urllib.parse.urlsplit(url).path) or "file"
+  name = os.path.basename(urllib.parse.urlsplit(url).path)
+  name = "file" if name in ("", ".", "..") else name
   digest = hashlib.sha256(url.encode()).hexdigest()[:12]
   return os.path.join(os.path.expanduser(folder), digest, name)
 
@@ -173,6 +174,10 @@ def _receive(url: str, file, sha256: str | None, timeout: float) -> str:
     raise RunError(
       f"{url} was cut off after {received:,} of {size:,} bytes; rerun the same"
       f" command, {_BY_HAND}."
+    )
+  if not received:
+    raise RunError(
+      f"{url} delivered an empty file; check the address, {_BY_HAND}."
     )
   if size is None and sha256 is None and not response.chunked:
     raise UserError(

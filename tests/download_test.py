@@ -57,6 +57,7 @@ def test_a_whole_file_is_downloaded_once(name, sha256, server, tmp_path):
     ),
     ("broken", RunError, "was not delivered: 503"),
     ("page", UserError, "is a web page"),
+    ("empty", RunError, "delivered an empty file"),
     ("endless", UserError, "comes without its length"),
   ],
 )
@@ -99,6 +100,12 @@ def test_other_addresses_have_other_copies(server, tmp_path):
   urls = [f"{server.url}/{folder}/F0.npz" for folder in "ab"]
   first, second = (fetch(url, str(tmp_path)) for url in urls)
   assert first != second
+
+
+def test_a_file_has_a_name(server, tmp_path):
+  for end in ("", ".", "..", "..?a=b/c"):
+    path = fetch(f"{server.url}/{end}", str(tmp_path))
+    assert pathlib.Path(path).read_bytes() == CONTENT
 
 
 def test_two_at_once_download_once(server, tmp_path):

@@ -17,6 +17,12 @@ _MAGIC = b"l\xfc\x9cF\xf9 j\xa8P\x19"
 _PARTS = re.compile(r"\.(index|data-\d+-of-\d+)$|/saved_model\.pb$")
 _TORCH = ("model.safetensors", "pytorch_model.bin")  # of a Hugging Face model
 _KERAS = (".keras", ".h5", ".hdf5")
+_SUFFIXES = {
+  ".safetensors": "safetensors",
+  ".pth": "torch",
+  ".pt": "torch",
+  ".bin": "torch",
+}
 _HEAD = 1024  # bytes that tell the format
 # The version of the format, then the name of the program that wrote it.
 _ONNX = rb"\x08[\x01-\x14]\x12.(pytorch|\w*onnx|keras)"
@@ -79,12 +85,16 @@ def file_format(path: str) -> str:
     if re.match(pattern, head, re.DOTALL | re.IGNORECASE):
       other = kind
   if other or (not head and not named_keras):
-    raise _unusable(path, other or "empty; download it again")
+    raise _unusable(path, other or "empty; delete it and download it again")
   if named_keras or head.startswith(b"\x89HDF"):
     return "keras"
   if is_legacy_torch(head):
     return "torch"
-  return "safetensors" if head[8:9] == b"{" else "pickle"
+  if head[8:9] == b"{":
+    return "safetensors"
+  # A name decides only of what has no other sign, such as a file cut off.
+  suffix = "" if head.startswith(b"\x80") else os.path.splitext(path)[1]
+  return _SUFFIXES.get(suffix, "pickle")
 
 
 def is_legacy_torch(head: bytes) -> bool:

@@ -8,6 +8,7 @@ and a head. Shapes are [batch, height, width, channels].
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Sequence
 
 import tensorflow as tf
@@ -173,7 +174,7 @@ def _locate(weights: str | None, variant: str, **kwargs) -> str | None:
       f"NFNet received weights={weights!r} where a network is only described;"
       " in a gin file bind WEIGHTS, not nfnet.NFNet.weights."
     )
-  return Published().locate(weights, variant)
+  return Published().locate(os.fspath(weights), variant)
 
 
 def _stages(recompute: bool | Sequence[str]) -> tuple[str, ...]:

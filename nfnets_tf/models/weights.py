@@ -30,14 +30,14 @@ from nfnets_tf.models.parameter_names import (
   check_fit,
   join_name,
 )
-from nfnets_tf.models.pretrained import TEXT, Published
+from nfnets_tf.models.pretrained import Published
 from nfnets_tf.models.safetensors_files import (
   read_safetensors,
   write_safetensors,
 )
 from nfnets_tf.models.timm_layout import from_timm, to_timm
 from nfnets_tf.models.torch_files import read_torch
-from nfnets_tf.ranges import accepts, flag, optional
+from nfnets_tf.ranges import PATH, accepts, built, flag, optional
 
 LOGGER = logging.getLogger("nfnets_tf")
 
@@ -231,7 +231,7 @@ def load_weights(
       " a Classifier around one."
     )
   variant = getattr(network, "variant", None)
-  path = (published or Published()).locate(path, variant)
+  path = (published or Published()).locate(os.fspath(path), variant)
   kind, parameters = _read(path, network, averaged)
   if keep_head is None:
     keep_head = _has_same_classes(network, parameters)
@@ -258,7 +258,8 @@ def _has_same_classes(network: keras.Model, parameters: Parameters) -> bool:
   return np.shape(bias) == tuple(head.shape)
 
 
-@accepts(path=optional(TEXT), keep_head=flag(), averaged=flag())
+@accepts(path=optional(PATH), keep_head=flag(), averaged=flag())
+@accepts(published=optional(built("@pretrained.Published()")))
 class InitWeights:
   """The initial weights of a run; called with its `Classifier`.
 
@@ -334,13 +335,13 @@ def save_timm(model: keras.Model, path: str) -> None:
   Raises:
     UserError: if the file exists or has another suffix.
   """
+  path = os.fspath(path)
   if not path.endswith(".safetensors"):
     raise UserError(
       f"save_timm received {path!r}; expected the suffix .safetensors, by which"
       " timm knows the format."
     )
-  modules = _modules(getattr(model, "network", model))
-  write_safetensors(path, to_timm(modules))
+  write_safetensors(path, to_timm(_modules(getattr(model, "network", model))))
 
 
 def save_deepmind(model: keras.Model, path: str) -> None:
@@ -353,9 +354,8 @@ def save_deepmind(model: keras.Model, path: str) -> None:
   Raises:
     UserError: if the file exists.
   """
-  weight_files.write_parameters(
-    path, get_parameters(getattr(model, "network", model))
-  )
+  parameters = get_parameters(getattr(model, "network", model))
+  weight_files.write_parameters(os.fspath(path), parameters)
 
 
 def _read(

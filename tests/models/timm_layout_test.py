@@ -4,6 +4,8 @@ The files in testdata/timm were written by PyTorch and safetensors themselves.
 """
 
 import io
+import os
+import pickle
 import zipfile
 
 import numpy as np
@@ -21,6 +23,7 @@ from nfnets_tf.models.weights import (
   load_weights,
   named_variables,
   parameter_table,
+  save_deepmind,
   save_timm,
 )
 from tests.support.torch_pickle import storage, tensor, write_archive
@@ -314,6 +317,32 @@ def test_the_content_decides_not_the_suffix(network, state, tmp_path):
   )
   for name in ("f", "keras.pth", "timm.keras.npz"):
     load_weights(network, str(tmp_path / name))
+
+
+@pytest.mark.parametrize(
+  "name, words",
+  [
+    ("model.safetensors", "not a complete safetensors file"),
+    ("F0.pth", "not a complete file of torch.save"),
+    ("pytorch_model.bin", "not a complete file of torch.save"),
+    ("F0_haiku.npz", "not a complete pickle"),
+  ],
+)
+def test_a_file_cut_off_at_once_is_what_its_name_says(
+  name, words, network, tmp_path
+):
+  for content in (b"\x05\0\0\0\0", b"\x10" + bytes(7), b"\xff" * 99):
+    (tmp_path / name).write_bytes(content)
+    assert words in refused(network, tmp_path / name)
+  (tmp_path / name).write_bytes(pickle.dumps(os.system))
+  assert "asks for posix.system" in refused(network, tmp_path / name)
+
+
+def test_paths_of_pathlib(network, tmp_path):
+  save_timm(network, tmp_path / "x.safetensors")
+  load_weights(network, tmp_path / "x.safetensors")
+  save_deepmind(network, tmp_path / "x.npz")
+  NFNet("femto", 4, weights=tmp_path / "x.npz")
 
 
 def test_writing_wants_the_suffix_and_overwrites_nothing(network, tmp_path):

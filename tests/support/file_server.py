@@ -17,7 +17,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
   def do_GET(self):
     server, name = self.server, self.path.rpartition("/")[2]
     server.requests.append(self.path)
-    content = server.content
+    content = b"" if name == "empty" else server.content
     if name == "absent" or name == "broken":
       self.send_error(404 if name == "absent" else 503)
     elif name == "moved":
