@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import hashlib
 import json
@@ -119,6 +120,17 @@ def read_bytes(path: str) -> bytes:
   # GFile.read() without a size would query the path, not the open file, for it.
   with tf.io.gfile.GFile(path, "rb") as file:
     return b"".join(iter(lambda: file.read(_BLOCK), b""))
+
+
+def decode_text(content: bytes) -> str:
+  """Returns text that is in UTF-8, or in UTF-16 with its mark.
+
+  Raises:
+    UnicodeDecodeError: if it is in neither.
+  """
+  if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+    return content.decode("utf-16")
+  return content.decode("utf-8-sig")
 
 
 def refuse_pattern(name: str, path: str) -> None:

@@ -19,6 +19,7 @@ from gin import config_parser
 from nfnets_tf.config import error_messages, imports
 from nfnets_tf.config.syntax_advice import advise
 from nfnets_tf.errors import UserError
+from nfnets_tf.fileio import decode_text
 
 _PACKAGE = pathlib.Path(__file__).parents[1]
 # Holds gin/: the package itself where it was installed from a wheel.
@@ -73,6 +74,16 @@ class _Delegate(config_parser.ParserDelegate):
     return Macro(macro_name)
 
 
+def _read(file: pathlib.Path, path: str) -> str:
+  try:
+    text = decode_text(file.read_bytes())
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+  except UnicodeDecodeError as error:
+    raise UserError(
+      f"the gin file {path!r} is not in UTF-8 ({error}); save it in UTF-8."
+    ) from error
+
+
 def _parses(text: str) -> bool:
   try:
     return bool(list(config_parser.ConfigParser(text, _Delegate())))
@@ -118,7 +129,7 @@ class Bindings(dict):
       if file.is_file():
         # The folder of the latest file comes first.
         self.folders.insert(0, os.path.abspath(file.parent))
-        self.read_text(file.read_text(), path)
+        self.read_text(_read(file, path), path)
         return
     prefix = f"{included_from}: " if included_from else ""
     known = (ROOT / "gin").rglob("*.gin")
@@ -161,8 +172,12 @@ class Bindings(dict):
     source = statement.location.filename
     place = error_messages.describe_place(source, statement.location.line_num)
     if isinstance(statement, config_parser.IncludeStatement):
-      self.includes.setdefault(source, []).append(statement.filename)
-      self.read_file(statement.filename, place)
+      path = statement.filename
+      beside = os.path.join(os.path.dirname(source), path)
+      if not os.path.isfile(path) and os.path.isfile(beside):
+        path = beside
+      self.includes.setdefault(source, []).append(path)
+      self.read_file(path, place)
     elif isinstance(statement, config_parser.ImportStatement):
       self._import(statement, place)
     elif isinstance(statement, config_parser.BindingStatement):

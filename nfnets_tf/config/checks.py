@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import cmath
 import contextlib
-import dataclasses
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 from nfnets_tf.config import bindings as bindings_lib
 from nfnets_tf.config import error_messages
 from nfnets_tf.config.bindings import GRID, Bindings, Macro, Reference
-from nfnets_tf.errors import UserError
+from nfnets_tf.errors import UserError, require
 from nfnets_tf.ranges import declared
 
 JOB = "config.Launch.job"
@@ -20,10 +20,11 @@ def check(bindings: Bindings) -> None:
   """Checks names, references and values.
 
   Raises:
-    UserError: if a macro is set and never used or used and never set, a
-      parameter does not exist, a flag binds one that nothing uses, or a
-      required one is not bound.
+    UserError: if a number is not finite, a macro is set and never used or used
+      and never set, a parameter does not exist, a flag binds one that nothing
+      uses, or a required one is not bound.
   """
+  _check_finite(bindings)
   uses = [
     (leaf, name)
     for name, value in bindings.items()
@@ -55,10 +56,21 @@ def check(bindings: Bindings) -> None:
   check_ranges(bindings)
 
 
+def _check_finite(bindings: Bindings) -> None:
+  """Raises a UserError about 1e999, which a config.gin could not hold."""
+  for name, value in bindings.items():
+    for leaf in bindings_lib.leaves(value):
+      if isinstance(leaf, (float, complex)) and not cmath.isfinite(leaf):
+        place = bindings.places[name]
+        raise UserError(
+          f"{place}: {leaf} is not finite; bind a smaller number."
+        )
+
+
 def check_ranges(bindings: Bindings) -> None:
   """Checks every value that a class or function declares a range for.
 
-  References are skipped: what they return is checked when they are called.
+  What references return is checked when they are called.
 
   Raises:
     UserError: if a value is out of range; names the macro or the parameter.
@@ -70,16 +82,24 @@ def check_ranges(bindings: Bindings) -> None:
     with _located(bindings.places[name]):
       accepted = declared(bindings.resolve(selector)).get(parameter)
     origin, value = bindings.value(name)
-    unknown = (Macro, Reference)
     if accepted is None or any(
-      isinstance(leaf, unknown) for leaf in bindings_lib.leaves(value)
+      isinstance(leaf, Macro) or isinstance(leaf, Reference) and leaf.called
+      for leaf in bindings_lib.leaves(value)
     ):
       continue
-    if origin != name:
-      words = f"{accepted.words} ({name})"
-      accepted = dataclasses.replace(accepted, words=words)
+    words = accepted.words + (f" ({name})" if origin != name else "")
     with _located(bindings.places[origin]):
-      accepted.check(origin, value)
+      is_valid = accepted.contains(_referred(bindings, value))
+      require(is_valid, origin, value, words)
+
+
+def _referred(bindings: Bindings, value):
+  """Returns a value with what its references name in place of them."""
+  if isinstance(value, Reference):
+    return bindings.resolve(value.selector)
+  if isinstance(value, (list, tuple)):
+    return type(value)(_referred(bindings, item) for item in value)
+  return value
 
 
 @contextlib.contextmanager
@@ -104,6 +124,13 @@ def _check_macros(bindings: Bindings, used: Mapping[str, str]) -> None:
       f' --gin_param="{macro} = ..." or a gin file that sets'
       f" it{error_messages.nearest(macro, defined)}"
     )
+  for macro in sorted(defined):
+    for leaf in bindings_lib.leaves(bindings.value(macro)[1]):
+      if isinstance(leaf, Macro):
+        raise UserError(
+          f"{bindings.places[macro]}: {macro} is set to itself, by way of"
+          f" %{leaf.name}; set it to a value."
+        )
 
 
 def _check_flags_used(bindings: Bindings) -> None:
@@ -115,21 +142,60 @@ def _check_flags_used(bindings: Bindings) -> None:
     return  # said later
   roots = (name for name in bindings if name.startswith("config.Launch."))
   names = set().union(*map(bindings.dependencies, roots))
-  used = {
-    bindings.resolve(leaf.selector)
+  references = [
+    leaf
     for name in names
     for leaf in bindings_lib.leaves(bindings[name])
     if isinstance(leaf, Reference)
-  }
+  ]
+  used = {bindings.resolve(leaf.selector) for leaf in references}
+  scopes = {x for leaf in references for x in _outer_scopes(leaf.scope)}
   for name, place in bindings.places.items():
     if bindings_lib.is_macro(name) or not place.startswith("--"):
       continue
-    _, selector, _ = bindings_lib.split_parameter(name)
-    if selector.startswith("config.") or bindings.resolve(selector) in used:
+    scope, selector, _ = bindings_lib.split_parameter(name)
+    if selector.startswith("config."):
       continue
-    files = _files_with(f"@{selector}")
-    hint = f"; --gin_file={files[0]} does" if files else ""
-    raise UserError(f"{place}: nothing uses {selector}{hint}.")
+    if bindings.resolve(selector) not in used:
+      files = _files_with(f"@{selector}")
+      hint = f"; --gin_file={files[0]} does" if files else ""
+      raise UserError(f"{place}: nothing uses {selector}{hint}.")
+    if scope not in scopes:
+      hint = error_messages.nearest(scope, scopes)
+      raise UserError(f"{place}: no reference has the scope {scope!r}{hint}")
+    if stronger := _bound_within(bindings, name, references):
+      raise UserError(
+        f"{place}: nothing uses it, since narrower scopes bind"
+        f" {' and '.join(stronger)}; bind those instead."
+      )
+
+
+def _outer_scopes(scope: str) -> list[str]:
+  """Returns "", "a", "a/b" of the scope "a/b"."""
+  parts = scope.split("/") if scope else []
+  return ["/".join(parts[:depth]) for depth in range(len(parts) + 1)]
+
+
+def _bound_within(
+  bindings: Bindings, name: str, references: Sequence[Reference]
+) -> list[str]:
+  """Returns the bindings that hide one from all references; [] if none do.
+
+  A reference without a scope is evaluated in the scope of another one.
+  """
+  scope, selector, parameter = bindings_lib.split_parameter(name)
+  stronger = []
+  for reference in (x for x in references if x.selector == selector):
+    within = [
+      bound
+      for outer in _outer_scopes(reference.scope)
+      if (bound := f"{outer}/{selector}.{parameter}") in bindings
+      and len(outer) > len(scope)
+    ]
+    if not within:
+      return []
+    stronger += within[-1:]
+  return sorted(set(stronger))
 
 
 def _check_complete(

@@ -21,8 +21,9 @@ from nfnets_tf.config import error_messages
 from nfnets_tf.config.bindings import GRID, Bindings, Macro
 from nfnets_tf.config.checks import JOB, check, check_ranges
 from nfnets_tf.config.grid import read_grid
-from nfnets_tf.errors import UserError, require
+from nfnets_tf.errors import UserError
 from nfnets_tf.fileio import find_run_dir, read_bytes, read_run_data
+from nfnets_tf.ranges import PATH, TEXT, accepts, built, each, optional
 
 if TYPE_CHECKING:
   from nfnets_tf.jobs.job import Job
@@ -34,6 +35,12 @@ _BASE_RUN = "config.Launch.base_run"
 _ALLOW_CHANGES = "config.Launch.allow_changes"
 
 
+@accepts(
+  job=built("@train.TrainJob()"),
+  allow_changes=each(TEXT),
+  sweep=optional(built("@sweep.Sweep()")),
+  base_run=optional(PATH),
+)
 class Launch:
   """The root of every configuration.
 
@@ -81,7 +88,13 @@ class Configuration:
         " --gin_file=gin/quickstart.gin."
       )
     self._files, self._params = tuple(gin_files), tuple(gin_params)
-    self.bindings = bindings_lib.parse(self._files, self._params)
+    try:
+      self.bindings = bindings_lib.parse(self._files, self._params)
+    except RecursionError as error:
+      raise UserError(
+        f"{gin_files[0]} is included by a file that it includes; remove an"
+        " include statement."
+      ) from error
     self.run_folder = _find_base_run(self.bindings)
     self._base = None
     if self.run_folder:
@@ -182,6 +195,12 @@ class Configuration:
     try:
       gin.parse_config(self.text)
       return gin.get_configurable(Launch)()
+    except RecursionError as error:
+      raise UserError(
+        "the configuration cannot be built: a value is built of itself, as in"
+        " EPOCHS = @schedules.steps_for_epochs(); correct the value that was"
+        " bound last."
+      ) from error
     except (TypeError, ValueError, ArithmeticError) as error:
       raise error_messages.explain_build_error(error) from error
 
@@ -223,14 +242,9 @@ class Configuration:
       )
 
   def _allowed_changes(self, known: set[str]) -> set[str]:
-    names = self.bindings.get(_ALLOW_CHANGES, ())
-    is_list = isinstance(names, (list, tuple))
-    require(
-      is_list and all(isinstance(name, str) for name in names),
-      _ALLOW_CHANGES,
-      names,
-      "a list of names, such as ['EPOCHS', 'PEAK_LR']",
-    )
+    names = ()
+    if _ALLOW_CHANGES in self.bindings:
+      _, names = self.bindings.value(_ALLOW_CHANGES)
     for name in names:
       if name not in known:
         raise UserError(

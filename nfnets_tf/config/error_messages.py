@@ -15,8 +15,9 @@ _CALLED = re.compile(r"In call to configurable '([^']+)'")
 
 def nearest(name: str, names: Iterable[str]) -> str:
   """Returns "; did you mean X?" for the closest name, "." without one."""
-  close = difflib.get_close_matches(name, sorted(set(names)), n=1, cutoff=0.6)
-  return f"; did you mean {close[0]!r}?" if close else "."
+  folded = {known.casefold(): known for known in sorted(set(names))}
+  close = difflib.get_close_matches(name.casefold(), folded, n=1, cutoff=0.6)
+  return f"; did you mean {folded[close[0]]!r}?" if close else "."
 
 
 def describe_place(source: str | None, line: int | None) -> str:

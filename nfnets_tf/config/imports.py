@@ -42,13 +42,16 @@ def import_module(name: str, place: str, folders: Sequence[str]) -> None:
   top = name.partition(".")[0]
   here = next((x for x in folders if _holds(x, top)), None)
   known = top in sys.modules or _is_installed(top)
+  if here is None and not known:  # a package needs no __init__.py
+    holders = (x for x in folders if os.path.isdir(os.path.join(x, top)))
+    here = next(holders, None)
   if here is not None and not known:
     sys.path.append(here)
     importlib.invalidate_caches()
     _FOLDERS[top] = here
   try:
     importlib.import_module(name)
-  except Exception as error:
+  except (Exception, SystemExit) as error:
     raise UserError(f"{place}: {_explain(name, error, folders)}") from error
   _warn_of_another(sys.modules[top], top, here, place)
 
@@ -106,10 +109,13 @@ def _is_installed(top: str) -> bool:
 def _warn_of_another(
   module: ModuleType, top: str, here: str | None, place: str
 ) -> None:
-  file = getattr(module, "__file__", None)
-  if here is None or top == "nfnets_tf" or file is None:
+  if here is None or top == "nfnets_tf":
     return
-  if not os.path.abspath(file).startswith(os.path.abspath(here) + os.sep):
+  file = getattr(module, "__file__", None)
+  if file is None:  # built into Python, or a package without __init__.py
+    file = next(iter(getattr(module, "__path__", ())), "Python itself")
+  is_here = os.path.abspath(file).startswith(os.path.abspath(here) + os.sep)
+  if not is_here:
     LOGGER.warning(
       "%s: imports %s from %s, not the one in %s; rename yours to use it.",
       place,

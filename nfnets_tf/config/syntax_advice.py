@@ -9,6 +9,7 @@ import ast
 import operator
 import re
 import shlex
+import unicodedata
 from collections.abc import Callable, Collection, Iterator
 from typing import NamedTuple
 
@@ -17,6 +18,7 @@ _STATEMENT = re.compile(
   r"['\"]?\s*(?P<sign>=+|:=|=>|:(?!/)|\s|$)\s*(?P<value>.*)"
 )
 _QUOTES = str.maketrans("“”„«»‘’‚`´", "\"\"\"\"\"'''''")
+_MINUS = str.maketrans("\u2012\u2013\u2014\u2212", "----")
 _CONSTANTS = {
   **dict.fromkeys(("true", "yes", "on"), "True"),
   **dict.fromkeys(("false", "no", "off"), "False"),
@@ -26,6 +28,8 @@ _NOT_FINITE = re.compile(r"[-+]?(nan|inf|infinity)", re.IGNORECASE)
 _NUMBER = re.compile(r"[-+]?(\d[\d_,]*\.?\d*|\.\d+)(e[-+]?\d+)?", re.IGNORECASE)
 _SUFFIXES = {"": 1, "f": 1, "%": 0.01, "k": 10**3, "m": 10**6, "b": 10**9}
 _OPERATORS = {
+  ast.Add: operator.add,
+  ast.Sub: operator.sub,
   ast.Mult: operator.mul,
   ast.Div: operator.truediv,
   ast.Pow: operator.pow,
@@ -34,7 +38,7 @@ _OPERATORS = {
 }
 # Python that is no literal, and what is a number rather than a string.
 _EXPRESSION = re.compile(
-  r"\b(lambda|if|else|for|in|not|and|or)\b|[\w)\]]\(|\bf['\"]"
+  r"\b(lambda|if|else|for|in|not|and|or)\b|[\w)\]]\(|\bf['\"]|\s[-+*/]\s"
 )
 _LIKE_A_NUMBER = re.compile(r"[-+]?[\d.][\d_.,\s*/]*[A-Za-z]{0,2}")
 _HOME = re.compile(r"\$(HOME|{HOME})\b")
@@ -70,6 +74,12 @@ def advise(
     macros: names that are set.
   """
   line = line.strip()
+  if parses(line):
+    problem = "a bracket is open above it, or it is indented unlike its block"
+    return Advice(f"by itself it is right, so {problem}", line)
+  plain = unicodedata.normalize("NFKC", line).translate(_MINUS)
+  if plain != line and parses(plain):
+    return Advice("it has signs that only look like - or =", plain)
   for problem, statement in _proposals(line, modules, macros):
     if statement.endswith("...") or statement != line and parses(statement):
       return Advice(problem, statement)

@@ -77,6 +77,43 @@ def test_later_statements_win_through_includes(tmp_path):
   assert dict(base) == {"A": 0, "B": 2}
 
 
+def test_files_are_found_beside_the_one_that_includes_them(
+  tmp_path, monkeypatch
+):
+  (tmp_path / "a" / "b").mkdir(parents=True)
+  (tmp_path / "a" / "x.gin").write_text("include 'b/y.gin'\nA = 1\n")
+  (tmp_path / "a" / "b" / "y.gin").write_text("include 'z.gin'\nB = 1\n")
+  (tmp_path / "a" / "b" / "z.gin").write_text("C = 1\n")
+  monkeypatch.chdir(tmp_path)
+  for path in ("a/x.gin", str(tmp_path / "a" / "x.gin")):
+    parsed = bindings_lib.parse([path])
+    assert dict(parsed) == {"A": 1, "B": 1, "C": 1}
+    assert parsed.includes[path] == [path.replace("x.gin", "b/y.gin")]
+  (tmp_path / "z.gin").write_text("C = 2\n")
+  assert bindings_lib.parse(["a/x.gin"])["C"] == 2  # of this folder first
+
+
+@pytest.mark.parametrize(
+  "content",
+  [
+    b"\xef\xbb\xbfA = 'gr\xc3\xbcn'\r\nB = 2\r\n",
+    "A = 'gr\u00fcn'\rB = 2".encode("utf-16"),
+    b"A = 'gr\xc3\xbcn'\nB = 2",
+  ],
+)
+def test_text_as_other_editors_write_it(content, tmp_path):
+  (tmp_path / "x.gin").write_bytes(content)
+  parsed = bindings_lib.parse([str(tmp_path / "x.gin")])
+  assert dict(parsed) == {"A": "gr\u00fcn", "B": 2}
+  assert parsed.places["B"].endswith("line 2")
+
+
+def test_text_of_another_encoding(tmp_path):
+  (tmp_path / "x.gin").write_bytes(b"# gr\xfcn\nA = 1\n")
+  with pytest.raises(UserError, match="x.gin' is not in UTF-8 .* save it in"):
+    bindings_lib.parse([str(tmp_path / "x.gin")])
+
+
 @pytest.mark.parametrize(
   "text, words",
   [

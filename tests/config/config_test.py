@@ -75,6 +75,10 @@ def test_misspelled_macro_that_is_set():
     ("sam.SAM.rho = 0.1", "--gin_file=gin/overlays/sam.gin does"),
     ("randaugment.RandAugment.layers = 1", "gin/overlays/augmentation.gin"),
     ("train/augmentation.MixUp.alpha = 0.5", "uses augmentation.MixUp"),
+    (
+      "pipeline.Split.split = 'x'",
+      "heldout/pipeline.Split.split and train/pipeline.Split.split",
+    ),
   ],
 )
 def test_flag_that_binds_what_nothing_uses(binding, words):
@@ -88,9 +92,79 @@ def test_flag_that_uses_what_another_flag_binds():
   Configuration([RUN, "gin/overlays/sam.gin"], ["sam.SAM.rho = 0.1"])
 
 
+def test_misspelled_scope():
+  message = refused("hedlout/pipeline.Split.split = 'validation'")
+  assert "no reference has the scope 'hedlout'" in message
+  assert "did you mean 'heldout'?" in message
+  # What a reference without a scope is evaluated in is its caller's scope.
+  Configuration([RUN], ["train/augmentation.Augmentation.multiplicity = 2"])
+
+
+@pytest.mark.parametrize(
+  "bindings, words",
+  [
+    (["EPOCHS = %EPOCHS"], "EPOCHS is set to itself"),
+    (["EPOCHS = %SEED", "SEED = %EPOCHS"], "is set to itself, by way of %"),
+    (["EPOCHS = (1, %EPOCHS)"], "EPOCHS is set to itself"),
+    (["EPOCHS = @schedules.steps_for_epochs()"], "a value is built of itself"),
+  ],
+  ids=str,
+)
+def test_values_of_themselves(bindings, words):
+  assert words in refused(*bindings, build=True)
+
+
+@pytest.mark.parametrize("value", ["1e999", "[1, -1e400]", "{'a': 1e999j}"])
+def test_values_that_are_not_finite(value):
+  # Of a parameter without a range too; gin could not read them back.
+  assert "not finite" in refused(f"weights.InitWeights.variant = {value}")
+
+
+@pytest.mark.parametrize(
+  "name, meant",
+  [
+    ("train.TrainJob.data", "@run_config.DataConfig()"),
+    ("train.TrainJob.recovery", "@rollback.Recovery()"),
+    ("run_config.OptimizationConfig.sam", "@sam.SAM()"),
+    (
+      "run_config.OptimizationConfig.learning_rate",
+      "@schedules.warmup_cosine()",
+    ),
+    ("run_config.DeviceConfig.compute", "@compute.TpuV4()"),
+    ("weights.InitWeights.published", "@pretrained.Published()"),
+    ("pipeline.Split.fields", "@tfrecords.Fields()"),
+    ("config.Launch.job", "@train.TrainJob()"),
+    ("config.Launch.sweep", "@sweep.Sweep()"),
+  ],
+)
+def test_objects_are_built_by_references(name, meant):
+  wrong = ("5", "'x'", "True", "[]", "@sgd.SGD", repr(meant), meant[:-2])
+  for value in wrong if name != "config.Launch.sweep" else wrong[:-1]:
+    message = refused(f"{name} = {value}")
+    assert f"such as {meant}" in message
+    if value.startswith("@"):
+      assert f"{name} = {value} is invalid" in message
+
+
+@pytest.mark.parametrize("value", ["0", "False", "{}", "b'x'", "@sgd.SGD"])
+def test_paths_are_texts(value):
+  assert "expected a path in quotes" in refused(f"DATA_DIR = {value}")
+
+
 def test_misspelled_macro_that_is_read():
   message = refused("EPOCHS = %EPOC")
   assert "EPOC is not set, but EPOCHS needs it" in message
+
+
+def test_files_that_include_each_other(tmp_path):
+  first, second = tmp_path / "a.gin", tmp_path / "b.gin"
+  first.write_text("include 'b.gin'\n")
+  second.write_text("include 'a.gin'\n")
+  assert "is included by a file that it includes" in refused(files=[str(first)])
+
+
+def test_macros_in_another_case():
+  assert "did you mean 'EPOCHS'?" in refused("epochs = 3")
 
 
 def test_misspelled_include_is_located(tmp_path):

@@ -33,6 +33,11 @@ WRONG_AND_RIGHT = [
   ("A = 50%", "A = 0.5"),
   ("A = 2**3", "A = 8"),
   ("A = 9**9**9**9", None),
+  ("A = 3 + 4", "A = 7"),
+  ("A = %MOST * 2", None),
+  ("A = 1e\u22123", "A = 1e-3"),
+  ("A \uff1d 3", "A = 3"),
+  ("A\xa0= 3", "A = 3"),
   ("A = +3", "A = 3"),
   ("A = 3 4", None),
   ("A = [a, 'b', true, 3]", "A = ['a', 'b', True, 3]"),
@@ -98,6 +103,16 @@ def test_a_statement_is_shown_as_it_should_be(wrong, right):
     assert remedy == right, message
     if not right.endswith("..."):
       Bindings().read_text(remedy, source)
+
+
+@pytest.mark.parametrize(
+  "text",
+  ["sgd.SGD:\n  momentum = 0.9\n    nesterov = False\n", "A = (1,\nB = 2\n"],
+)
+def test_a_line_that_is_right_by_itself_is_not_changed(text):
+  message = refusal(text, "a.gin")
+  assert "by itself it is right, so a bracket is open above it, or" in message
+  assert message.endswith(f"; write {text.splitlines()[-1].strip()}")
 
 
 def test_a_string_without_quotes_is_told_of_the_shell():

@@ -111,6 +111,26 @@ def test_an_installed_module_wins_and_the_other_is_told(project, caplog):
   assert str(project) not in sys.path
 
 
+def test_a_module_that_is_built_into_python_wins_and_is_told(project, caplog):
+  (project / "time.py").write_text(OPS)
+  (project / "a.gin").write_text("import time\n")
+  logger = logging.getLogger("nfnets_tf")
+  logger.addHandler(caplog.handler)
+  try:
+    bindings_lib.parse([str(project / "a.gin")])
+  finally:
+    logger.removeHandler(caplog.handler)
+  assert f"Python itself, not the one in {project}; rename" in caplog.text
+
+
+def test_a_package_without_an_init_is_found(project):
+  (project / "my_parts").mkdir()
+  (project / "my_parts" / "ops.py").write_text(OPS)
+  (project / "a.gin").write_text("from my_parts import ops\n")
+  bindings = bindings_lib.parse([str(project / "a.gin")])
+  assert bindings.resolve("ops.Darken")().amount == 0.5
+
+
 def test_a_module_on_the_path_is_not_noted(project, monkeypatch):
   monkeypatch.syspath_prepend(str(project))
   text = bindings_lib.parse([str(project / "run.gin")]).to_text()
@@ -125,12 +145,14 @@ def test_a_module_on_the_path_is_not_noted(project, monkeypatch):
     ("import needs_more", "which needs 'not_there_at_all'; install"),
     ("import broken", r"a.gin, line 1: importing broken failed \(SyntaxError"),
     ("import failing", r"importing failing failed \(ZeroDivisionError: .*\)"),
+    ("import leaving", r"importing leaving failed \(SystemExit: 3\)"),
   ],
 )
 def test_a_module_that_cannot_be_imported_is_told(project, text, words):
   (project / "needs_more.py").write_text("import not_there_at_all\n")
   (project / "broken.py").write_text("def f(:\n")
   (project / "failing.py").write_text("1 / 0\n")
+  (project / "leaving.py").write_text("import sys\nsys.exit(3)\n")
   (project / "a.gin").write_text(text)
   importlib.invalidate_caches()
   with pytest.raises(UserError, match=words):
