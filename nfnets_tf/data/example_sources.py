@@ -31,15 +31,17 @@ from nfnets_tf.data.file_listing import (
 )
 from nfnets_tf.data.image_folder import (
   HELDOUT_NAMES,
+  NO_PART,
   TRAIN_NAMES,
   ImageFiles,
   check_same_place,
+  choose_heldout,
   digest,
 )
 from nfnets_tf.data.shard_scan import MAX_CLASSES
 from nfnets_tf.data.tfrecords import Record, read_features, record_spans
 from nfnets_tf.errors import UserError
-from nfnets_tf.ranges import MAX_SIDE, accepts, integer
+from nfnets_tf.ranges import MAX_SIDE, PATH, accepts, integer
 
 LOGGER = logging.getLogger("nfnets_tf")
 
@@ -91,6 +93,7 @@ def cache_directory(*, source: ImageFiles, cache: str) -> str:
   return os.path.join(os.path.expanduser(cache), f"{name}-{source.key[:12]}")
 
 
+@accepts(path=PATH)
 class CsvTable(ImageFiles):
   """Image files listed in a CSV file: columns path, label and perhaps split.
 
@@ -112,7 +115,7 @@ class CsvTable(ImageFiles):
     super().__init__(directory, heldout_fraction)
     columns, rows = _read_rows(os.path.expanduser(path))
     listing = Listing(self.directory)
-    rows = _drop_repeated(listing, rows)
+    rows = _drop_repeated(listing, _drop_tests(listing, rows))
     listing.report()
     self.class_names = _class_names([row["label"] for row in rows])
     labels = {name: label for label, name in enumerate(self.class_names)}
@@ -173,6 +176,19 @@ def _read_rows(path: str) -> tuple[Sequence[str], list[dict]]:
       " commas, and a line for every image."
     )
   return columns, rows
+
+
+def _drop_tests(listing: Listing, rows: Sequence[dict]) -> list[dict]:
+  """Returns the rows without those for tests, if others are for validation."""
+  names = {row.get("split") or "" for row in rows}
+  if not any(name.lower() in TRAIN_NAMES for name in names):
+    return list(rows)  # refused later
+  left = {x for x in names if x.lower() in HELDOUT_NAMES}
+  left -= set(choose_heldout(names))
+  for row in rows:
+    if row.get("split") in left:
+      listing.ignore(NO_PART, row["path"])
+  return [row for row in rows if row.get("split") not in left]
 
 
 def _drop_repeated(listing: Listing, rows: Sequence[dict]) -> list[dict]:

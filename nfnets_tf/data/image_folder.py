@@ -2,7 +2,8 @@
 
 `DIRECTORY/CLASS/*.jpg` is split by the names of the files, so that the same
 folder is always split in the same way; `DIRECTORY/train/CLASS/*.jpg` next to
-`test`, `val`, `valid`, `validation` or `heldout` is split already.
+`test`, `val`, `valid`, `validation` or `heldout` is split already. Where there
+are two, the images of val are held out, and those of test left alone.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import functools
 import hashlib
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import tensorflow as tf
 
@@ -26,13 +27,11 @@ from nfnets_tf.data.file_listing import (
 )
 from nfnets_tf.data.tfrecords import Record
 from nfnets_tf.errors import UserError
-from nfnets_tf.ranges import accepts, number
+from nfnets_tf.ranges import PATH, accepts, number, optional
 
 TRAIN_NAMES = ("train", "training")
-HELDOUT_NAMES = (
+_VALIDATION_NAMES = (
   "heldout",
-  "test",
-  "testing",
   "val",
   "valid",
   "validation",
@@ -40,16 +39,20 @@ HELDOUT_NAMES = (
   "evaluation",
   "dev",
 )
+HELDOUT_NAMES = (*_VALIDATION_NAMES, "test", "testing")
+NO_PART = "neither training nor held-out images"
 _FORMATS = {
   ".jpg": "jpeg",
   ".jpeg": "jpeg",
+  ".jpe": "jpeg",
+  ".jfif": "jpeg",
   ".png": "png",
   ".gif": "gif",
   ".bmp": "bmp",
 }
 
 
-@accepts(heldout_fraction=number(above=0, below=1))
+@accepts(directory=optional(PATH), heldout_fraction=number(above=0, below=1))
 class ImageFiles:
   """Base of sources of image files; a reference is (path, label).
 
@@ -159,7 +162,7 @@ def _find_splits(listing: Listing) -> tuple[str, str]:
   if not trains:
     _check_no_other_split(listing, subfolders)
     return "", ""
-  heldouts = [name for name in subfolders if name.lower() in HELDOUT_NAMES]
+  heldouts = choose_heldout(subfolders)
   for names in (trains, heldouts):
     if len(names) > 1:
       raise UserError(
@@ -169,26 +172,43 @@ def _find_splits(listing: Listing) -> tuple[str, str]:
   used = {*trains, *heldouts}
   for name in subfolders:
     if name not in used:
-      listing.ignore("neither training nor held-out images", name)
+      listing.ignore(NO_PART, name)
   return trains[0], "".join(heldouts)
+
+
+def choose_heldout(names: Iterable[str]) -> list[str]:
+  """Returns the names of parts that are held out.
+
+  Where some images are for validation, those for tests are not among them: a
+  run is chosen by its held-out images.
+
+  Args:
+    names: of all parts of a dataset.
+  """
+  heldout = [name for name in names if name.lower() in HELDOUT_NAMES]
+  validation = [name for name in heldout if name.lower() in _VALIDATION_NAMES]
+  return validation or heldout
 
 
 def _check_no_other_split(listing: Listing, subfolders: Sequence[str]) -> None:
   """Raises a UserError if the parts of a split would be taken for classes."""
-  names = "|".join((*TRAIN_NAMES, *HELDOUT_NAMES))
-  parts = [
-    name
-    for name in subfolders
-    if re.fullmatch(rf"({names})([-_ ]?(set|data|images))?", name.lower())
-    and listing.subfolders(name)
-  ]
-  if len(parts) > 1 or parts == subfolders != []:
-    raise UserError(
-      f"{listing.directory!r} has {' and '.join(map(repr, parts))}, which hold"
-      " folders and look like a split, but no folder 'train'; rename the one"
-      " of the training images to 'train' and that of the held-out ones, if"
-      " any, to 'test'."
-    )
+  train, heldout = "|".join(TRAIN_NAMES), "|".join(HELDOUT_NAMES)
+  pattern = rf"(.*[-_ ])?(?:({train})|{heldout})([-_ ]?(set|data|images))?"
+  found = {}  # {prefix: {name: whether it is training's}}
+  for name in subfolders:
+    match = re.fullmatch(pattern, name.lower())
+    if match and listing.subfolders(name):
+      found.setdefault(match[1], {})[name] = bool(match[2])
+  for prefix, parts in found.items():
+    # With a prefix only both are a split, as seg_train and seg_test.
+    alone = len(parts) > 1 or [*parts] == subfolders
+    if len({*parts.values()}) > 1 or (prefix is None and alone):
+      raise UserError(
+        f"{listing.directory!r} has {' and '.join(map(repr, parts))}, which"
+        " hold folders and look like a split, but no folder 'train'; rename the"
+        " one of the training images to 'train' and that of the held-out ones,"
+        " if any, to 'test'."
+      )
 
 
 def _hold_out(classes: Mapping[str, Sequence[str]], fraction: float):

@@ -46,6 +46,17 @@ def test_class_numbers_that_begin_at_1_are_noticed(read_table, caplog):
   assert "1 of the 4 classes" in caplog.text and "from 1" in caplog.text
 
 
+def test_rows_for_tests_are_left_alone_where_others_validate(
+  read_table, caplog
+):
+  table = read_table(
+    "path,label,split", "a,x,train", "b,y,train", "c,x,dev", "d,z,Test"
+  )
+  assert table.splits == {"train": [("a", 0), ("b", 1)], "heldout": [("c", 0)]}
+  assert table.class_names == ("x", "y")
+  assert "1 neither training nor held-out images, such as 'd'" in caplog.text
+
+
 def test_splits_a_table_by_the_paths(read_table):
   images = [(f"{i}.png", "cba"[i % 3]) for i in range(300)]
   lines = list(map(",".join, images))

@@ -128,10 +128,10 @@ def test_rejects_invalid_folders(folder, tmp_path):
   with pytest.raises(UserError, match="class folder '.*/d' holds no images"):
     read(folder)
   root = tmp_path / "root"
-  for part, letters in (("train", "ab"), ("test", "ac"), ("val", "a")):
+  for part, letters in (("train", "ab"), ("valid", "ac"), ("val", "a")):
     for letter in letters:
       shutil.copytree(folder / letter, root / part / letter)
-  with pytest.raises(UserError, match="has 'test' and 'val'; expected one"):
+  with pytest.raises(UserError, match="has 'val' and 'valid'; expected one"):
     read(root)
   shutil.rmtree(root / "val")
   with pytest.raises(UserError, match="the class 'c', but 'train' does not"):
@@ -140,7 +140,14 @@ def test_rejects_invalid_folders(folder, tmp_path):
 
 @pytest.mark.parametrize(
   "parts",
-  [["val", "test"], ["training_set", "test_set"], ["test"], ["TrainSet"]],
+  [
+    ["val", "test"],
+    ["training_set", "test_set"],
+    ["test"],
+    ["TrainSet"],
+    ["seg_pred", "seg_train", "seg_test"],
+    ["birds", "Flowers Validation", "Flowers Train"],
+  ],
 )
 def test_parts_of_a_split_are_no_classes(folder, tmp_path, parts):
   for part in parts:
@@ -149,9 +156,33 @@ def test_parts_of_a_split_are_no_classes(folder, tmp_path, parts):
     read(tmp_path / "split")
 
 
-def test_one_class_of_folders_may_be_called_test(folder):
-  shutil.copytree(folder / "a", folder / "test" / "deeper")
-  assert read(folder).class_names == ("a", "b", "c", "test")
+@pytest.mark.parametrize("name", ["test", "freight_train"])
+def test_one_class_of_folders_may_be_called_like_a_part(folder, name):
+  shutil.copytree(folder / "a", folder / name / "deeper")
+  assert read(folder).class_names == tuple(sorted(["a", "b", "c", name]))
+  shutil.copytree(folder / "a", folder / "bullet train" / "deeper")
+  assert len(read(copy(folder)).class_names) == 5
+
+
+def test_test_images_are_left_alone_where_others_validate(
+  folder, tmp_path, caplog
+):
+  root = tmp_path / "root"
+  for part in ("train", "Val", "test"):
+    for letter in "ab":
+      shutil.copytree(folder / letter, root / part / letter)
+  source = read(root)
+  assert source.split_rule == "train/ and Val/"
+  paths = [path for part in source.splits.values() for path, _ in part]
+  assert len(paths) == 30 and not any("test" in path for path in paths)
+  assert "1 neither training nor held-out images, such as 'test'" in caplog.text
+
+
+def test_all_suffixes_of_jpegs_are_listed(folder):
+  for index, path in enumerate(sorted((folder / "a").iterdir())[:3]):
+    path.rename(path.with_suffix([".jfif", ".JPE", ".jpeg"][index]))
+  paths = [path for part in read(folder).splits.values() for path, _ in part]
+  assert {os.path.splitext(path)[1] for path in paths} >= {".jfif", ".JPE"}
 
 
 @pytest.mark.parametrize("fraction", [0, 1, 1.5, -0.1])
