@@ -28,6 +28,7 @@ from nfnets_tf.train.user_data import (
   check_range,
   check_weights,
   class_weights_of,
+  look_at_first_batch,
   refuse_ragged,
 )
 
@@ -44,6 +45,12 @@ class CheckedModel(keras.Model):
   def fit(self, *args, **kwargs):
     """Trains; see `keras.Model.fit`."""
     checked = self._checked(super().fit, args, kwargs)
+    weights = checked.get("sample_weight")
+    if isinstance(weights, np.ndarray) and weights.size and not weights.any():
+      raise UserError(
+        "sample_weight, times class_weight if one is given, is 0 for every"
+        " example, so that nothing would be trained."
+      )
     callbacks = checked.get("callbacks") or []
     for callback in getattr(callbacks, "callbacks", tf.nest.flatten(callbacks)):
       if isinstance(callback, keras.callbacks.ModelCheckpoint):
@@ -132,7 +139,9 @@ def checked_arguments(
     if name in values:
       values[name] = value
   if values.get("class_weight") is not None:
-    check_class_weight(values["class_weight"], values.get("y"))
+    check_class_weight(
+      values["class_weight"], values.get("y"), expected.num_classes
+    )
     _merge_class_weight(values)
   validation = values.get("validation_data")
   if isinstance(validation, (tuple, list)):
@@ -187,7 +196,7 @@ class _Checker:
       return data
     if hasattr(x, "element_spec"):
       self._check_spec(x.element_spec)
-      return data
+      return look_at_first_batch(x, self._expected), y, weights
     if isinstance(x, keras.utils.Sequence):
       if len(x):
         self._check_batch(x[0])

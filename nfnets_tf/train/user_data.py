@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -180,6 +181,45 @@ def check_range(images, expected: Expected) -> None:
     )
 
 
+def look_at_first_batch(data, expected: Expected):
+  """Returns a dataset whose first batch is looked at by `check_range`.
+
+  An iterator for it alone would fill a shuffle buffer, or use up a generator.
+
+  Args:
+    data: of images, or of tuples that begin with them; other than a
+      `tf.data.Dataset` is returned as it is.
+    expected: by the classifier.
+  """
+  if not isinstance(data, tf.data.Dataset) or not expected.in_bytes:
+    return data
+  is_tuple = type(data.element_spec) is tuple
+  images = data.element_spec[0] if is_tuple else data.element_spec
+  if (
+    not isinstance(images, tf.TensorSpec)
+    or not images.dtype.is_floating
+    or len(expected.images) != 4
+    or tf.config.list_logical_devices("TPU")  # a remote host has no Python
+  ):
+    return data
+  batches = itertools.count()
+
+  def look(images):
+    if not next(batches):
+      check_range(images, expected)
+    return np.int64(0)
+
+  def pass_on(*batch):
+    # Every fourth pixel, since every batch is copied for Python.
+    some = batch[0][:_SAMPLED_IMAGES, ::4, ::4]
+    with tf.control_dependencies([tf.numpy_function(look, [some], tf.int64)]):
+      batch = tf.nest.map_structure(tf.identity, batch)
+    return batch if is_tuple else batch[0]
+
+  # Not `enumerate`, through which workers could not share the files.
+  return data.map(pass_on)
+
+
 def as_labels(labels, count: int, num_classes: int):
   """Returns labels as an array of one of two forms, checked by its values.
 
@@ -266,8 +306,14 @@ def class_weights_of(labels: tf.Tensor, table: Sequence[float]) -> tf.Tensor:
   return tf.gather(tf.constant(table, tf.float32), labels)
 
 
-def check_class_weight(class_weight, labels) -> None:
-  """Checks `class_weight` as far as Keras would fail in a graph."""
+def check_class_weight(class_weight, labels, num_classes: int) -> None:
+  """Checks `class_weight` as far as Keras would fail in a graph, or train none.
+
+  Args:
+    class_weight: of a user.
+    labels: an array where they are known already.
+    num_classes: of the network.
+  """
   if not isinstance(class_weight, Mapping):
     raise UserError(
       f"class_weight is a {type(class_weight).__name__}; expected a dict"
@@ -288,8 +334,16 @@ def check_class_weight(class_weight, labels) -> None:
     )
   if isinstance(labels, np.ndarray) and labels.size:
     classes = labels if labels.ndim == 1 else labels.argmax(axis=1)
-    if classes.max() >= len(class_weight):
-      raise UserError(
-        f"class_weight has no weight for class {classes.max()}; expected all"
-        " classes from 0 on."
-      )
+    largest, used = classes.max(), np.unique(classes)
+  else:  # a GPU would take 0 for a missing weight
+    largest, used = num_classes - 1, range(num_classes)
+  if largest >= len(class_weight):
+    raise UserError(
+      f"class_weight has no weight for class {largest}; expected all classes"
+      " from 0 on."
+    )
+  if not any(class_weight[key] for key in used):
+    raise UserError(
+      "class_weight is 0 for the class of every example, so that nothing would"
+      " be trained."
+    )

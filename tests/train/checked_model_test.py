@@ -196,6 +196,12 @@ def test_batches_of_another_kind_are_refused_at_once(model, data, words):
     (dict(class_weight={0: 1, 1: 10}), "no weight for class 3"),
     (dict(class_weight={1: 1, 2: 10}), "keys"),
     (dict(class_weight={0: 1, 1: -1, 2: 1, 3: 1}), ">= 0"),
+    (dict(class_weight=dict.fromkeys(range(4), 0)), "nothing would be trained"),
+    (dict(sample_weight=np.zeros(N)), "nothing would be trained"),
+    (
+      dict(sample_weight=LABELS == 1, class_weight={0: 1, 1: 0, 2: 1, 3: 1}),
+      "nothing would be trained",
+    ),
     (dict(sample_weight=np.ones([N, 2])), r"\(12, 2\)"),
     (dict(sample_weight=np.ones(3)), "12 images and 3 weights"),
     (dict(sample_weight=np.full(N, np.nan)), "nan; expected"),
@@ -221,6 +227,45 @@ def test_a_range_that_no_image_has_is_told(model, images, words):
   with warnings.catch_warnings():
     warnings.simplefilter("error", UserWarning)
     model.predict(images[:, :1, :1] * 0 + 7.0, verbose=0)
+
+
+@pytest.mark.parametrize("make", [dataset, Batches, generator])
+def test_class_weights_of_unseen_labels_are_of_all_classes(model, make):
+  for weights in ({0: 1, 1: 10}, dict.fromkeys(range(4), 0)):
+    with pytest.raises(UserError, match="class 3|nothing would be trained"):
+      model.fit(make(IMAGES, LABELS), class_weight=weights)
+  with pytest.raises(UserError, match="nothing would be trained"):
+    model.fit(IMAGES, LABELS * 0, class_weight={0: 0, 1: 1, 2: 1, 3: 1})
+
+
+def test_a_range_that_no_image_has_is_told_of_datasets(model):
+  """By their first batch, which is computed once and stays what it is."""
+  calls = []
+
+  def images(scale):
+    for batch in (IMAGES[:8] * scale, IMAGES[8:] * scale):
+      calls.append(len(batch))
+      yield batch.astype(np.float32), LABELS[: len(batch)]
+
+  def data(scale):
+    signature = (
+      tf.TensorSpec([None, 32, 32, 3], tf.float32),
+      tf.TensorSpec([None], tf.int64),
+    )
+    return tf.data.Dataset.from_generator(
+      lambda: images(scale), output_signature=signature
+    )
+
+  for method in ("fit", "evaluate", "predict"):
+    with pytest.warns(UserWarning, match="multiply them by 255"):
+      getattr(model, method)(data(1 / 255), verbose=0)
+  calls.clear()
+  with warnings.catch_warnings():
+    warnings.simplefilter("error", UserWarning)
+    got = model.predict(data(1.0), verbose=0)
+    model.evaluate(dataset(IMAGES, LABELS), verbose=0)
+  assert calls == [8, 4]
+  np.testing.assert_array_equal(got, model.predict(IMAGES, 8, verbose=0))
 
 
 def test_images_alone_are_predicted_from_every_source(model):
