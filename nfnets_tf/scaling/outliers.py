@@ -125,9 +125,13 @@ def _mark(points: pd.DataFrame, quantity: str, found: Outliers) -> None:
 
 def _compute_outliers(logs: np.ndarray) -> Outliers:
   x, _, size, epochs = logs.T
+  found = _whole_sizes(x, size, epochs)
+  rest = ~found.chosen
   # Without the size there is no judging a model that is alone in its size.
-  designs = {"product": _design(size, epochs)}
-  found = _find(designs, x, _COMPUTE_NOISE, np.log(_MIN_COMPUTE_RATIO))
+  designs = {"product": _design(size[rest], epochs[rest])}
+  found.chosen[rest], found.expected[rest] = _find(
+    designs, x[rest], _COMPUTE_NOISE, np.log(_MIN_COMPUTE_RATIO)
+  )
   # Tables without true sizes and epochs: far away is far away.
   order = np.argsort(x, kind="stable")
   gaps = np.flatnonzero(np.diff(x[order]) > np.log(_GAP))
@@ -137,6 +141,39 @@ def _compute_outliers(logs: np.ndarray) -> Outliers:
       new = small[~found.chosen[small]]
       found.chosen[new] = True
       found.expected[new] = np.median(x[large])
+  return found
+
+
+def _whole_sizes(
+  x: np.ndarray, size: np.ndarray, epochs: np.ndarray
+) -> Outliers:
+  """Returns the sizes whose compute is wrong in all their points.
+
+  So are those of a model whose rows have another unit: too many for a set, but
+  told by medians, which no single point moves.
+  """
+  found = Outliers(np.zeros(len(x), bool), np.full(len(x), np.nan))
+  sizes, group = np.unique(size, return_inverse=True)
+  first, second = np.triu_indices(len(x), 1)
+  pairs = (group[first] == group[second]) & (epochs[first] != epochs[second])
+  if len(sizes) < _MIN_POINTS or not pairs.any():
+    return found
+  first, second = first[pairs], second[pairs]
+  slope = np.median((x[first] - x[second]) / (epochs[first] - epochs[second]))
+  levels = np.array(
+    [np.median((x - slope * epochs)[group == i]) for i in range(len(sizes))]
+  )
+  designs = {"product": _design(sizes)}
+  result = _find(designs, levels, _COMPUTE_NOISE, np.log(_MIN_COMPUTE_RATIO))
+  expected = result.expected[group] + slope * epochs
+  for i in np.flatnonzero(result.chosen):
+    off = np.abs(x - expected)[group == i]
+    # A single point, or some of them, are judged with all others.
+    if len(off) > 1 and off.min() > np.median(off) / 2:
+      found.chosen[group == i] = True
+      found.expected[group == i] = expected[group == i]
+  if found.chosen.sum() > _MAX_SHARE * len(x):
+    found.chosen[:] = False
   return found
 
 

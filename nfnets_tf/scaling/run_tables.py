@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import codecs
 import csv
 import functools
 import io
@@ -14,6 +13,7 @@ from numbers import Real
 import pandas as pd
 
 from nfnets_tf.errors import UserError
+from nfnets_tf.fileio import decode_text
 
 LOGGER = logging.getLogger("nfnets_tf")
 
@@ -40,7 +40,8 @@ def parse_table(content: bytes, path: str) -> pd.DataFrame:
     path: of the file, for messages.
 
   Raises:
-    UserError: if it is no table, or a row has more fields than the header.
+    UserError: if it is no table, a row has more fields than the header, or two
+      columns have one name.
   """
   text = _decode(content)
   first, _, rest = text.partition("\n")
@@ -131,10 +132,8 @@ def _repr(value) -> str:
 
 
 def _decode(content: bytes) -> str:
-  if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-    return content.decode("utf-16", errors="replace")
   try:
-    return content.decode("utf-8-sig")
+    return decode_text(content)
   except UnicodeDecodeError:
     return content.decode("cp1252", errors="replace")
 
@@ -147,7 +146,7 @@ def _separator(text: str) -> str:
 
 
 def _check_lengths(text: str, separator: str, path: str) -> None:
-  """Raises a UserError if pandas would shift or drop fields."""
+  """Raises a UserError if pandas would shift, drop or rename fields."""
   reader = csv.reader(
     io.StringIO(text, newline=""), delimiter=separator, skipinitialspace=True
   )
@@ -160,6 +159,11 @@ def _check_lengths(text: str, separator: str, path: str) -> None:
   if not rows:
     return
   (_, header), body = rows[0], rows[1:]
+  names = [name.strip() for name in header if name.strip()]
+  if repeated := [name for name in names if names.count(name) > 1]:
+    raise UserError(
+      f"{path!r} has two columns {repeated[0]!r}; rename or remove one of them."
+    )
   longer = [(line, row) for line, row in body if len(row) > len(header)]
   if not longer or _has_row_names(header, [row for _, row in body]):
     return

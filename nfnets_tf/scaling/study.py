@@ -23,6 +23,8 @@ from nfnets_tf.scaling.run_tables import (
 LOGGER = logging.getLogger("nfnets_tf")
 
 _MAX_NAMED = 5
+_WIDE = 8.0  # highest / lowest product of size and epochs
+_FLAT = 0.2  # of its logarithm, in that of compute
 _SAME_COMPUTE = 1.2  # highest / lowest of one model and budget
 _NUMBERS = ("compute", "loss", "size", "epochs")
 
@@ -206,6 +208,13 @@ class Fits:
     sentences = [self._describe_outlier(x) for x in self.outliers.itertuples()]
     computes = self.points["compute"].nunique()
     laws = [law for law in (self.power, self.offset) if law]
+    if computes > 2 and self._is_compute_flat():
+      sentences.append(
+        "The computes are within a factor of"
+        f" {self.points['compute'].max() / self.points['compute'].min():.3g},"
+        " but size times epochs are not; expected computes, not their"
+        " logarithms."
+      )
     if len(self.points) > 2 and computes < 3:
       sentences.append(
         f"There is no law: it takes three different computes, but the"
@@ -226,6 +235,15 @@ class Fits:
       )
     return sentences
 
+  def _is_compute_flat(self) -> bool:
+    """Returns whether compute hardly grows with size times epochs."""
+    columns = self.points[["compute", "size", "epochs"]]
+    compute, size, epochs = np.log(columns.to_numpy(float)).T
+    return bool(
+      np.ptp(size + epochs) > np.log(_WIDE)
+      and np.ptp(compute) < _FLAT * np.ptp(size + epochs)
+    )
+
   def log_warnings(self) -> None:
     """Logs the `warnings`."""
     for sentence in self.warnings():
@@ -238,11 +256,14 @@ class Fits:
     if not 0.5 < ratio < 2:
       factor = f"{max(ratio, 1 / ratio):.3g}"
       off = f"{factor} times too {'low' if ratio < 1 else 'high'}"
-    where = f" at a compute of {point.compute:.4g}"
+    if point.quantity == "loss":
+      where = f" at a compute of {point.compute:.4g}"
+    else:  # any of the three may be the wrong one
+      where = f" at a size of {point.size:.4g} and {point.epochs:g} epochs"
     done = "fitted nevertheless" if self.outliers_kept else "left out"
     return (
       f"{point.name} is an outlier, {done}: its {point.quantity} is"
-      f" {value:.4g}{where if point.quantity == 'loss' else ''}, but the other"
+      f" {value:.4g}{where}, but the other"
       f" points give {point.expected:.4g} ({off}); correct or drop the row."
     )
 

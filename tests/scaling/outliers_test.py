@@ -196,3 +196,31 @@ def test_a_thousand_clean_tables_raise_at_most_ten_alarms():
   alarms = count_alarms(1000)
   logging.getLogger("nfnets_tf").info("%d alarms", alarms)
   assert alarms <= 10
+
+
+@pytest.mark.parametrize("model", ["m0", "m2", "m4"])
+@pytest.mark.parametrize("factor", [1e-3, 50, 1e6])
+def test_the_unit_of_a_whole_model(model, factor):
+  table = ladder()
+  true, wrong = table["compute"].copy(), table["model"] == model
+  table.loc[wrong, "compute"] *= factor
+  # One more point of another model does not hide it.
+  other = 4 if model == "m0" else 0
+  table.loc[other, "compute"] *= 1e4
+  found = outliers.find_outliers(table)
+  assert {*found.index} == {*np.flatnonzero(wrong), other}
+  assert {*found["quantity"]} == {"compute"}
+  np.testing.assert_allclose(found["expected"], true[found.index], rtol=0.5)
+
+
+def test_computes_that_are_logarithms():
+  table = ladder().assign(compute=lambda t: np.log10(t["compute"]))
+  assert any("not their logarithms" in x for x in fit(table).warnings())
+  assert not fit(ladder()).warnings()
+
+
+def test_a_wrong_size_is_shown_beside_the_compute(caplog):
+  table = ladder()
+  table.loc[7, "size"] = 2e9
+  fit(table)
+  assert "at a size of 2e+09 and 8 epochs, but the other" in caplog.text

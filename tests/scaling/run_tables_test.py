@@ -97,3 +97,9 @@ def test_finds_columns_whatever_their_case():
   assert find_column(table, "flops") == "FLOPs "
   assert find_column(table, "loss") == "loss"
   assert find_column(table, "A ") is None and find_column(table, "b") is None
+
+
+def test_two_columns_of_one_name_are_refused():
+  text = "model,flops,loss,flops ,,\nn,1,2,3,4,5\n"
+  with pytest.raises(UserError, match="two columns 'flops'; rename or remove"):
+    parse_table(text.encode(), "t.csv")
