@@ -67,6 +67,7 @@ CHECK_FLAGS = " --only_check_args"
 RULES = [
   Rule(r"^(pip|pre-commit) ", skip="changes the installation; .ci/run does it"),
   Rule(r"^(curl|tensorflow_model_server) ", skip="examples/serve_rest_test.py"),
+  Rule(r"tools\.tpu_check", skip="needs a compiler; tests/tools, .ci/run"),
   Rule(r"-m pytest", append=" --collect-only -q -n 0"),
   Rule(r"DRY_RUN|--dry_run"),
   Rule(r"EPOCH = 3", exit_code=2),

@@ -1,0 +1,163 @@
+"""Compiling for a TPU without one: what needs no compiler, and what it shows.
+
+NFNETS_TF_TPU_CHECK names the folder of the compiler's environment, which
+`.ci/run` makes where it can; docs/tpu.md.
+"""
+
+import itertools
+import math
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+import tensorflow as tf
+
+from nfnets_tf.errors import UserError
+from tools.tpu_check import hlo, records, slices, table
+
+ENVIRONMENT = os.environ.get("NFNETS_TF_TPU_CHECK")
+CAN_LOWER = tf.__version__.startswith("2.20.")
+TINY = ("gin/quickstart.gin", "tests/support/tiny.gin")
+
+needs_lowering = pytest.mark.skipif(
+  not CAN_LOWER, reason="only TensorFlow 2.20 lowers a step for a TPU"
+)
+
+PROGRAM = """\
+HloModule jit_step, entry_computation_layout={...}
+
+%fused_computation.1 (p.1: bf16[32,56,56,256]) -> bf16[32,56,56,256] {
+  %p.1 = bf16[32,56,56,256]{3,0,2,1:T(8,128)(2,1)} parameter(0)
+  ROOT %copy.9 = bf16[32,56,56,256]{0,3,2,1:T(8,128)(2,1)} copy(%p.1)
+}
+
+%all-reduce-scatter.1 (p.2: f32[32,32]) -> f32[16,32] {
+  %p.2 = f32[32,32]{1,0} parameter(0)
+  %all-reduce.2 = f32[32,32]{1,0} all-reduce(%p.2), replica_groups={{0,1},{2,3}}
+  %all-reduce.3 = f32[32,32]{1,0} all-reduce(%p.2), replica_groups={{0,2},{1,3}}
+  ROOT %slice.1 = f32[16,32]{1,0} slice(%all-reduce.3), slice={[0:16], [0:32]}
+}
+
+ENTRY %main.1 (a: f32[3,3,16,32], b: bf16[32,56,56,256]) -> (f32[], bf16[2]) {
+  %a = f32[3,3,16,32]{3,2,1,0:T(8,128)} parameter(0)
+  %b = bf16[32,56,56,256]{3,0,2,1:T(8,128)(2,1)} parameter(1)
+  %convert.1 = bf16[3,3,16,32]{3,2,1,0} convert(%a), metadata={op_type="Cast"}
+  %convolution.1 = bf16[32,56,56,32]{3,0,2,1} convolution(%b, %convert.1)
+  %dot.1 = f32[32,32]{1,0} dot(%a, %a), lhs_contracting_dims={1}
+  %all-reduce.1 = (f32[16]{0}, f32[3,3,16,32]{3,2,1,0}) all-reduce(%a)
+  %fusion.2 = f32[16,32]{1,0} fusion(%dot.1), calls=%all-reduce-scatter.1
+  %copy.1 = bf16[32,56,56,256]{0,3,2,1} copy(%b)
+  %copy.2 = f32[16]{0} copy(%a)
+  ROOT %fusion.1 = bf16[4]{0} fusion(%b), calls=%fused_computation.1
+}
+"""
+
+
+def test_slices_have_half_as_many_chips_as_their_names_have_cores():
+  for name, part in slices.SLICES.items():
+    assert 2 * part.chips == int(name.partition("-")[2])
+    assert list(part.topology) == sorted(part.topology) or part.chips == 4
+  assert not slices.find_slice("v4-64").is_torus
+  assert slices.find_slice("v4-128").is_torus
+  with pytest.raises(UserError, match="v4-7 does not exist; expected .*v4-8"):
+    slices.find_slice("v4-7")
+
+
+def test_program_is_summed_up_by_what_it_computes_and_moves():
+  activation = 32 * 56 * 56 * 256 * 2
+  summary = hlo.summarize(PROGRAM)
+  assert summary["all_reduces"] == {
+    "count": 2,
+    "bytes": 4 * (16 + 3 * 3 * 16 * 32 + 32 * 32),
+  }
+  assert summary["products"] == {"bf16": 1, "f32": 1}
+  # Neither a small copy nor one within a fusion counts.
+  assert summary["moves"] == {"copy": {"count": 1, "bytes": activation}}
+
+
+def test_prediction_recovers_what_is_linear_in_blocks_and_images():
+  def needed(multiple, images):
+    return 0.5 + 0.3 * multiple + images * (0.01 + 0.04 * multiple)
+
+  known = {p: needed(*p) for p in itertools.product((1, 2), (16, 64))}
+  for point in ((1, 16), (4, 128), (8, 8)):
+    assert math.isclose(table.predict(known, *point), needed(*point))
+
+
+def make_record(**changes):
+  run = {
+    "variant": "F0",
+    "image_size": 224,
+    "policy": "mixed_bfloat16",
+    "batch_per_replica": 1024,
+    "micro_batches": 1,
+  }
+  return {
+    "step": "train",
+    "run": run,
+    "slice": {"name": "v4-8", "chips": 4, "topology": "2x2x1"},
+    "fits": False,
+    "memory": {
+      "usable_bytes": records.USABLE_BYTES,
+      "needed_bytes": 61 << 30,
+    },
+    "compile": {"seconds": 100.0, "host_memory_bytes": 6 << 30},
+    "date": "2026-11-26",
+    "versions": {"libtpu": "0.0.42.1"},
+    **changes,
+  }
+
+
+def test_record_of_too_large_a_step_names_what_it_needs_and_the_binding():
+  text = dict(records.describe(make_record()))["memory"]
+  assert "needs 61.00 GiB, of 30.75 GiB usable" in text
+  assert "classifier.Classifier.micro_batches = 2" in text
+
+
+@pytest.mark.skipif(CAN_LOWER, reason="this TensorFlow lowers a step")
+def test_other_tensorflow_is_refused_in_one_sentence():
+  from tools.tpu_check import pretended_tpu
+
+  with pytest.raises(UserError, match="expected TensorFlow 2.20: install"):
+    with pretended_tpu.pretended_tpu(2):
+      pass
+
+
+@needs_lowering
+@pytest.mark.parametrize("step", ["train", "eval"])
+def test_step_is_traced_for_every_replica(step):
+  from tools.tpu_check import programs
+
+  job = programs.load_job(TINY, ["BATCH_SIZE = 64"])
+  facts = programs.lower(job, replicas=8, step=step).facts
+  labels = [each["label"].partition("/")[0] for each in facts["captured"]]
+  weights, metrics = labels.count("weight"), labels.count("metric")
+  # Each gradient is summed once, and on TPUs each metric; then the counts of
+  # examples, and the guard's counter, which the first replica broadcasts.
+  expected = {"train": weights + metrics + 2, "eval": metrics}[step]
+  assert weights == 8 and metrics >= 6
+  assert facts["all_reduces"]["count"] == expected
+  assert facts["inputs"][0] == {"shape": [8, 32, 32, 3], "dtype": "uint8"}
+
+
+@needs_lowering
+@pytest.mark.skipif(
+  ENVIRONMENT is None,
+  reason="NFNETS_TF_TPU_CHECK does not name the compiler's environment",
+)
+def test_program_of_two_replicas_computes_the_step_of_one_device():
+  root = pathlib.Path(__file__).parents[2]
+  done = subprocess.run(
+    [
+      *(sys.executable, "-m", "tools.tpu_check", "verify"),
+      f"--environment={ENVIRONMENT}",
+    ],
+    cwd=root,
+    capture_output=True,
+    text=True,
+    env={**os.environ, "PYTHONPATH": str(root)},
+  )
+  assert done.returncode == 0, done.stdout + done.stderr[-3000:]
+  assert done.stdout.count("ok ") == 4

@@ -1,0 +1,299 @@
+"""The table of docs/tpu.md: the paper's networks on the slices that hold them.
+
+A deep network takes more of a compiler's memory than a small machine has. An
+NFNet-Fk has k + 1 times F0's blocks in every stage, so at a fixed width and
+resolution what one chip needs is linear in that multiple, for a fixed part and
+for a part of each image:
+
+  y(multiple, images) = (a + b * multiple) + (c + d * multiple) * images
+
+Shallow networks are compiled at several numbers of images a chip, and the rest
+follows. One deeper network is compiled too, as a check.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import json
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from tools.tpu_check.records import USABLE_BYTES
+from tools.tpu_check.slices import SLICES, find_slice
+
+RECORDS = pathlib.Path(__file__).with_name("records")
+PROBE_SLICE = find_slice("v4-16")
+_GIB = 1 << 30
+_LEAST_PROBES = 4  # as many as the formula has coefficients
+
+
+@dataclasses.dataclass(frozen=True)
+class Study:
+  """Networks of one width under one recipe.
+
+  Attributes:
+    name: of the recipe, in the names of records.
+    gin_file: of the recipe.
+    bindings: further ones.
+    batch_size: of the rows.
+    wide: whether the networks are those with a "+".
+    rows: multiples of the networks in the table.
+    probes: (multiple, images a chip) to compile, in order of importance; those
+      of the deepest network check the rest.
+  """
+
+  name: str
+  gin_file: str
+  bindings: tuple[str, ...]
+  batch_size: int
+  wide: bool
+  rows: tuple[int, ...]
+  probes: tuple[tuple[int, int], ...]
+
+  def variant(self, multiple: int) -> str:
+    """Returns the name of the network with `multiple` times F0's blocks."""
+    return f"F{multiple - 1}{'+' * self.wide}"
+
+  def record_path(self, multiple: int, images: int) -> pathlib.Path:
+    """Returns where a probe's record is kept."""
+    variant = self.variant(multiple).lower().replace("+", "plus")
+    return RECORDS / f"{self.name}-{variant}-{images}.json"
+
+  def flags(self, multiple: int, images: int) -> list[str]:
+    """Returns the flags of a probe's run."""
+    bindings = (
+      f"VARIANT = '{self.variant(multiple)}'",
+      f"BATCH_SIZE = {images * PROBE_SLICE.chips}",
+      *self.bindings,
+    )
+    return [
+      f"--gin_file={self.gin_file}",
+      *(f"--gin_param={binding}" for binding in bindings),
+    ]
+
+  def read(self) -> dict[tuple[int, int], dict]:
+    """Returns {(multiple, images a chip): record} of what was compiled."""
+    paths = {probe: self.record_path(*probe) for probe in self.probes}
+    return {
+      probe: json.loads(path.read_text())
+      for probe, path in paths.items()
+      if path.exists()
+    }
+
+
+_PROBES = ((1, 32), (2, 32), (1, 64), (2, 64), (3, 64))
+_PRETRAIN = ("PEAK_LR = 1.0",)  # no rate is tuned for networks in between
+_RECOMPUTE = "nfnet.NFNet.recompute = True"
+
+
+def _pretraining(wide: bool, recompute: bool) -> Study:
+  return Study(
+    name=f"pretrain{'-wide' * wide}{'-recompute' * recompute}",
+    gin_file="gin/f0_jft.gin",
+    bindings=(*_PRETRAIN, *[_RECOMPUTE] * recompute),
+    batch_size=4096,
+    wide=wide,
+    rows=(4, 8) if wide else (1, 2, 4, 8),
+    probes=_PROBES,
+  )
+
+
+STUDIES = (
+  *(_pretraining(wide, False) for wide in (False, True)),
+  *(_pretraining(wide, True) for wide in (False, True)),
+  Study(
+    name="finetune-sam",
+    gin_file="gin/finetune_imagenet.gin",
+    bindings=(),
+    batch_size=2048,
+    wide=True,
+    rows=(8,),
+    probes=((1, 8), (2, 8), (1, 16), (2, 16), (3, 16)),
+  ),
+)
+# Of what a program needs; each is linear in blocks and images.
+_QUANTITIES = (
+  "peak_bytes",
+  "argument_bytes",
+  "temp_bytes",
+  "flops",
+  "analytic_flops",
+  "bytes_accessed",
+  "all_reduce_bytes",
+)
+
+
+class Row(NamedTuple):
+  """A network on the smallest slice that holds its step.
+
+  Attributes:
+    study: that it belongs to.
+    variant: of the network.
+    part: name of the slice; None if not even the largest one does.
+    images: a chip.
+    found: {column of the package's table: number}.
+    error: of the memory, relative and largest, of what was compiled as a check
+      and left out of the fit; None without one.
+  """
+
+  study: str
+  variant: str
+  part: str | None
+  images: int
+  found: Mapping[str, float]
+  error: float | None
+
+
+def missing(studies: Sequence[Study] = STUDIES):
+  """Yields (study, probe) of what has no record yet."""
+  for study in studies:
+    for probe in study.probes:
+      if not study.record_path(*probe).exists():
+        yield study, probe
+
+
+def program_row(record: Mapping) -> dict[str, object]:
+  """Returns a record as a row of the package's table, "" for the unknown."""
+  memory, versions, flops = (
+    record["memory"],
+    record["versions"],
+    record["flops"],
+  )
+  row = {
+    **record["key"],
+    "slice": record["slice"]["name"],
+    "batch_per_chip": record["run"]["batch_per_replica"],
+    "peak_bytes": memory.get("peak_bytes", memory.get("needed_bytes")),
+    "fits": int(record["fits"]),
+    "argument_bytes": memory.get("arguments_bytes"),
+    "temp_bytes": memory.get("temporaries_bytes"),
+    "flops": flops.get("compiled"),
+    "analytic_flops": flops["analytic"],
+    "bytes_accessed": record.get("bytes_accessed"),
+    "all_reduces": record["all_reduces"].get("compiled", {}).get("count"),
+    "all_reduce_bytes": record["all_reduces"].get("compiled", {}).get("bytes"),
+    "compile_seconds": record["compile"]["seconds"],
+    "source": "compiled",
+    "compiler": f"libtpu {versions['libtpu']}",
+    "tensorflow": versions["tensorflow"],
+    "date": record["date"],
+  }
+  return {k: "" if value is None else value for k, value in row.items()}
+
+
+def rows(study: Study) -> list[Row]:
+  """Returns the study's rows; none before four probes are compiled."""
+  probes = {
+    probe: program_row(record)
+    for probe, record in study.read().items()
+    if record["fits"]
+  }
+  if len(probes) < _LEAST_PROBES:
+    return []
+  deepest = max(multiple for multiple, _ in probes)
+  memory = {p: row["peak_bytes"] for p, row in probes.items()}
+  shallow = {p: y for p, y in memory.items() if p[0] < deepest}
+  error = None
+  if len(shallow) >= _LEAST_PROBES:
+    error = max(abs(predict(shallow, *p) / y - 1) for p, y in memory.items())
+  made = []
+  for multiple in study.rows:
+    for part in SLICES.values():
+      images = study.batch_size // part.chips
+      found = {
+        name: predict({p: r[name] for p, r in probes.items()}, multiple, images)
+        for name in _QUANTITIES
+      }
+      if fits := found["peak_bytes"] <= USABLE_BYTES:
+        break
+    name = part.name if fits else None
+    variant = study.variant(multiple)
+    made.append(Row(study.name, variant, name, images, found, error))
+  return made
+
+
+def program_rows(study: Study) -> list[dict[str, object]]:
+  """Returns what the package's table has of a study."""
+  records = list(study.read().values())
+  made = [program_row(record) for record in records]
+  for row in rows(study):
+    if row.part is None:
+      continue
+    made.append(
+      {
+        **made[0],
+        **{name: round(value) for name, value in row.found.items()},
+        "network": row.variant,
+        "slice": row.part,
+        "batch_per_chip": row.images,
+        "fits": 1,
+        "all_reduces": "",
+        "compile_seconds": "",
+        "source": "extrapolated",
+        "date": max(record["date"] for record in records),
+      }
+    )
+  return made
+
+
+def write_programs(path: pathlib.Path, columns: Sequence[str]) -> int:
+  """Replaces the rows of all studies in the package's table.
+
+  Args:
+    path: of the table; rows of other programs stay.
+    columns: of the table.
+
+  Returns:
+    The number of rows.
+  """
+  with open(path, newline="") as file:
+    kept = list(csv.DictReader(file))
+  made = [row for study in STUDIES for row in program_rows(study)]
+  made = [{k: str(row[k]) for k in columns} for row in made]
+  key = columns[: columns.index("batch_per_chip") + 1]
+  by_key = {tuple(row[k] for k in key): row for row in (*kept, *made)}
+  with open(path, "w", newline="") as file:
+    writer = csv.DictWriter(file, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(by_key[k] for k in sorted(by_key))
+  return len(by_key)
+
+
+def predict(
+  known: Mapping[tuple[int, int], float], multiple: int, images: int
+) -> float:
+  """Returns what the formula gives, fitted to {(multiple, images): value}."""
+
+  def terms(multiple, images):
+    return [1, multiple, images, multiple * images]
+
+  matrix = np.array([terms(*probe) for probe in known], float)
+  # Relative errors are alike, so each equation is divided by its value.
+  values = np.array(list(known.values()), float)
+  solution = np.linalg.lstsq(
+    matrix / values[:, None], np.ones_like(values), rcond=None
+  )[0]
+  return float(np.dot(terms(multiple, images), solution))
+
+
+def format_rows(made: Sequence[Row]) -> str:
+  """Returns the rows as a table of Markdown."""
+  lines = [
+    "| recipe | network | smallest slice | images a chip | GiB a chip |"
+    " FLOPs over counted | GB of traffic a step | error of the check |",
+    "|---|---|---|---|---|---|---|---|",
+  ]
+  for row in made:
+    error = "" if row.error is None else f"{row.error:.1%}"
+    found = row.found
+    lines.append(
+      f"| {row.study} | {row.variant} | {row.part or 'none'} |"
+      f" {row.images:,} | {found['peak_bytes'] / _GIB:.1f} |"
+      f" {found['flops'] / found['analytic_flops']:.2f} |"
+      f" {found['bytes_accessed'] / 1e9:,.0f} | {error} |"
+    )
+  return "\n".join(lines)
