@@ -32,7 +32,9 @@ _PEER = re.compile(
 )
 # Added to an error of any class that a host of a slice reports, or to its loss.
 _REMOTE = re.compile(r"remote target \S*task:(\d+)")
-_DISCONNECTED = re.compile(f"{_REMOTE.pattern}|failed to connect|ocket closed")
+_DISCONNECTED = re.compile(
+  r"task:\d|failed to connect|ocket closed|onnection reset|roken pipe"
+)
 _HOST_ERRORS = (
   tf.errors.UnavailableError,
   tf.errors.AbortedError,

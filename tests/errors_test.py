@@ -203,6 +203,12 @@ RESTARTED = (
   [
     (tf.errors.UnavailableError, FROM_HOST_1 % "failed to connect", "host 1"),
     (tf.errors.UnavailableError, "Socket closed", "a host"),
+    (
+      tf.errors.UnavailableError,
+      "Failed copying input tensor from /job:worker/replica:0/task:1/device"
+      ":CPU:0 in order to run AddN: Connection reset by peer",
+      "a host",
+    ),
     (tf.errors.AbortedError, FROM_HOST_1 % "Stream removed", "host 1"),
     (tf.errors.InvalidArgumentError, FROM_HOST_1 % RESTARTED, "host 1"),
   ],
