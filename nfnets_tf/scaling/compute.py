@@ -7,7 +7,6 @@ in tpu_v4_programs.csv, which tools/tpu_check writes (docs/tpu.md).
 from __future__ import annotations
 
 import functools
-import math
 import pathlib
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
@@ -65,7 +64,7 @@ PROGRAM_COLUMNS = (
 )
 # The paper's images a chip, where nothing says which slice to try.
 _IMAGES_PER_CHIP = 32
-_LEAST_CHIPS = 4  # of a slice
+_CHIPS = [2**power for power in range(2, 12)]  # of a slice, up to v4-4096
 
 
 def training_flops(macs: int, images: float) -> float:
@@ -138,8 +137,8 @@ class TpuV4:
     key = program_key(network, **options)
     programs = find_programs(key, batch_size=batch_size)
     if programs.empty:
-      cores = 2 * max(_LEAST_CHIPS, batch_size // _IMAGES_PER_CHIP)
-      part = f"v4-{2 ** math.ceil(math.log2(cores))}"
+      least = min(batch_size // _IMAGES_PER_CHIP, _CHIPS[-1])
+      part = _slice(next(chips for chips in _CHIPS if chips >= least))
       command = "python -m tools.tpu_check compile --gin_file=..."
       return [f"not compiled yet; in a clone: {command} --slice={part}"]
     holding = programs[programs["fits"] == 1]
@@ -147,18 +146,19 @@ class TpuV4:
     if holding.empty:
       best = programs.loc[programs["peak_bytes"].idxmin()]
       return [
-        f"{_in_gb(best.peak_bytes)} on {best.slice}, more than {usable}; bind"
-        " nfnet.NFNet.recompute = True or classifier.Classifier.micro_batches,"
-        f" or take a larger slice ({_origin(best)})"
+        f"{_in_gb(best.peak_bytes)} on {_slice(best.chips)}, more than"
+        f" {usable}; bind nfnet.NFNet.recompute = True or"
+        " classifier.Classifier.micro_batches, or take a larger slice"
+        f" ({_origin(best)})"
       ]
     best = holding.loc[holding["chips"].idxmin()]
     flops = best.flops / best.batch_per_chip * images
     utilization = self.utilization_of("F0")
     hours = flops / (utilization * TPU_V4_CORE_FLOPS) / 3600.0
     return [
-      f"{_in_gb(best.peak_bytes)} of {usable} on {best.slice}, the smallest"
-      f" slice tried that holds it ({best.batch_per_chip} images a chip;"
-      f" {_origin(best)})",
+      f"{_in_gb(best.peak_bytes)} of {usable} on {_slice(best.chips)}, the"
+      f" smallest slice tried that holds it ({best.batch_per_chip} images a"
+      f" chip; {_origin(best)})",
       f"{hours:,.0f} TPU-v4 core-hours by these FLOPs at the"
       f" {utilization:.0%} that F0 reaches",
     ]
@@ -291,18 +291,22 @@ def _sam_in_words(sam: SAM | None) -> str:
 def find_programs(
   key: Mapping[str, str | int], *, batch_size: int
 ) -> pd.DataFrame:
-  """Returns the programs of a run, on whatever slice.
+  """Returns the programs of a run, on whatever slice holds its batch.
+
+  A chip's memory follows from its images, and not from the number of chips: a
+  program that was compiled for a small slice counts for a large one.
 
   Args:
     key: of `program_key`.
     batch_size: of the run, on all chips together.
 
   Returns:
-    The columns `PROGRAM_COLUMNS`, and chips, of the slice.
+    The columns `PROGRAM_COLUMNS`, and chips: how many the batch takes.
   """
   table = compiled_programs()
-  table["chips"] = table["slice"].str[len("v4-") :].astype(int) // 2
+  table["chips"] = batch_size // table["batch_per_chip"]
   same = table["chips"] * table["batch_per_chip"] == batch_size
+  same &= table["chips"].isin(_CHIPS)
   for name, value in key.items():
     same &= table[name] == value
   return table[same]
@@ -314,12 +318,18 @@ def compiled_programs() -> pd.DataFrame:
   return pd.read_csv(PROGRAMS, keep_default_na=False, na_values=[""])
 
 
+def _slice(chips: int) -> str:
+  """Returns the name of a slice, which counts cores."""
+  return f"v4-{2 * chips}"
+
+
 def _in_gb(count: float) -> str:
   return f"{count / 1e9:.1f} GB"
 
 
 def _origin(program: pd.Series) -> str:
-  return f"{program.source} {program.date} with {program.compiler}"
+  how = f"{program.source} {program.date} for {program.slice}"
+  return f"{how} with {program.compiler}"
 
 
 def _implied_utilization(points, images_per_epoch) -> pd.Series:
