@@ -333,6 +333,12 @@ class TrainJob:
   def _read_indexes(self) -> tuple[SplitInfo, SplitInfo]:
     split, num_examples = self.data.train_split, self.data.num_examples
     train, heldout = split.read_info(), self.data.heldout_split.read_info()
+    if set(train.files) & set(heldout.files):
+      LOGGER.warning(
+        "The held-out images of %r are trained on: their accuracy says nothing"
+        " of others.",
+        split.directory,
+      )
     if train.num_examples != num_examples:
       raise UserError(
         f"the {split.split!r} split in {split.directory!r} has"

@@ -31,6 +31,7 @@ from nfnets_tf.models.weights import load_weights
 from nfnets_tf.ops.weight_standardization import input_scales
 from nfnets_tf.optim.param_groups import HEAD
 from nfnets_tf.ranges import (
+  PATH,
   RATE,
   accepts,
   each,
@@ -56,6 +57,7 @@ STAGE_STRIDES = (1, 2, 2, 2)
   bottleneck_rule=variants.BOTTLENECK_RULE,
   input_shape=each(optional(integer(1)), 3),
   recompute=either(flag(), each(one_of(*STAGES))),
+  weights=optional(PATH),
 )
 class NFNet(keras.Model):
   """An NFNet image classifier.

@@ -12,7 +12,7 @@ from nfnets_tf.config import Configuration
 from nfnets_tf.errors import UserError
 from nfnets_tf.jobs.job import RunContext
 from nfnets_tf.jobs.train import TrainJob
-from nfnets_tf.train.run_dir import RunLock
+from nfnets_tf.train.run_dir import RunDir, RunLock
 
 SMOKE = ["gin/quickstart.gin", "gin/overlays/smoke.gin"]
 TINY = ["gin/quickstart.gin", "tests/support/tiny.gin"]
@@ -95,6 +95,19 @@ def test_a_model_is_refused_before_shards_are_written(tmp_path, param, words):
   with pytest.raises(UserError, match=words):
     run(built, tmp_path / "run")
   assert not prepared
+
+
+def test_held_out_images_that_are_trained_on_are_told(
+  make_dataset, tmp_path, caplog, monkeypatch
+):
+  monkeypatch.setattr(logging.getLogger("nfnets_tf"), "propagate", True)
+  directory, files = make_dataset(), RunDir(str(tmp_path))
+  for split, told in (("train", True), ("heldout", False)):
+    caplog.clear()
+    binding = f"heldout/pipeline.Split.split = '{split}'"
+    built = job(directory, binding, files=TINY)
+    built.open_trainer(files, tf.distribute.get_strategy())
+    assert ("are trained on" in caplog.text) == told
 
 
 def test_refuses_locked_work_directory(make_dataset, tmp_path):

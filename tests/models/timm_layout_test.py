@@ -343,6 +343,9 @@ def test_paths_of_pathlib(network, tmp_path):
   load_weights(network, tmp_path / "x.safetensors")
   save_deepmind(network, tmp_path / "x.npz")
   NFNet("femto", 4, weights=tmp_path / "x.npz")
+  for value in (True, 5, b"x.npz", ""):
+    with pytest.raises(UserError, match="NFNet.weights = .* expected a path"):
+      NFNet("femto", 4, weights=value)
 
 
 def test_writing_wants_the_suffix_and_overwrites_nothing(network, tmp_path):
