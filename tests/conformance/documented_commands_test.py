@@ -117,7 +117,7 @@ RULES = [
     replace=(("PYTHON", sys.executable), ("FOLDER", "photos/a")),
     append=" --variant=femto --rounds=1",
   ),
-  Rule(r"benchmarks\.convolution"),
+  Rule(r"benchmarks\.(convolution|remote_calls)"),
   Rule(
     r"benchmarks\.compare_runs",
     replace=(
