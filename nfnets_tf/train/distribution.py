@@ -24,6 +24,7 @@ from official.common import distribute_utils
 
 from nfnets_tf.errors import NothingToDo, RunError, UserError, plain_message
 from nfnets_tf.progress import activity
+from nfnets_tf.ranges import accepts, number
 
 LOGGER = logging.getLogger("nfnets_tf")
 
@@ -298,6 +299,7 @@ def slice_hosts(strategy: tf.distribute.Strategy) -> list[str]:
   return resolver.cluster_spec().as_dict().get("worker", [])
 
 
+@accepts(poll=number(above=0), patience=number(0), grace=number(0))
 @contextlib.contextmanager
 def watch_hosts(
   addresses: Sequence[str],
