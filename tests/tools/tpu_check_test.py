@@ -15,6 +15,7 @@ import pytest
 import tensorflow as tf
 
 from nfnets_tf.errors import UserError
+from nfnets_tf.scaling.compute import TPU_V4_USABLE_BYTES
 from tools.tpu_check import hlo, records, slices, table
 
 ENVIRONMENT = os.environ.get("NFNETS_TF_TPU_CHECK")
@@ -100,7 +101,7 @@ def make_record(**changes):
     "slice": {"name": "v4-8", "chips": 4, "topology": "2x2x1"},
     "fits": False,
     "memory": {
-      "usable_bytes": records.USABLE_BYTES,
+      "usable_bytes": TPU_V4_USABLE_BYTES,
       "needed_bytes": 61 << 30,
     },
     "compile": {"seconds": 100.0, "host_memory_bytes": 6 << 30},

@@ -15,6 +15,7 @@ os.environ["CUDA_VISIBLE_DEVICES"] = ""
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 from nfnets_tf.errors import UserError  # noqa: E402
+from nfnets_tf.scaling import compute  # noqa: E402
 from nfnets_tf.train.dry_run import format_table  # noqa: E402
 from tools.tpu_check import environment, records, slices, table  # noqa: E402
 
@@ -170,9 +171,6 @@ def _table(options) -> None:
     )
   print(table.format_rows(made))
   if options.write:
-    # Late: only here the package's table is needed.
-    from nfnets_tf.scaling import compute
-
     count = table.write_programs(compute.PROGRAMS, compute.PROGRAM_COLUMNS)
     print(f"\n{compute.PROGRAMS} has {count} programs.")
 

@@ -10,11 +10,10 @@ import sys
 import tempfile
 from collections.abc import Sequence
 
+from nfnets_tf.scaling.compute import TPU_V4_USABLE_BYTES
 from tools.tpu_check import environment
 from tools.tpu_check.slices import Slice
 
-# Of a chip's 32 GiB, what the compiler lets a program use.
-USABLE_BYTES = round(30.75 * (1 << 30))
 _FORMAT = 1
 
 
@@ -84,7 +83,7 @@ def _join(facts: dict, found: dict, part: Slice) -> dict:
       "chips": part.chips,
     },
     "fits": found["fits"],
-    "memory": {"usable_bytes": USABLE_BYTES, **memory},
+    "memory": {"usable_bytes": TPU_V4_USABLE_BYTES, **memory},
     "state_bytes": sum(state),
     "flops": {"analytic": facts["flops_per_replica"]},
     "all_reduces": {"traced": facts["all_reduces"]},

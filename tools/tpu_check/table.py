@@ -22,7 +22,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from tools.tpu_check.records import USABLE_BYTES
+from nfnets_tf.scaling.compute import TPU_V4_USABLE_BYTES
 from tools.tpu_check.slices import SLICES, find_slice
 
 RECORDS = pathlib.Path(__file__).with_name("records")
@@ -208,7 +208,7 @@ def rows(study: Study) -> list[Row]:
         name: predict({p: r[name] for p, r in probes.items()}, multiple, images)
         for name in _QUANTITIES
       }
-      if fits := found["peak_bytes"] <= USABLE_BYTES:
+      if fits := found["peak_bytes"] <= TPU_V4_USABLE_BYTES:
         break
     name = part.name if fits else None
     variant = study.variant(multiple)
