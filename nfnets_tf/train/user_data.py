@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -179,45 +178,6 @@ def check_range(images, expected: Expected) -> None:
       " expects [0, 255].",
       stacklevel=5,
     )
-
-
-def look_at_first_batch(data, expected: Expected):
-  """Returns a dataset whose first batch is looked at by `check_range`.
-
-  An iterator for it alone would fill a shuffle buffer, or use up a generator.
-
-  Args:
-    data: of images, or of tuples that begin with them; other than a
-      `tf.data.Dataset` is returned as it is.
-    expected: by the classifier.
-  """
-  if not isinstance(data, tf.data.Dataset) or not expected.in_bytes:
-    return data
-  is_tuple = type(data.element_spec) is tuple
-  images = data.element_spec[0] if is_tuple else data.element_spec
-  if (
-    not isinstance(images, tf.TensorSpec)
-    or not images.dtype.is_floating
-    or len(expected.images) != 4
-    or tf.config.list_logical_devices("TPU")  # a remote host has no Python
-  ):
-    return data
-  batches = itertools.count()
-
-  def look(images):
-    if not next(batches):
-      check_range(images, expected)
-    return np.int64(0)
-
-  def pass_on(*batch):
-    # Every fourth pixel, since every batch is copied for Python.
-    some = batch[0][:_SAMPLED_IMAGES, ::4, ::4]
-    with tf.control_dependencies([tf.numpy_function(look, [some], tf.int64)]):
-      batch = tf.nest.map_structure(tf.identity, batch)
-    return batch if is_tuple else batch[0]
-
-  # Not `enumerate`, through which workers could not share the files.
-  return data.map(pass_on)
 
 
 def as_labels(labels, count: int, num_classes: int):

@@ -238,36 +238,6 @@ def test_class_weights_of_unseen_labels_are_of_all_classes(model, make):
     model.fit(IMAGES, LABELS * 0, class_weight={0: 0, 1: 1, 2: 1, 3: 1})
 
 
-def test_a_range_that_no_image_has_is_told_of_datasets(model):
-  """By their first batch, which is computed once and stays what it is."""
-  calls = []
-
-  def images(scale):
-    for batch in (IMAGES[:8] * scale, IMAGES[8:] * scale):
-      calls.append(len(batch))
-      yield batch.astype(np.float32), LABELS[: len(batch)]
-
-  def data(scale):
-    signature = (
-      tf.TensorSpec([None, 32, 32, 3], tf.float32),
-      tf.TensorSpec([None], tf.int64),
-    )
-    return tf.data.Dataset.from_generator(
-      lambda: images(scale), output_signature=signature
-    )
-
-  for method in ("fit", "evaluate", "predict"):
-    with pytest.warns(UserWarning, match="multiply them by 255"):
-      getattr(model, method)(data(1 / 255), verbose=0)
-  calls.clear()
-  with warnings.catch_warnings():
-    warnings.simplefilter("error", UserWarning)
-    got = model.predict(data(1.0), verbose=0)
-    model.evaluate(dataset(IMAGES, LABELS), verbose=0)
-  assert calls == [8, 4]
-  np.testing.assert_array_equal(got, model.predict(IMAGES, 8, verbose=0))
-
-
 def test_images_alone_are_predicted_from_every_source(model):
   expected = model.predict(IMAGES, verbose=0)
   for images in (
