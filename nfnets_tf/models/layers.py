@@ -5,12 +5,20 @@ standardization of kernels, the pooling and the logits are float32 under every
 policy. Images are [batch, height, width, channels].
 """
 
+import functools
+
 import tensorflow as tf
 
 from nfnets_tf.keras_api import keras
 from nfnets_tf.ops import convolution, stateless_random
-from nfnets_tf.ops.activations import scaled_activation
-from nfnets_tf.ops.weight_standardization import standardize
+from nfnets_tf.ops.activations import (
+  scaled_activation,
+  trainable_activation,
+)
+from nfnets_tf.ops.weight_standardization import (
+  standardize,
+  trainable_standardize,
+)
 from nfnets_tf.optim.param_groups import ParamGroup, set_group
 
 ALPHA = 0.2  # scale of every residual branch
@@ -98,8 +106,11 @@ class WSConv2D(keras.layers.Layer):
     )
     super().build(input_shape)
 
-  def call(self, inputs):
-    kernel = tf.cast(standardize(self.kernel, self.gain), inputs.dtype)
+  def call(self, inputs, training=False):
+    if training:
+      kernel = trainable_standardize(self.kernel, self.gain, inputs.dtype)
+    else:
+      kernel = tf.cast(standardize(self.kernel, self.gain), inputs.dtype)
     outputs = convolution.conv2d(
       inputs, kernel, strides=self.strides, groups=self.groups
     )
@@ -126,10 +137,11 @@ class ScaledActivation(keras.layers.Layer):
   def __init__(self, activation: str = "gelu", **kwargs):
     super().__init__(**kwargs)
     self.activation = activation
-    self._function = scaled_activation(activation)
+    scaled_activation(activation)  # refuses an unknown name
 
-  def call(self, inputs):
-    return self._function(inputs)
+  def call(self, inputs, training=False):
+    kind = trainable_activation if training else scaled_activation
+    return kind(self.activation)(inputs)
 
   def get_config(self):
     return {**super().get_config(), "activation": self.activation}
@@ -174,9 +186,13 @@ class SqueezeExcite(keras.layers.Layer):
     return layer
 
   def call(self, inputs):
+    return inputs * self.scale(inputs)
+
+  def scale(self, inputs: tf.Tensor) -> tf.Tensor:
+    """Returns the factors of the channels, [batch, 1, 1, channels]."""
     pooled = spatial_mean(inputs)
     scale = tf.sigmoid(self.expand(tf.nn.relu(self.reduce(pooled))))
-    return inputs * (2.0 * scale[:, None, None, :])
+    return 2.0 * scale[:, None, None, :]
 
   def get_config(self):
     return {**super().get_config(), "ratio": self.ratio}
@@ -262,7 +278,7 @@ class NFBlock(keras.layers.Layer):
     self.initial_skip_gain = skip_gain
     self.activation = activation
     self.recompute = recompute
-    self._activate = scaled_activation(activation)
+    scaled_activation(activation)  # refuses an unknown name
 
   def build(self, input_shape):
     channels = input_shape[-1]
@@ -301,30 +317,34 @@ class NFBlock(keras.layers.Layer):
     # Drawn once, not again where the branch is recomputed.
     keep = self.stochastic_depth.draw(inputs) if training else None
     arguments = (inputs,) if keep is None else (inputs, keep)
+    apply = functools.partial(self._apply, training)
     if training and self.recompute:
-      return tf.recompute_grad(self._apply)(*arguments)
-    return self._apply(*arguments)
+      apply = tf.recompute_grad(apply)
+    return apply(*arguments)
 
-  def _apply(self, inputs, keep=None):
-    out = self._activate(inputs) * self.beta
-    shortcut = self._shortcut(inputs, out)
-    out = self._activate(self.conv0(out))
-    out = self._activate(self.conv1(out))
-    out = self._activate(self.conv1b(out))
-    out = self.squeeze_excite(self.conv2(out))
+  def _apply(self, training, inputs, keep=None):
+    kind = trainable_activation if training else scaled_activation
+    activate = kind(self.activation)
+    out = kind(self.activation, scale=self.beta)(inputs)
+    shortcut = self._shortcut(inputs, out, training)
+    for conv in (self.conv0, self.conv1, self.conv1b):
+      out = activate(conv(out, training=training))
+    out = self.conv2(out, training=training)
+    # One pass over the images: all factors are the same for every pixel.
+    scale = self.squeeze_excite.scale(out)
     if keep is not None:
-      out *= keep
-    out *= tf.cast(self.skip_gain, out.dtype)
-    return out * ALPHA + shortcut
+      scale *= keep
+    scale *= ALPHA * tf.cast(self.skip_gain, scale.dtype)
+    return out * scale + shortcut
 
-  def _shortcut(self, inputs, out):
+  def _shortcut(self, inputs, out, training):
     """Returns `inputs`, or `out` pooled and projected if the shape changes."""
     if self.conv_shortcut is None:
       return inputs
     if self.strides > 1:
       # SAME average pooling divides by the pixels it really covers.
       out = tf.nn.avg_pool2d(out, 2, self.strides, "SAME")
-    return self.conv_shortcut(out)
+    return self.conv_shortcut(out, training=training)
 
   def get_config(self):
     return {

@@ -11,13 +11,13 @@ import functools
 
 import tensorflow as tf
 
+from nfnets_tf.ops.devices import runs_on_cpu
+
 
 @functools.cache
 def grouped_kernels_run() -> bool:
   """Returns whether grouped convolution and its gradient exist here."""
-  if tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices(
-    "TPU"
-  ):
+  if not runs_on_cpu():
     return True
   with tf.init_scope():
     images = tf.ones([1, 2, 2, 2])

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 
 import tensorflow as tf
 
+from nfnets_tf.ops import fusion
+
 
 def standardize(
   kernel: tf.Tensor, gain: tf.Tensor, *, eps: float = 1e-4
@@ -33,6 +35,77 @@ def standardize(
   mean, variance = tf.nn.moments(kernel, axes=[0, 1, 2], keepdims=True)
   scale = tf.math.rsqrt(tf.maximum(variance * fan_in, eps)) * gain
   return kernel * scale - mean * scale
+
+
+def trainable_standardize(
+  kernel: tf.Tensor,
+  gain: tf.Tensor,
+  dtype: tf.DType,
+  *,
+  eps: float = 1e-4,
+) -> tf.Tensor:
+  """Computes `standardize` with a gradient that costs little.
+
+  TensorFlow's gradient of the formula takes about twenty operations on the
+  whole kernel, each a pass over memory on a CPU. In closed form, with c the
+  centered kernel, s = gain / sqrt(var * N) and an upstream gradient d,
+
+    dW = s * (d - mean(d)) - c * s * sum(d * c) / (var * N)
+
+  and without the last term where the floor acts.
+
+  Args:
+    kernel: as for `standardize`.
+    gain: likewise.
+    dtype: of the result, floating.
+    eps: as for `standardize`.
+
+  Returns:
+    The standardized kernel, of the same shape.
+  """
+  if not fusion.fuses():
+    return tf.cast(standardize(kernel, gain, eps=eps), dtype)
+  fan_in = kernel.shape[:-1].num_elements()
+
+  @tf.custom_gradient
+  def apply(kernel, gain):
+    flat = tf.reshape(kernel, [fan_in, kernel.shape[-1]])
+    mean, variance = tf.nn.moments(flat, axes=[0])
+    power = variance * fan_in
+    inverse = tf.math.rsqrt(tf.maximum(power, eps))
+    scale = inverse * gain
+
+    def gradient(upstream):
+      upstream = tf.reshape(upstream, flat.shape)
+      products = _centered_product(flat, mean, upstream)
+      total = tf.reduce_sum(products, axis=0)
+      slope = tf.where(power > eps, -scale * tf.square(inverse) * total, 0.0)
+      # Eigen sums bfloat16 in float32, but rounds the result to bfloat16.
+      offset = tf.reduce_mean(tf.cast(upstream, tf.float32), axis=0)
+      kernel_gradient = _kernel_gradient(
+        flat, upstream, mean, scale, slope, offset
+      )
+      return tf.reshape(kernel_gradient, kernel.shape), inverse * total
+
+    standardized = _scale_and_shift(flat, scale, mean * scale, dtype=dtype)
+    return tf.reshape(standardized, kernel.shape), gradient
+
+  return apply(kernel, gain)
+
+
+@fusion.loop
+def _scale_and_shift(kernel, scale, shift):
+  return kernel * scale - shift
+
+
+@fusion.loop
+def _centered_product(kernel, mean, upstream):
+  return (kernel - mean) * upstream
+
+
+@fusion.loop
+def _kernel_gradient(kernel, upstream, mean, scale, slope, offset):
+  return scale * (upstream - offset) + slope * (kernel - mean)
 
 
 def input_scales(depths: Sequence[int], *, alpha: float) -> list[float]:

@@ -1,9 +1,15 @@
 import math
 
 import numpy as np
+import pytest
 import tensorflow as tf
 
-from nfnets_tf.ops.weight_standardization import input_scales, standardize
+from nfnets_tf.ops import fusion
+from nfnets_tf.ops.weight_standardization import (
+  input_scales,
+  standardize,
+  trainable_standardize,
+)
 
 
 def naive(kernel, gain, eps=1e-4):
@@ -54,6 +60,56 @@ def test_gradient_reaches_the_kernel_but_not_its_mean():
   gradient = tape.gradient(loss, kernel)
   assert float(tf.norm(gradient)) > 1e-3
   np.testing.assert_allclose(tf.reduce_sum(gradient, [0, 1, 2]), 0.0, atol=1e-5)
+
+
+def value_and_gradients(function, kernel, gain, upstream):
+  with tf.GradientTape() as tape:
+    tape.watch([kernel, gain])
+    out = function(kernel, gain)
+  return [out, *tape.gradient(out, [kernel, gain], upstream)]
+
+
+@pytest.mark.parametrize("dtype", [tf.float32, tf.bfloat16])
+def test_trainable_form_has_the_same_gradients(dtype):
+  r = np.random.default_rng(0)
+  kernel = r.normal(0.3, 2.0, [3, 3, 5, 7])
+  kernel[..., 2] *= 1e-5  # the floor acts
+  kernel[..., 3] += 30.0  # far from centered
+  gain = r.normal(1.0, 0.5, [7])
+  upstream = tf.cast(r.normal(size=kernel.shape), dtype)
+
+  exact = value_and_gradients(
+    standardize,
+    tf.constant(kernel),
+    tf.constant(gain),
+    tf.cast(upstream, tf.float64),
+  )
+  ours = value_and_gradients(
+    lambda kernel, gain: trainable_standardize(kernel, gain, dtype),
+    tf.constant(kernel, tf.float32),
+    tf.constant(gain, tf.float32),
+    upstream,
+  )
+  assert [x.dtype for x in ours] == [dtype, tf.float32, tf.float32]
+  rounding = 2e-5 if dtype == tf.float32 else 2**-8
+  for found, wanted, tolerance in zip(ours, exact, (rounding, 2e-5, 2e-5)):
+    for unit in range(7):
+      a, b = found[..., unit], wanted[..., unit]
+      size = float(tf.reduce_max(tf.abs(b)))
+      np.testing.assert_allclose(
+        tf.cast(a, tf.float64), b, rtol=0, atol=tolerance * size
+      )
+
+
+def test_trainable_form_without_loops_is_the_plain_one(monkeypatch):
+  monkeypatch.setattr(fusion, "fuses", lambda: False)
+  kernel, gain = tf.random.normal([3, 3, 5, 7]), tf.random.normal([7])
+  plain = value_and_gradients(standardize, kernel, gain, kernel)
+  ours = value_and_gradients(
+    lambda k, g: trainable_standardize(k, g, tf.float32), kernel, gain, kernel
+  )
+  for a, b in zip(ours, plain):
+    np.testing.assert_array_equal(a, b)
 
 
 def test_transition_sees_previous_stage_and_resets_variance():
