@@ -88,10 +88,20 @@ def clip_unitwise(
   Returns:
     The clipped gradient, same shape and dtype as `gradient`.
   """
+  return gradient * clipping_scale(gradient, weight, clipping=clipping, eps=eps)
+
+
+def clipping_scale(
+  gradient: tf.Tensor, weight: tf.Tensor, *, clipping: float, eps: float = 1e-3
+) -> tf.Tensor:
+  """Returns the factors of `clip_unitwise`, with the same arguments.
+
+  Returns:
+    One per unit, of the shape that `unitwise_norm` gives and the same dtype.
+  """
   largest = max_gradient_norm(weight, clipping=clipping, eps=eps)
   norm = unitwise_norm(gradient)
-  scale = tf.where(norm > largest, largest / tf.maximum(norm, 1e-6), 1.0)
-  return gradient * scale
+  return tf.where(norm > largest, largest / tf.maximum(norm, 1e-6), 1.0)
 
 
 def _hyperparameter_ranges() -> dict[str, Range]:

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import functools
+
 import tensorflow as tf
 
 from nfnets_tf.errors import refuse_keras3, require
 from nfnets_tf.keras_api import keras
+from nfnets_tf.ops import fusion
 from nfnets_tf.ops.finite import all_finite
-from nfnets_tf.optim.adaptive_clipping import clip_unitwise
+from nfnets_tf.optim.adaptive_clipping import clipping_scale
 from nfnets_tf.optim.param_groups import (
   GroupedOptimizer,
   group_of,
   lr_multiplier,
 )
 from nfnets_tf.ranges import accepts, flag, number, optional
+
+_LEAST_ELEMENTS = 1 << 16  # of a kernel whose update is worth a compilation
 
 
 @keras.saving.register_keras_serializable(package="nfnets_tf")
@@ -130,28 +135,45 @@ class SGD(GroupedOptimizer):
     index = self._index_dict[self._var_key(variable)]
     velocity, group = self.momentums[index], self._groups[index]
     gradient = tf.convert_to_tensor(gradient)
+    scale = None
     if self.clipping is not None and group.clipped:
-      gradient = clip_unitwise(
+      scale = clipping_scale(
         gradient, variable, clipping=self.clipping, eps=self.clipping_eps
       )
-    if self.coupled_decay and group.decayed:
-      gradient += self.coupled_decay * variable
+    decay = self.coupled_decay if group.decayed else 0.0
     rate = tf.cast(
       self.learning_rate * self._multipliers[index], variable.dtype
     )
-    momentum = self.momentum
+    momentum = tf.cast(self.momentum, variable.dtype)
+    if self._finite is not None:
+      rate = tf.where(self._finite, rate, tf.zeros_like(rate))
+      momentum = tf.where(self._finite, momentum, tf.ones_like(momentum))
+    if _worth_a_loop(variable):
+      _update_in_one_loop(
+        variable,
+        velocity,
+        gradient,
+        scale=scale,
+        decay=decay,
+        rate=rate,
+        momentum=momentum,
+        finite=self._finite,
+        nesterov=self.nesterov,
+      )
+      return
+    if scale is not None:
+      gradient *= scale
+    if decay:
+      gradient += decay * variable
     if self._finite is not None:
       gradient = tf.where(self._finite, gradient, tf.zeros_like(gradient))
-      rate = tf.where(self._finite, rate, tf.zeros_like(rate))
-      momentum = tf.where(self._finite, momentum, 1.0)
-    # The fused kernel passes over memory once; the last two lines of the
-    # recurrence, written out, take six passes, which shows at small batches.
+    # The last two lines of the recurrence in one pass over memory, not in six.
     tf.raw_ops.ResourceApplyMomentum(
       var=variable.handle,
       accum=velocity.handle,
       lr=rate,
       grad=gradient,
-      momentum=tf.cast(momentum, variable.dtype),
+      momentum=momentum,
       use_nesterov=self.nesterov,
     )
 
@@ -169,6 +191,67 @@ class SGD(GroupedOptimizer):
       "clipping": self.clipping,
       "clipping_eps": self.clipping_eps,
     }
+
+
+def _worth_a_loop(variable: tf.Variable) -> bool:
+  size = variable.shape.num_elements()
+  is_kernel = variable.shape.rank > 1 and variable.dtype == tf.float32
+  return is_kernel and size >= _LEAST_ELEMENTS and fusion.fuses()
+
+
+def _update_in_one_loop(
+  variable,
+  velocity,
+  gradient,
+  *,
+  scale,
+  decay,
+  rate,
+  momentum,
+  finite,
+  nesterov,
+) -> None:
+  """Does the whole recurrence of a kernel in one pass over memory."""
+  units = variable.shape[-1]
+  scale = tf.ones([units]) if scale is None else tf.reshape(scale, [-1])
+  _update_loop(nesterov)(
+    variable.handle,
+    velocity.handle,
+    tf.reshape(gradient, [-1, units]),
+    tf.broadcast_to(scale, [units]),
+    decay,
+    rate,
+    momentum,
+    True if finite is None else finite,
+  )
+
+
+@functools.cache
+def _update_loop(nesterov: bool):
+  """Returns a compiled update, shared by all kernels."""
+  kernel, vector, scalar = (tf.TensorSpec([None] * n) for n in (2, 1, 0))
+  resource, truth = (tf.TensorSpec([], d) for d in (tf.resource, tf.bool))
+  read, assign = tf.raw_ops.ReadVariableOp, tf.raw_ops.AssignVariableOp
+
+  @tf.function(
+    input_signature=[*[resource] * 2, kernel, vector, *[scalar] * 3, truth],
+    jit_compile=True,
+    autograph=False,
+  )
+  def update(weight, velocity, gradient, scale, decay, rate, momentum, finite):
+    weights = read(resource=weight, dtype=tf.float32)
+    shape = tf.shape(weights)
+    w = tf.reshape(weights, tf.shape(gradient))
+    v = tf.reshape(
+      read(resource=velocity, dtype=tf.float32), tf.shape(gradient)
+    )
+    g = tf.where(finite, gradient * scale + decay * w, 0.0)
+    v = momentum * v + g
+    w -= rate * (g + momentum * v if nesterov else v)
+    assign(resource=weight, value=tf.reshape(w, shape))
+    assign(resource=velocity, value=tf.reshape(v, shape))
+
+  return update
 
 
 def _check_rate(rate) -> None:

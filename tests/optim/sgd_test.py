@@ -3,6 +3,8 @@ import pytest
 import tensorflow as tf
 
 from nfnets_tf.keras_api import keras
+from nfnets_tf.ops import fusion
+from nfnets_tf.optim import sgd
 from nfnets_tf.optim.adaptive_clipping import clip_unitwise
 from nfnets_tf.optim.param_groups import (
   ParamGroup,
@@ -17,6 +19,15 @@ GRADIENTS = [
   for i in range(3)
 ]
 START = np.random.default_rng(9).normal(size=[4, 3]).astype(np.float32)
+
+
+@pytest.fixture(params=["kernels", "loop"])
+def form(request, monkeypatch):
+  """The two forms of an update: TensorFlow's kernels, and one loop."""
+  least = 0 if request.param == "loop" else 1 << 16
+  monkeypatch.setattr(sgd, "_LEAST_ELEMENTS", least)
+  if request.param == "loop" and not fusion.fuses():
+    pytest.skip("loops are compiled for a CPU, by XLA")
 
 
 class Listed(keras.optimizers.schedules.LearningRateSchedule):
@@ -56,7 +67,7 @@ def naive(*, clipping, decay, nesterov=True, momentum=0.9):
 )
 @pytest.mark.parametrize("nesterov", [True, False])
 def test_three_steps_with_a_changing_rate_equal_numpy(
-  group, clipping, decay, nesterov
+  group, clipping, decay, nesterov, form
 ):
   got = run(group, clipping=0.1, weight_decay=0.05, nesterov=nesterov)
   want = naive(clipping=clipping, decay=decay, nesterov=nesterov)
@@ -138,7 +149,7 @@ def test_lr_multiplier_scales_every_step():
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 @pytest.mark.parametrize("compiled", [False, True])
 @pytest.mark.parametrize("nesterov", [False, True])
-def test_nonfinite_step_changes_nothing(value, compiled, nesterov):
+def test_nonfinite_step_changes_nothing(value, compiled, nesterov, form):
   variables = [
     set_group(tf.Variable(START), ParamGroup.KERNEL) for _ in range(2)
   ]
