@@ -278,7 +278,7 @@ class Telemetry:
       threshold = max_gradient_norm(
         variable, clipping=self._clipping, eps=self._optimizer.clipping_eps
       )
-      count = tf.math.count_nonzero(norm > threshold, dtype=tf.float32)
+      count = tf.reduce_sum(tf.cast(norm > threshold, tf.float32))
       for key in {None, stage}:
         clipped[key].append(count)
         units[key] += norm.shape.num_elements()
