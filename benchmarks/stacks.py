@@ -10,7 +10,6 @@ changes both.
 import json
 import os
 import statistics
-import subprocess
 import sys
 import tempfile
 
@@ -18,6 +17,7 @@ import numpy as np
 from absl import flags
 
 from benchmarks import entry
+from benchmarks.lockstep import Worker, serve
 from benchmarks.timing import median_ratio, seconds_side_by_side
 
 _OTHER = flags.DEFINE_string("other", None, "Interpreter of the other stack.")
@@ -38,52 +38,30 @@ def main() -> None:
     sys.exit("--other names no interpreter; expected one with the other stack.")
   kinds = _KINDS.value or [k for k in WORK if _IMAGES.value or k != "input"]
   pythons = {"this": sys.executable, "other": _OTHER.value}
+  arguments = [a for a in sys.argv[1:] if not a.startswith("--other")]
   ratios = {}
   for kind in kinds:
-    processes = {name: _start(python, kind) for name, python in pythons.items()}
-    versions = {n: p.stdout.readline().strip() for n, p in processes.items()}
-    seconds = seconds_side_by_side(
-      {name: lambda p=p: _call(p) for name, p in processes.items()},
-      rounds=_ROUNDS.value,
-    )
-    for process in processes.values():
-      process.stdin.close()
-      process.wait()
-    for name, times in seconds.items():
-      median = statistics.median(times)
-      print(f"{kind:>18} {versions[name]:>8} {1e3 * median:9.1f} ms")
+    flags_of = (f"--serve={kind}", *arguments)
+    workers = {
+      name: Worker(python, "benchmarks.stacks", *flags_of)
+      for name, python in pythons.items()
+    }
+    seconds = seconds_side_by_side(workers, rounds=_ROUNDS.value)
+    for name, worker in workers.items():
+      worker.close()
+      median = statistics.median(seconds[name])
+      print(f"{kind:>18} {worker.facts:>8} {1e3 * median:9.1f} ms")
     ratios[kind] = round(median_ratio(seconds["other"], seconds["this"]), 3)
   print(json.dumps({"other_over_this": ratios}))
 
 
-def _start(python: str, kind: str) -> subprocess.Popen:
-  arguments = [a for a in sys.argv[1:] if not a.startswith("--other")]
-  return subprocess.Popen(
-    [python, "-m", "benchmarks.stacks", f"--serve={kind}", *arguments],
-    stdin=subprocess.PIPE,
-    stdout=subprocess.PIPE,
-    text=True,
-    env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"},
-  )
-
-
-def _call(process: subprocess.Popen) -> None:
-  process.stdin.write("go\n")
-  process.stdin.flush()
-  if process.stdout.readline() != "done\n":
-    raise RuntimeError(f"process {process.pid} has ended.")
-
-
 def _serve() -> None:
-  """Prints TensorFlow's version; calls the work for each line of input."""
+  """Does one kind of work, in a process of its own."""
   import tensorflow as tf
 
   work = WORK[_SERVE.value]()
   work()
-  print(tf.__version__, flush=True)
-  for _ in sys.stdin:
-    work()
-    print("done", flush=True)
+  serve({"work": work}, tf.__version__)
 
 
 def _training(policy="float32", size=192, batch=8, sam=False):

@@ -1,0 +1,71 @@
+"""Processes that take turns, so that a machine whose speed changes is fair.
+
+A `Worker` starts an interpreter, possibly of another environment, that prepares
+its work, prints what it is, and does one piece of work for every line it reads.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+
+
+class Worker:
+  """A process that works when it is called.
+
+  Args:
+    python: interpreter.
+    module: run as `python -m MODULE FLAGS`; it calls `serve`.
+    *flags: of the module.
+
+  Attributes:
+    facts: what the process said of itself.
+
+  Raises:
+    RuntimeError: if the process ends.
+  """
+
+  def __init__(self, python: str, module: str, *flags: str):
+    self._process = subprocess.Popen(
+      [python, "-m", module, *flags],
+      stdin=subprocess.PIPE,
+      stdout=subprocess.PIPE,
+      text=True,
+      env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"},
+    )
+    self.facts = self._answer()
+
+  def __call__(self, work: str = "") -> None:
+    """Does one piece of work; `work` names it if the process knows several."""
+    self._process.stdin.write(f"{work}\n")
+    self._process.stdin.flush()
+    self._answer()
+
+  def close(self) -> None:
+    """Ends the process."""
+    self._process.stdin.close()
+    self._process.wait()
+
+  def _answer(self):
+    line = self._process.stdout.readline()
+    if not line:
+      code = self._process.wait()
+      raise RuntimeError(f"{self._process.args} has ended with code {code}.")
+    return json.loads(line)
+
+
+def serve(work: dict[str, Callable[[], object]], facts: dict) -> None:
+  """Does the work that each line of standard input names; see `Worker`.
+
+  Args:
+    work: {name: function}; an empty line stands for the first.
+    facts: printed first, as JSON.
+  """
+  print(json.dumps(facts), flush=True)
+  first = next(iter(work))
+  for line in sys.stdin:
+    work[line.strip() or first]()
+    print("{}", flush=True)
