@@ -1,6 +1,6 @@
 """Speed of the input pipeline relative to the simplest equivalent.
 
-  python -m benchmarks.input_pipeline --images=FOLDER
+  python -m benchmarks.input_pipeline --images=FOLDER [--timm=PYTHON]
 
 Decodes and augments the images of a folder (at any depth), writes them as
 shards and reads these, each next to the plainest code with the same result. The
@@ -11,6 +11,8 @@ last line is a JSON object of ratios of speeds from the same run:
   randaugment_over_model_garden: four layers at magnitude 10 on images of 224
       pixels; over the Model Garden's
   randaugment_in_pipeline: the same with decode, crop and flip before both
+  crop_over_timm, randaugment_over_timm: from JPEGs to images, with and without
+      RandAugment; over timm's, in PYTHON, an interpreter that has it
   read_over_sequential: shuffled records of shards; over reading the same files
       one after another. Both from disk: the page cache is dropped before each
       turn. TensorFlow's own reader is printed for comparison
@@ -29,6 +31,7 @@ from absl import flags
 from official.vision.ops import augment
 
 from benchmarks import entry, jpegs
+from benchmarks.lockstep import Worker
 from benchmarks.timing import median_ratio, seconds_side_by_side
 from nfnets_tf.data import preprocessing, randaugment
 from nfnets_tf.data.dataset_info import read_split_info
@@ -41,6 +44,7 @@ from nfnets_tf.data.loading import (
 from nfnets_tf.data.shuffle import ShardedShuffle
 
 _IMAGES = flags.DEFINE_string("images", None, "Folder of JPEGs.", required=True)
+_TIMM = flags.DEFINE_string("timm", None, "Interpreter that has timm.")
 _ROUNDS = flags.DEFINE_integer("rounds", 7, "Times each is measured.")
 _COUNT = flags.DEFINE_integer("count", 500, "Images of a measurement.")
 _SIZE, _LAYERS, _MAGNITUDE = 224, 4, 10
@@ -85,6 +89,8 @@ def _measure(encoded, folder) -> dict[str, float]:
   ):
     functions = _randaugment(source, count)
     ratios |= _compare(functions, count, **{name: ("ours", "Model Garden's")})
+  if _TIMM.value:
+    ratios |= _compare_with_timm(crop_and_flip, count)
   ratios |= _compare(
     *_reading(folder), read_over_sequential=("records", "bytes")
   )
@@ -106,6 +112,36 @@ def _compare(functions, number, prepare=None, **wanted) -> dict[str, float]:
     name: round(median_ratio(seconds[below], seconds[above]), 3)
     for name, (above, below) in wanted.items()
   }
+
+
+def _compare_with_timm(crop_and_flip, count: int) -> dict[str, float]:
+  ours = randaugment.RandAugment(layers=_LAYERS, magnitude=_MAGNITUDE)
+  job = {
+    "images": _IMAGES.value,
+    "count": count,
+    "size": _SIZE,
+    "layers": _LAYERS,
+    "magnitude": _MAGNITUDE,
+  }
+  timm = Worker(_TIMM.value, "benchmarks.timm_loader", json.dumps(job))
+  print(timm.facts["versions"])
+  functions = {
+    "crop": _mapped(crop_and_flip, count),
+    "timm's crop": lambda: timm("crop"),
+    "RandAugment": _mapped(
+      lambda i: ours(crop_and_flip(i), tf.stack([1, i])), count
+    ),
+    "timm's RandAugment": lambda: timm("randaugment"),
+  }
+  try:
+    return _compare(
+      functions,
+      count,
+      crop_over_timm=("crop", "timm's crop"),
+      randaugment_over_timm=("RandAugment", "timm's RandAugment"),
+    )
+  finally:
+    timm.close()
 
 
 def _randaugment(source, count: int):

@@ -7,8 +7,6 @@ import sys
 import time
 from collections.abc import Sequence
 
-from nfnets_tf.data import dataset_info, tfrecords
-
 _PARTS = 4
 
 
@@ -38,6 +36,9 @@ def read(directory: str, count: int, *, at_least: int) -> list[bytes]:
 
 def write_shards(folder: str, encoded: Sequence[bytes], shards: int) -> None:
   """Writes shards that hold a quarter of the images each, with an index."""
+  # Late: timm's environment, which reads images here, has no TensorFlow.
+  from nfnets_tf.data import dataset_info, tfrecords
+
   entries = []
   for shard in range(shards):
     examples = (

@@ -10,7 +10,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 
 class Worker:
@@ -20,6 +20,7 @@ class Worker:
     python: interpreter.
     module: run as `python -m MODULE FLAGS`; it calls `serve`.
     *flags: of the module.
+    cores: that the process may use; None leaves them all to it.
 
   Attributes:
     facts: what the process said of itself.
@@ -28,9 +29,18 @@ class Worker:
     RuntimeError: if the process ends.
   """
 
-  def __init__(self, python: str, module: str, *flags: str):
+  def __init__(
+    self,
+    python: str,
+    module: str,
+    *flags: str,
+    cores: Iterable[int] | None = None,
+  ):
+    pinned = (
+      [] if cores is None else ["taskset", "-c", ",".join(map(str, cores))]
+    )
     self._process = subprocess.Popen(
-      [python, "-m", module, *flags],
+      [*pinned, python, "-m", module, *flags],
       stdin=subprocess.PIPE,
       stdout=subprocess.PIPE,
       text=True,
@@ -40,8 +50,16 @@ class Worker:
 
   def __call__(self, work: str = "") -> None:
     """Does one piece of work; `work` names it if the process knows several."""
+    self.begin(work)
+    self.end()
+
+  def begin(self, work: str = "") -> None:
+    """Starts a piece of work, so that several processes work at once."""
     self._process.stdin.write(f"{work}\n")
     self._process.stdin.flush()
+
+  def end(self) -> None:
+    """Waits for the end of the work that `begin` started."""
     self._answer()
 
   def close(self) -> None:

@@ -168,6 +168,7 @@ def _serve_ours(policy: str, batch: int) -> None:
     "first_step_seconds": time.perf_counter() - start,
     "peak_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6,
     "step_flops": 6 * count_macs(network, size) * batch,
+    "parameters": network.count_params(),
     "matmul_flops": 2 * _MATRIX**3,
   }
   matrix = tf.random.normal([_MATRIX, _MATRIX])
