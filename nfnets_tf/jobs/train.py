@@ -226,6 +226,9 @@ class TrainJob:
     train, heldout = self._read_indexes()
     keras.utils.set_random_seed(self.seed)
     keras.mixed_precision.set_global_policy(self.devices.policy)
+    tf.config.optimizer.set_experimental_options(
+      {"layout_optimizer": self.devices.gpu_layout == "auto"}
+    )
     classifier = self.build_classifier(strategy)
     streams = files.read_num_data_streams() or self.data.num_data_streams
     inputs = Inputs(

@@ -188,6 +188,7 @@ class Schedule:
   strategy=function("@distribution.auto"),
   policy=one_of("float32", "mixed_bfloat16"),
   compute=built("@compute.TpuV4()"),
+  gpu_layout=one_of("auto", "NHWC"),
 )
 @dataclasses.dataclass(frozen=True)
 class DeviceConfig:
@@ -197,8 +198,12 @@ class DeviceConfig:
     strategy: creates the `tf.distribute.Strategy`.
     policy: Keras' precision policy, "float32" or "mixed_bfloat16".
     compute: predicts TPU core-hours; a `scaling.compute.TpuV4`.
+    gpu_layout: "auto" lets TensorFlow choose the layout of images on a GPU,
+      NCHW or NHWC, by GPU and precision; "NHWC" keeps that of the layers. No
+      other device is concerned.
   """
 
   strategy: Callable[[], tf.distribute.Strategy]
   policy: str
   compute: object
+  gpu_layout: str = "auto"

@@ -110,6 +110,18 @@ def test_held_out_images_that_are_trained_on_are_told(
     assert ("are trained on" in caplog.text) == told
 
 
+def test_layout_on_a_gpu_is_tensorflows_choice_or_that_of_the_layers(
+  make_dataset, tmp_path
+):
+  directory, files = make_dataset(), RunDir(str(tmp_path))
+  for layout, chosen in (("NHWC", False), ("auto", True)):
+    binding = f"run_config.DeviceConfig.gpu_layout = '{layout}'"
+    built = job(directory, binding, files=TINY)
+    built.open_trainer(files, tf.distribute.get_strategy())
+    options = tf.config.optimizer.get_experimental_options()
+    assert options["layout_optimizer"] == chosen
+
+
 def test_refuses_locked_work_directory(make_dataset, tmp_path):
   lock = RunLock(str(tmp_path / "run"))
   lock.acquire()  # as another process would
