@@ -11,7 +11,7 @@ import functools
 
 import tensorflow as tf
 
-from nfnets_tf.ops.devices import runs_on_cpu
+from nfnets_tf.ops.fusion import runs_on_cpu
 
 
 @functools.cache

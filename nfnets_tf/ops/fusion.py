@@ -13,7 +13,22 @@ from collections.abc import Callable
 
 import tensorflow as tf
 
-from nfnets_tf.ops.devices import runs_on_cpu
+
+def runs_on_cpu() -> bool:
+  """Returns whether operations that are built now will run on a CPU."""
+  # Under `TPUStrategy` a step can be traced where there is no TPU.
+  traced_for_tpu = isinstance(
+    tf.distribute.get_strategy(), tf.distribute.TPUStrategy
+  )
+  return not traced_for_tpu and not _has_accelerator()
+
+
+@functools.cache
+def _has_accelerator() -> bool:
+  return bool(
+    tf.config.list_logical_devices("GPU")
+    or tf.config.list_logical_devices("TPU")
+  )
 
 
 def fuses() -> bool:

@@ -141,13 +141,7 @@ class SGD(GroupedOptimizer):
         gradient, variable, clipping=self.clipping, eps=self.clipping_eps
       )
     decay = self.coupled_decay if group.decayed else 0.0
-    rate = tf.cast(
-      self.learning_rate * self._multipliers[index], variable.dtype
-    )
-    momentum = tf.cast(self.momentum, variable.dtype)
-    if self._finite is not None:
-      rate = tf.where(self._finite, rate, tf.zeros_like(rate))
-      momentum = tf.where(self._finite, momentum, tf.ones_like(momentum))
+    rate, momentum = self._coefficients(index, variable.dtype)
     if _worth_a_loop(variable):
       _update_in_one_loop(
         variable,
@@ -176,6 +170,15 @@ class SGD(GroupedOptimizer):
       momentum=momentum,
       use_nesterov=self.nesterov,
     )
+
+  def _coefficients(self, index: int, dtype) -> tuple[tf.Tensor, tf.Tensor]:
+    """Returns (rate, momentum) of a variable; a skipped step changes nothing."""
+    rate = tf.cast(self.learning_rate * self._multipliers[index], dtype)
+    momentum = tf.cast(self.momentum, dtype)
+    if self._finite is not None:
+      rate = tf.where(self._finite, rate, tf.zeros_like(rate))
+      momentum = tf.where(self._finite, momentum, tf.ones_like(momentum))
+    return rate, momentum
 
   def get_config(self):
     """Returns the constructor's arguments."""
