@@ -1,7 +1,7 @@
 """Processes that take turns, so that a machine whose speed changes is fair.
 
 A `Worker` starts an interpreter, possibly of another environment, that prepares
-its work, prints what it is, and does one piece of work for every line it reads.
+its work, says what it is, and does one piece of work for every line it reads.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterable
+
+_PIPE = "NFNETS_TF_BENCHMARK_PIPE"  # the environment has the number of its end
 
 
 class Worker:
@@ -39,13 +41,18 @@ class Worker:
     pinned = (
       [] if cores is None else ["taskset", "-c", ",".join(map(str, cores))]
     )
+    # A pipe of its own: libraries write to standard output.
+    answers, sent = os.pipe()
     self._process = subprocess.Popen(
       [*pinned, python, "-m", module, *flags],
       stdin=subprocess.PIPE,
-      stdout=subprocess.PIPE,
+      stdout=sys.stderr,
       text=True,
-      env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"},
+      pass_fds=[sent],
+      env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", _PIPE: str(sent)},
     )
+    os.close(sent)
+    self._answers = os.fdopen(answers)
     self.facts = self._answer()
 
   def __call__(self, work: str = "") -> None:
@@ -66,9 +73,10 @@ class Worker:
     """Ends the process."""
     self._process.stdin.close()
     self._process.wait()
+    self._answers.close()
 
   def _answer(self):
-    line = self._process.stdout.readline()
+    line = self._answers.readline()
     if not line:
       code = self._process.wait()
       raise RuntimeError(f"{self._process.args} has ended with code {code}.")
@@ -80,10 +88,11 @@ def serve(work: dict[str, Callable[[], object]], facts: dict) -> None:
 
   Args:
     work: {name: function}; an empty line stands for the first.
-    facts: printed first, as JSON.
+    facts: sent first, as JSON.
   """
-  print(json.dumps(facts), flush=True)
   first = next(iter(work))
-  for line in sys.stdin:
-    work[line.strip() or first]()
-    print("{}", flush=True)
+  with os.fdopen(int(os.environ[_PIPE]), "w") as pipe:
+    print(json.dumps(facts), file=pipe, flush=True)
+    for line in sys.stdin:
+      work[line.strip() or first]()
+      print("{}", file=pipe, flush=True)

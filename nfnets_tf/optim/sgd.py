@@ -172,7 +172,7 @@ class SGD(GroupedOptimizer):
     )
 
   def _coefficients(self, index: int, dtype) -> tuple[tf.Tensor, tf.Tensor]:
-    """Returns (rate, momentum) of a variable; a skipped step changes nothing."""
+    """Returns a variable's (rate, momentum); 0 and 1 if the step is skipped."""
     rate = tf.cast(self.learning_rate * self._multipliers[index], dtype)
     momentum = tf.cast(self.momentum, dtype)
     if self._finite is not None:
