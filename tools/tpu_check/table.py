@@ -149,11 +149,15 @@ class Row(NamedTuple):
 
 
 def missing(studies: Sequence[Study] = STUDIES):
-  """Yields (study, probe) of what has no record yet."""
-  for study in studies:
-    for probe in study.probes:
-      if not study.record_path(*probe).exists():
-        yield study, probe
+  """Yields (study, probe) of what has no record yet.
+
+  The rows of every study come before the checks.
+  """
+  for part in (slice(_LEAST_PROBES), slice(_LEAST_PROBES, None)):
+    for study in studies:
+      for probe in study.probes[part]:
+        if not study.record_path(*probe).exists():
+          yield study, probe
 
 
 def program_row(record: Mapping) -> dict[str, object]:
