@@ -15,7 +15,8 @@ last line is a JSON object of ratios of speeds from the same run:
       RandAugment; over timm's, in PYTHON, an interpreter that has it
   read_over_sequential: shuffled records of shards; over reading the same files
       one after another. Both from disk: the page cache is dropped before each
-      turn. TensorFlow's own reader is printed for comparison
+      turn
+  read_over_tensorflow: the same, over TensorFlow's own reader of the files
   deterministic_over_free: shards to batches in our order; over the same stages
       in the order in which threads finish
   surviving_over_plain: batches in our order, where an invalid record keeps its
@@ -92,7 +93,9 @@ def _measure(encoded, folder) -> dict[str, float]:
   if _TIMM.value:
     ratios |= _compare_with_timm(crop_and_flip, count)
   ratios |= _compare(
-    *_reading(folder), read_over_sequential=("records", "bytes")
+    *_reading(folder),
+    read_over_sequential=("records", "bytes"),
+    read_over_tensorflow=("records", "TensorFlow's reader"),
   )
   return ratios | _compare(
     *_batching(folder),
