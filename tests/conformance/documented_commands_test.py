@@ -128,6 +128,9 @@ RULES = [
   ),
   Rule(r"benchmarks\.scaling_study", append=CHECK_FLAGS),
   Rule(r"benchmarks\.NAME", skip="a placeholder"),
+  Rule(
+    r"benchmarks\.training_step --timm=", skip="needs an interpreter with timm"
+  ),
   # Fragments and files.
   # Dataflow refuses the placeholders of a project and a bucket.
   Rule(r"^FRAGMENT .*DataflowRunner", exit_code=2),
