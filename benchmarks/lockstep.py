@@ -83,12 +83,12 @@ class Worker:
     return json.loads(line)
 
 
-def serve(work: dict[str, Callable[[], object]], facts: dict) -> None:
+def serve(work: dict[str, Callable[[], object]], facts: object) -> None:
   """Does the work that each line of standard input names; see `Worker`.
 
   Args:
     work: {name: function}; an empty line stands for the first.
-    facts: sent first, as JSON.
+    facts: sent first; anything that JSON holds.
   """
   first = next(iter(work))
   with os.fdopen(int(os.environ[_PIPE]), "w") as pipe:

@@ -107,11 +107,10 @@ def _measure(step: Step) -> dict[str, float]:
 
 def _fit(rows) -> tuple[dict[str, float], dict[Step, float]]:
   """Returns (the fit's figures, {step: predicted seconds})."""
-  # In units of one machine: the median speed of the product.
-  rate = statistics.median(
-    row["matmul_flops"] / row["matmul_seconds"] for row in rows.values()
+  own = np.array(
+    [row["matmul_flops"] / row["matmul_seconds"] for row in rows.values()]
   )
-  own = [row["matmul_flops"] / row["matmul_seconds"] for row in rows.values()]
+  rate = np.median(own)  # so that all are seconds of one machine
   seconds = np.array([r["seconds"] for r in rows.values()]) * own / rate
   terms = np.array([[1, r["flops"], r["parameters"]] for r in rows.values()])
   solution = np.linalg.lstsq(
@@ -124,7 +123,8 @@ def _fit(rows) -> tuple[dict[str, float], dict[Step, float]]:
     "seconds_per_parameter": solution[2],
     "largest_error": np.abs(fitted / seconds - 1).max(),
   }
-  return figures, dict(zip(rows, fitted))
+  # As the machine was while the step was measured.
+  return figures, dict(zip(rows, fitted * rate / own))
 
 
 def _processes_over_threads() -> float:

@@ -2,9 +2,9 @@
 
 Run by `benchmarks.input_pipeline` where timm is installed; TensorFlow is
 not imported. The transforms that timm trains NFNets with, as far as ours have
-them, in a process per core, from images in memory to batches of bytes. What the
-processes prefetch while others have their turn, at most 40 images, is in timm's
-favor.
+them, in a process per core, from images in memory to batches of bytes. What is
+prefetched while others have their turn, at most 20 images a process, is in
+timm's favor.
 """
 
 from __future__ import annotations

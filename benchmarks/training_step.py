@@ -191,7 +191,7 @@ def _parts(model, images, labels) -> dict:
 
   from nfnets_tf.models.layers import WSConv2D
   from nfnets_tf.ops.losses import softmax_cross_entropy
-  from nfnets_tf.ops.weight_standardization import standardize
+  from nfnets_tf.ops.weight_standardization import trainable_standardize
   from nfnets_tf.optim import ema
 
   network, optimizer = model.network, model.optimizer
@@ -228,7 +228,9 @@ def _parts(model, images, labels) -> dict:
     total = 0.0
     for layer in convolutions:
       with tf.GradientTape() as tape:
-        kernel = standardize(layer.kernel, layer.gain)
+        kernel = trainable_standardize(
+          layer.kernel, layer.gain, layer.compute_dtype
+        )
       gradients = tape.gradient(kernel, [layer.kernel, layer.gain])
       total += tf.reshape(gradients[0], [-1])[0]
     return total

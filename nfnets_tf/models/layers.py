@@ -11,14 +11,8 @@ import tensorflow as tf
 
 from nfnets_tf.keras_api import keras
 from nfnets_tf.ops import convolution, stateless_random
-from nfnets_tf.ops.activations import (
-  scaled_activation,
-  trainable_activation,
-)
-from nfnets_tf.ops.weight_standardization import (
-  standardize,
-  trainable_standardize,
-)
+from nfnets_tf.ops.activations import scaled_activation
+from nfnets_tf.ops.weight_standardization import standardize
 from nfnets_tf.optim.param_groups import ParamGroup, set_group
 
 ALPHA = 0.2  # scale of every residual branch
@@ -107,10 +101,8 @@ class WSConv2D(keras.layers.Layer):
     super().build(input_shape)
 
   def call(self, inputs, training=False):
-    if training:
-      kernel = trainable_standardize(self.kernel, self.gain, inputs.dtype)
-    else:
-      kernel = tf.cast(standardize(self.kernel, self.gain), inputs.dtype)
+    dtype = inputs.dtype
+    kernel = standardize(self.kernel, self.gain, dtype, training=training)
     outputs = convolution.conv2d(
       inputs, kernel, strides=self.strides, groups=self.groups
     )
@@ -140,8 +132,7 @@ class ScaledActivation(keras.layers.Layer):
     scaled_activation(activation)  # refuses an unknown name
 
   def call(self, inputs, training=False):
-    kind = trainable_activation if training else scaled_activation
-    return kind(self.activation)(inputs)
+    return scaled_activation(self.activation, training=training)(inputs)
 
   def get_config(self):
     return {**super().get_config(), "activation": self.activation}
@@ -323,9 +314,11 @@ class NFBlock(keras.layers.Layer):
     return apply(*arguments)
 
   def _apply(self, training, inputs, keep=None):
-    kind = trainable_activation if training else scaled_activation
-    activate = kind(self.activation)
-    out = kind(self.activation, scale=self.beta)(inputs)
+    form = functools.partial(
+      scaled_activation, self.activation, training=training
+    )
+    activate = form()
+    out = form(scale=self.beta)(inputs)
     shortcut = self._shortcut(inputs, out, training)
     for conv in (self.conv0, self.conv1, self.conv1b):
       out = activate(conv(out, training=training))

@@ -53,7 +53,7 @@ _FUNCTIONS = {
 
 
 def scaled_activation(
-  name: str, *, scale: float = 1.0
+  name: str, *, scale: float = 1.0, training: bool = False
 ) -> Callable[[tf.Tensor], tf.Tensor]:
   """Returns x -> scale * gamma * f(x) for the nonlinearity called `name`.
 
@@ -62,10 +62,13 @@ def scaled_activation(
   Args:
     name: a key of `GAMMAS`, such as "gelu".
     scale: a further factor.
+    training: whether it is that of `trainable_activation`.
 
   Raises:
     UserError: if there is no such nonlinearity.
   """
+  if training:
+    return trainable_activation(name, scale=scale)
   function, factor = plain_activation(name), GAMMAS[name] * scale
   return lambda x: function(x) * tf.cast(factor, x.dtype)
 
@@ -73,20 +76,19 @@ def scaled_activation(
 def trainable_activation(
   name: str, *, scale: float = 1.0
 ) -> Callable[[tf.Tensor], tf.Tensor]:
-  """Returns `scaled_activation` with a gradient that costs little, same shapes.
+  """Returns `scaled_activation`, same shapes, with a cheap gradient on a CPU.
 
   Of a GELU TensorFlow keeps five tensors for the gradient, and a CPU runs its
   eight operations, and the fifteen of its gradient, one by one: a sixth of a
-  training step. Here only `x` is kept; the gradient computes the rest again,
-  and on a CPU each direction is one loop, in float32 inside.
+  training step. Here only `x` is kept, and each direction is one loop, in
+  float32 inside. To be called where the operations are built.
   """
-  function = scaled_activation(name, scale=scale)
+  if not fusion.fuses():
+    return scaled_activation(name, scale=scale)
+  forward, backward = _loops(name)
 
   @tf.custom_gradient
   def activate(x):
-    if not fusion.fuses():
-      return function(x), lambda upstream: _gradient(function, x, upstream)
-    forward, backward = _loops(name)
     # Flat, so that layers with as many activations share a compilation.
     flat, factor = tf.reshape(x, [-1]), tf.constant(scale)
 
@@ -101,13 +103,6 @@ def trainable_activation(
   return activate
 
 
-def _gradient(function, x, upstream):
-  with tf.GradientTape() as tape:
-    tape.watch(x)
-    y = function(x)
-  return tape.gradient(y, x, upstream)
-
-
 @functools.cache
 def _loops(name: str) -> tuple[Callable, Callable]:
   """Returns (forward, backward), which all layers share."""
@@ -117,7 +112,10 @@ def _loops(name: str) -> tuple[Callable, Callable]:
     return function(x) * factor
 
   def backward(x, upstream, factor):
-    return _gradient(function, x, upstream) * factor
+    with tf.GradientTape() as tape:
+      tape.watch(x)
+      y = function(x)
+    return tape.gradient(y, x, upstream) * factor
 
   return fusion.loop(forward), fusion.loop(backward)
 

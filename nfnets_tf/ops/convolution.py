@@ -16,9 +16,7 @@ from nfnets_tf.ops.fusion import runs_on_cpu
 
 @functools.cache
 def grouped_kernels_run() -> bool:
-  """Returns whether grouped convolution and its gradient exist here."""
-  if not runs_on_cpu():
-    return True
+  """Returns whether a CPU here has grouped convolution and its gradient."""
   with tf.init_scope():
     images = tf.ones([1, 2, 2, 2])
     kernel = tf.ones([1, 1, 1, 2])
@@ -47,7 +45,7 @@ def conv2d(
     [batch, ceil(height / strides), ceil(width / strides), out_channels], same
     dtype.
   """
-  if groups == 1 or grouped_kernels_run():
+  if groups == 1 or not runs_on_cpu() or grouped_kernels_run():
     return tf.nn.conv2d(images, kernel, strides=strides, padding="SAME")
   return conv2d_by_group(images, kernel, strides=strides, groups=groups)
 

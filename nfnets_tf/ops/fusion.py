@@ -15,7 +15,7 @@ import tensorflow as tf
 
 
 def runs_on_cpu() -> bool:
-  """Returns whether operations that are built now will run on a CPU."""
+  """Returns whether no accelerator will run what is built now."""
   # Under `TPUStrategy` a step can be traced where there is no TPU.
   traced_for_tpu = isinstance(
     tf.distribute.get_strategy(), tf.distribute.TPUStrategy

@@ -11,7 +11,12 @@ from nfnets_tf.ops import fusion
 
 
 def standardize(
-  kernel: tf.Tensor, gain: tf.Tensor, *, eps: float = 1e-4
+  kernel: tf.Tensor,
+  gain: tf.Tensor,
+  dtype: tf.DType | None = None,
+  *,
+  eps: float = 1e-4,
+  training: bool = False,
 ) -> tf.Tensor:
   """Centers every filter and scales it to variance 1 / fan-in.
 
@@ -26,15 +31,20 @@ def standardize(
   Args:
     kernel: float32 [height, width, in_channels / groups, out_channels].
     gain: float32 [out_channels].
+    dtype: of the result, floating; None is that of the kernel.
     eps: the floor under var * N.
+    training: whether the gradient is that of `trainable_standardize`.
 
   Returns:
-    The standardized kernel, float32, of the same shape.
+    The standardized kernel, of the same shape.
   """
+  dtype = dtype or kernel.dtype
+  if training:
+    return trainable_standardize(kernel, gain, dtype, eps=eps)
   fan_in = kernel.shape[:-1].num_elements()
   mean, variance = tf.nn.moments(kernel, axes=[0, 1, 2], keepdims=True)
   scale = tf.math.rsqrt(tf.maximum(variance * fan_in, eps)) * gain
-  return kernel * scale - mean * scale
+  return tf.cast(kernel * scale - mean * scale, dtype)
 
 
 def trainable_standardize(
@@ -44,7 +54,7 @@ def trainable_standardize(
   *,
   eps: float = 1e-4,
 ) -> tf.Tensor:
-  """Computes `standardize` with a gradient that costs little.
+  """Computes `standardize`, on a CPU with a gradient that costs little.
 
   TensorFlow's gradient of the formula takes about twenty operations on the
   whole kernel, each a pass over memory on a CPU. In closed form, with c the
@@ -64,7 +74,7 @@ def trainable_standardize(
     The standardized kernel, of the same shape.
   """
   if not fusion.fuses():
-    return tf.cast(standardize(kernel, gain, eps=eps), dtype)
+    return standardize(kernel, gain, dtype, eps=eps)
   fan_in = kernel.shape[:-1].num_elements()
 
   @tf.custom_gradient
@@ -80,7 +90,7 @@ def trainable_standardize(
       products = _centered_product(flat, mean, upstream)
       total = tf.reduce_sum(products, axis=0)
       slope = tf.where(power > eps, -scale * tf.square(inverse) * total, 0.0)
-      # Eigen sums bfloat16 in float32, but rounds the result to bfloat16.
+      # A mean of bfloat16 would be rounded to bfloat16.
       offset = tf.reduce_mean(tf.cast(upstream, tf.float32), axis=0)
       kernel_gradient = _kernel_gradient(
         flat, upstream, mean, scale, slope, offset

@@ -18,7 +18,7 @@ from nfnets_tf.optim.param_groups import (
 )
 from nfnets_tf.ranges import accepts, flag, number, optional
 
-_LEAST_ELEMENTS = 1 << 16  # of a kernel whose update is worth a compilation
+LEAST_LOOP_ELEMENTS = 1 << 16  # of a kernel whose update is worth a compilation
 
 
 @keras.saving.register_keras_serializable(package="nfnets_tf")
@@ -199,7 +199,7 @@ class SGD(GroupedOptimizer):
 def _worth_a_loop(variable: tf.Variable) -> bool:
   size = variable.shape.num_elements()
   is_kernel = variable.shape.rank > 1 and variable.dtype == tf.float32
-  return is_kernel and size >= _LEAST_ELEMENTS and fusion.fuses()
+  return is_kernel and size >= LEAST_LOOP_ELEMENTS and fusion.fuses()
 
 
 def _update_in_one_loop(

@@ -61,7 +61,9 @@ def operations(tmp_path, monkeypatch):
   """Counts of a step in bfloat16, which has all that float32 has."""
   if not fusion.fuses():
     pytest.skip("counts are those of a CPU with XLA")
-  monkeypatch.setattr(sgd, "_LEAST_ELEMENTS", 0)  # or femto has no such kernel
+  monkeypatch.setattr(
+    sgd, "LEAST_LOOP_ELEMENTS", 0
+  )  # or femto has no such kernel
   before = keras.mixed_precision.global_policy()
   keras.mixed_precision.set_global_policy("mixed_bfloat16")
   yield operations_of(make_step(), tmp_path)

@@ -25,7 +25,7 @@ START = np.random.default_rng(9).normal(size=[4, 3]).astype(np.float32)
 def form(request, monkeypatch):
   """The two forms of an update: TensorFlow's kernels, and one loop."""
   least = 0 if request.param == "loop" else 1 << 16
-  monkeypatch.setattr(sgd, "_LEAST_ELEMENTS", least)
+  monkeypatch.setattr(sgd, "LEAST_LOOP_ELEMENTS", least)
   if request.param == "loop" and not fusion.fuses():
     pytest.skip("loops are compiled for a CPU, by XLA")
 
