@@ -109,7 +109,7 @@ RULES = [
   ),
   Rule(
     r"benchmarks\.input_pipeline",
-    replace=(("FOLDER", "photos/a"),),
+    replace=(("FOLDER", "photos/a"), (" --timm=PYTHON", "")),
     append=" --rounds=1 --count=64",
   ),
   Rule(
