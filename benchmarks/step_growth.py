@@ -173,14 +173,18 @@ def _plot(path: pathlib.Path, rows, predicted) -> None:
       x, [s.batch / predicted[s] for s in steps], "-", label="fitted to all"
     )
     axes.set_ylim(bottom=0)
-    others = [
-      k for k in Step._fields if len({getattr(s, k) for s in steps}) == 1
+    sizes = (
+      steps[0].variant,
+      f"{steps[0].pixels} px",
+      f"{steps[0].batch} images",
+    )
+    fixed = [
+      size for size, values in zip(sizes, zip(*steps)) if len(set(values)) == 1
     ]
-    fixed = ", ".join(f"{getattr(steps[0], k)} {k}" for k in others)
-    axes.set_title(f"{name} ({fixed.replace(' variant', '')})", fontsize=9)
+    axes.set_title(f"{name} ({', '.join(fixed)})", fontsize=9)
     axes.set_xlabel({"resolution": "pixels per side"}.get(name, name))
   figure.axes[0].set_ylabel("images/s")
-  figure.axes[0].legend()
+  figure.axes[0].legend(loc="lower right")
   figure.savefig(path, dpi=120)
 
 

@@ -131,6 +131,7 @@ RULES = [
   Rule(
     r"benchmarks\.training_step --timm=", skip="needs an interpreter with timm"
   ),
+  Rule(r"benchmarks\.step_growth", skip="measures for ten minutes"),
   # Fragments and files.
   # Dataflow refuses the placeholders of a project and a bucket.
   Rule(r"^FRAGMENT .*DataflowRunner", exit_code=2),
