@@ -17,6 +17,7 @@ from nfnets_tf.ranges import (
   PATH,
   SEED,
   accepts,
+  built,
   flag,
   integer,
   number,
@@ -28,7 +29,14 @@ from nfnets_tf.scaling import (
   paper_data,
   plots,
   run_tables,
+  sparsity_plots,
   study,
+)
+from nfnets_tf.scaling.sparsity_fit import FitOptions
+from nfnets_tf.scaling.sparsity_law import TrainingCost
+from nfnets_tf.scaling.sparsity_study import (
+  SparsityColumns,
+  fit_sparsity_study,
 )
 from nfnets_tf.scaling.study import Fits, RunColumns, fit_study
 from nfnets_tf.train.dry_run import format_table
@@ -112,6 +120,73 @@ class FitLawsJob:
     figures = plots.write_study_figures(fits, self.columns, context.workdir)
     lines = fits.describe() + [("figure", path) for path in figures]
     return format_table([*lines, ("laws", laws)])
+
+
+@accepts(
+  table=PATH,
+  columns=built("@sparsity_study.SparsityColumns()"),
+  options=built("@sparsity_fit.FitOptions()"),
+  cost=built("@sparsity_law.TrainingCost()"),
+  hold_back=integer(0),
+)
+class FitSparsityLawJob:
+  """Fits the law of loss against sparsity to a table and plots it.
+
+  Writes laws.json, optimal_sparsity.csv (the best sparsity over the table's
+  range of nonzero parameters and compute), loss.png, optimal_sparsity.png and
+  fit.png to the work directory.
+
+  Args:
+    table: path of a CSV file with a row for each run.
+    columns: names of its columns.
+    options: of the fits.
+    cost: of training, in FLOPs.
+    hold_back: number of the most expensive runs that are also predicted from
+      all others.
+  """
+
+  def __init__(
+    self,
+    *,
+    table: str,
+    columns: SparsityColumns,
+    options: FitOptions,
+    cost: TrainingCost,
+    hold_back: int,
+  ):
+    self.table, self.columns, self.options = table, columns, options
+    self.cost, self.hold_back = cost, hold_back
+
+  def plan(self) -> str:
+    """Returns the input of the fits."""
+    lines = [(name, f"{n}") for name, n in vars(self.options).items()]
+    return format_table([("table", self.table), *lines])
+
+  def run(self, context: RunContext) -> str:
+    """Writes the files and returns the main results.
+
+    Raises:
+      UserError: if the table cannot be read, lacks a column, has an impossible
+        value or does not determine the law.
+    """
+    with activity("Fitting the law"):
+      fits = fit_sparsity_study(
+        _read_table(self.table),
+        self.columns,
+        options=self.options,
+        cost=self.cost,
+        hold_back=self.hold_back,
+      )
+    _start(context)
+    laws = _write_laws(context, {"table": self.table, **fits.to_json()})
+    path = os.path.join(context.workdir, "optimal_sparsity.csv")
+    optima = fits.optima().to_csv(index=False, float_format="%.6g")
+    write_atomically(path, optima)
+    figures = sparsity_plots.write_sparsity_figures(
+      fits, self.columns, context.workdir
+    )
+    lines = fits.describe() + [("figure", path) for path in figures]
+    return format_table([*lines, ("optima", path), ("laws", laws)])
 
 
 @accepts(extrapolate_from=number(above=0), resamples=integer(1), seed=SEED)

@@ -59,6 +59,20 @@ def law_outliers(compute: Sequence[float], loss: Sequence[float]) -> np.ndarray:
   return _find(_curves(x), y, _LOSS_NOISE, np.log(_MIN_LOSS_RATIO)).chosen
 
 
+def residual_outliers(slopes: np.ndarray, residuals: np.ndarray) -> np.ndarray:
+  """Returns which points a fitted law's other points rule out, bool [n].
+
+  Args:
+    slopes: derivatives of log loss by the law's coefficients [n, p].
+    residuals: measured minus fitted log loss [n].
+  """
+  if len(residuals) < _MIN_POINTS:
+    return np.zeros(len(residuals), bool)
+  designs = {"law": np.asarray(slopes, float)}
+  least = np.log(_MIN_LOSS_RATIO)
+  return _find(designs, residuals, _LOSS_NOISE, least).chosen
+
+
 def find_outliers(points: pd.DataFrame) -> pd.DataFrame:
   """Returns the points whose compute or loss contradicts the others.
 

@@ -1,0 +1,458 @@
+"""A study of sparsity: the runs of a table, and the laws fitted to them."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import re
+
+import numpy as np
+import pandas as pd
+
+from nfnets_tf.errors import UserError
+from nfnets_tf.ranges import TEXT, accepts, optional
+from nfnets_tf.scaling import power_laws
+from nfnets_tf.scaling.outliers import residual_outliers
+from nfnets_tf.scaling.run_tables import find_column, warn_of_unusable
+from nfnets_tf.scaling.sparsity_fit import (
+  MIN_LEVELS,
+  MIN_POINTS,
+  FitOptions,
+  bootstrap_sparsity_law,
+  fit_sparsity_law,
+  fit_structure,
+  log_loss_slopes,
+)
+from nfnets_tf.scaling.sparsity_law import (
+  LEVEL,
+  SparsityLaw,
+  TrainingCost,
+  central_interval,
+)
+
+LOGGER = logging.getLogger("nfnets_tf")
+
+DENSE = "dense"
+UNSTRUCTURED = "unstructured"
+_NUMBERS = ("sparsity", "nonzero", "data", "loss")
+_CELL = ["structure", "sparsity", "nonzero", "data"]
+_PATTERN = re.compile(r"\s*\d+\s*:\s*(\d+)\s*")
+_MAX_OUTLIER_SHARE = 0.25
+_GRID = 13  # values of size and of compute in the table of optima
+_TINY = 1e-6  # of the lowest loss
+
+
+@accepts(
+  sparsity=TEXT,
+  nonzero=TEXT,
+  data=TEXT,
+  loss=TEXT,
+  structure=optional(TEXT),
+  rate=optional(TEXT),
+)
+@dataclasses.dataclass(frozen=True)
+class SparsityColumns:
+  """Names of the columns of a table with a row for each run.
+
+  Attributes:
+    sparsity: share of the parameters that are zero, at least 0 and below 1.
+    nonzero: number of the other parameters.
+    data: that the network was trained on, in any unit.
+    loss: final loss.
+    structure: of the zeros, such as "unstructured", "2:4" or "1:4"; patterns
+      n:m with the same m share a law. None if all runs have one structure.
+    rate: peak learning rate, of which the best one counts; None if each row
+      is a point of its own.
+  """
+
+  sparsity: str
+  nonzero: str
+  data: str
+  loss: str
+  structure: str | None = None
+  rate: str | None = None
+
+
+def read_sparse_runs(
+  table: pd.DataFrame, columns: SparsityColumns
+) -> tuple[pd.DataFrame, dict[str, int]]:
+  """Returns the runs of a table, and the number of skipped rows.
+
+  Args:
+    table: a row for each run; where it has a column `state`, rows that are not
+      "done" are skipped, as are rows with an empty cell.
+    columns: names of its columns; case and spaces around them do not matter.
+
+  Returns:
+    Columns structure, sparsity, nonzero, data, loss and name (of the row, for
+    messages); and {reason: rows}.
+
+  Raises:
+    UserError: if a column does not exist, or a value is impossible.
+  """
+  names = dataclasses.asdict(columns)
+  actual = {key: n and find_column(table, n) for key, n in names.items()}
+  missing = [names[key] for key, n in actual.items() if names[key] and not n]
+  if missing:
+    raise UserError(
+      f"the table has no column {missing[0]!r}; bind SparsityColumns to its"
+      f" columns: {', '.join(map(str, table.columns))}."
+    )
+  runs = pd.DataFrame({k: table[n] if n else None for k, n in actual.items()})
+  runs["name"] = [f"row {number}" for number in range(1, len(runs) + 1)]
+  skipped = {}
+  if (state := find_column(table, "state")) is not None:
+    done = table[state].astype(str).str.strip().str.lower() == "done"
+    skipped["not done"] = int((~done).sum())
+    runs = runs[done]
+  given = runs[[*_NUMBERS]].notna()
+  warn_of_unusable(runs, given)
+  skipped["with an empty cell"] = int((~given.all(axis=1)).sum())
+  runs = runs[given.all(axis=1)].copy()
+  for key in _NUMBERS:
+    _check(runs, key, names[key])
+    runs[key] = pd.to_numeric(runs[key])
+  runs["structure"] = runs["structure"].map(_family)
+  runs.loc[runs["sparsity"] == 0, "structure"] = DENSE
+  copies = runs.drop(columns="name").duplicated()
+  skipped["copies of another row"] = int(copies.sum())
+  runs = runs[~copies]
+  if columns.rate:
+    best = runs.sort_values("loss", kind="stable").drop_duplicates(_CELL)
+    skipped["of worse learning rates"] = len(runs) - len(best)
+    runs = best.sort_index()
+  skipped = {reason: count for reason, count in skipped.items() if count}
+  return runs.drop(columns="rate").reset_index(drop=True), skipped
+
+
+def _check(runs: pd.DataFrame, key: str, column: str) -> None:
+  """Raises a UserError that names the first impossible value of a column."""
+  values = pd.to_numeric(runs[key], errors="coerce")
+  valid = np.isfinite(values) & (values > 0)
+  expected = "a number above 0"
+  if key == "sparsity":
+    valid = (values >= 0) & (values < 1)
+    expected = "the share of zeros, at least 0 and below 1 (50 % is 0.5)"
+  if not valid.all():
+    row = runs[~valid].iloc[0]
+    raise UserError(
+      f"{row['name']} of the table has {column} = {row[key]}"
+      f" ({(~valid).sum()} of {len(runs)} rows are like that); expected"
+      f" {expected}: correct or remove them."
+    )
+
+
+def _family(structure) -> str:
+  """Returns the structure's name for all patterns that share a law."""
+  if pd.isna(structure) or not str(structure).strip():
+    return UNSTRUCTURED
+  match = _PATTERN.fullmatch(str(structure))
+  return f"n:{match[1]}" if match else str(structure).strip()
+
+
+@dataclasses.dataclass(frozen=True)
+class HeldBack:
+  """The most expensive points, predicted from all others.
+
+  Attributes:
+    points: rows of the fits' points, with the columns predicted, low and high
+      (the interval of the prediction, NaN without samples).
+    law: fitted to the others; None if they do not determine it.
+  """
+
+  points: pd.DataFrame
+  law: SparsityLaw | None
+
+  def errors(self) -> np.ndarray:
+    """Returns predicted / measured - 1 [n]."""
+    return (self.points["predicted"] / self.points["loss"] - 1.0).to_numpy()
+
+  def describe(self) -> str:
+    """Returns the prediction of the most expensive point, in words."""
+    if self.law is None:
+      return "not enough other points"
+    point, error = self.points.iloc[-1], self.errors()[-1]
+    text = f"{point['predicted']:.4g} for {point['loss']:.4g} ({error:+.2%})"
+    if len(self.points) > 1:
+      worst = np.abs(self.errors()).max()
+      text += f"; errors of {len(self.points)} points up to {worst:.2%}"
+    return text
+
+
+@dataclasses.dataclass(frozen=True)
+class SparsityFits:
+  """Everything fitted to a study of sparsity.
+
+  Attributes:
+    points: columns structure, sparsity, nonzero, data, loss and name.
+    skipped_rows: {reason: number of the table's rows that are not used}.
+    outliers: points that contradict all others, with the column predicted;
+      they are not among the points.
+    main: the structure of the law.
+    law: of the main structure and of dense networks.
+    structures: {other structure: its law}.
+    held_back: see `HeldBack`; None if none is.
+    cost: of training.
+  """
+
+  points: pd.DataFrame
+  skipped_rows: dict[str, int]
+  outliers: pd.DataFrame
+  main: str
+  law: SparsityLaw
+  structures: dict[str, SparsityLaw]
+  held_back: HeldBack | None
+  cost: TrainingCost
+
+  @property
+  def laws(self) -> dict[str, SparsityLaw]:
+    """{structure: its law}, the main one first."""
+    return {self.main: self.law, **self.structures}
+
+  def of_structure(self, structure: str) -> pd.DataFrame:
+    """Returns the points of a structure and of dense networks."""
+    return _of_structure(self.points, structure)
+
+  def optima(self) -> pd.DataFrame:
+    """Returns the optimal sparsity over the table's range.
+
+    Returns:
+      Columns nonzero, compute, sparsity, data, loss and dense_equivalent (the
+      size of an equally good dense network), for each of 13 log-spaced numbers
+      of nonzero parameters and computes.
+    """
+    computes = self.cost.compute(*self.points[[*_NUMBERS[:3]]].to_numpy().T)
+    ranges = (self.points["nonzero"], computes)
+    axes = (np.geomspace(x.min(), x.max(), _GRID) for x in ranges)
+    nonzero, compute = (x.ravel() for x in np.meshgrid(*axes, indexing="ij"))
+    sparsity = self.law.optimal_sparsity(nonzero, compute, self.cost)
+    data = self.cost.data(sparsity, nonzero, compute)
+    return pd.DataFrame(
+      {
+        "nonzero": nonzero,
+        "compute": compute,
+        "sparsity": sparsity,
+        "data": data,
+        "loss": self.law.predict(sparsity, nonzero, data),
+        "dense_equivalent": nonzero * self.law.dense_equivalent(sparsity),
+      }
+    )
+
+  def dense_equivalents(self) -> dict[str, dict[float, dict]]:
+    """Returns {structure: {sparsity: value and interval}} of the table's."""
+    result = {}
+    for structure, law in self.laws.items():
+      levels = np.unique(self.of_structure(structure)["sparsity"])
+      result[structure] = {
+        sparsity: _estimate(law, lambda x, s=sparsity: x.dense_equivalent(s))
+        for sparsity in levels[levels > 0].tolist()
+      }
+    return result
+
+  def warnings(self) -> list[str]:
+    """Returns a sentence for everything that makes the law doubtful."""
+    sentences = [
+      f"{point.name} is an outlier, left out: its loss is {point.loss:.4g},"
+      f" but the other points give {point.predicted:.4g}"
+      f" ({point.loss / point.predicted - 1:+.0%}); correct or drop the row."
+      for point in self.outliers.itertuples()
+    ]
+    sentences += [
+      f"The law ({name}) misses its own {law.points} points by"
+      f" {np.expm1(law.rms):.0%} (rms); do not use it before the table is"
+      " corrected."
+      for name, law in self.laws.items()
+      if law.rms > power_laws.POOR_FIT
+    ]
+    lowest = _TINY * self.points["loss"].min()
+    zero = [n for n in ("a_S", "c_S", "c") if self._share(n) <= lowest]
+    if zero:
+      sentences.append(
+        f"The best {' and '.join(zero)} is 0, at the end of its range: the"
+        " table does not determine it; expected more sparsities, sizes or"
+        " amounts of data, over a wider range."
+      )
+    return sentences
+
+  def _share(self, name: str) -> float:
+    """Returns the part of the loss that a coefficient contributes at most."""
+    value = getattr(self.law, name)
+    if name == "c":
+      return value
+    return value * self.points["nonzero"].min() ** -self.law.b_N
+
+  def to_json(self) -> dict:
+    """Returns every fitted coefficient with its interval."""
+    held = self.held_back
+    return {
+      "points": len(self.points),
+      "skipped_rows": self.skipped_rows,
+      "outliers": self.outliers.to_dict("records"),
+      "warnings": self.warnings(),
+      "laws": {name: law.to_json() for name, law in self.laws.items()},
+      "training_cost": dataclasses.asdict(self.cost),
+      "dense_equivalent": self.dense_equivalents(),
+      "held_back": held
+      and {
+        "law": held.law and held.law.to_json(),
+        "points": held.points.to_dict("records"),
+      },
+    }
+
+  def describe(self) -> list[tuple[str, str]]:
+    """Returns (name, text) of the main results."""
+    lines = [("points", f"{len(self.points)}")]
+    lines += [
+      ("skipped rows", f"{count}, {reason}")
+      for reason, count in self.skipped_rows.items()
+    ]
+    if len(self.outliers):
+      names = ", ".join(self.outliers["name"])
+      lines.append(("outliers", f"{len(self.outliers)}, left out: {names}"))
+    for name, law in self.laws.items():
+      text = f"{law.describe()}; rms {law.rms:.2%}"
+      lines.append((f"law ({name})", text))
+    for structure, values in self.dense_equivalents().items():
+      text = ", ".join(
+        f"{sparsity:.4g}: {_describe(estimate)}"
+        for sparsity, estimate in values.items()
+      )
+      lines.append((f"equal dense size ({structure})", text))
+    if self.held_back:
+      lines.append(("most expensive point", self.held_back.describe()))
+    lines.append(("intervals", f"central {LEVEL:.0%} of the resamples"))
+    return lines
+
+
+def _estimate(law: SparsityLaw, quantity) -> dict:
+  """Returns the value and the interval of a function of a law, for JSON."""
+  samples = [float(quantity(sample)) for sample in law.samples()]
+  interval = central_interval(samples) if samples else None
+  return {"value": float(quantity(law)), "interval": interval}
+
+
+def _describe(estimate: dict) -> str:
+  text = f"{estimate['value']:.3g} N"
+  if estimate["interval"] is not None:
+    text += " ({:.3g} to {:.3g})".format(*estimate["interval"])
+  return text
+
+
+def fit_sparsity_study(
+  table: pd.DataFrame,
+  columns: SparsityColumns,
+  *,
+  options: FitOptions,
+  cost: TrainingCost,
+  hold_back: int,
+) -> SparsityFits:
+  """Fits the law to a table, and logs what makes it doubtful.
+
+  Args:
+    table: see `read_sparse_runs`.
+    columns: names of its columns.
+    options: of the fits.
+    cost: of training, for optima and to rank the points.
+    hold_back: number of the most expensive points that are also predicted from
+      all others.
+
+  Raises:
+    UserError: if a column does not exist, a value is impossible or the table
+      does not determine the law.
+  """
+  runs, skipped_rows = read_sparse_runs(table, columns)
+  sparse = runs.loc[runs["structure"] != DENSE, "structure"]
+  main = sparse.value_counts().idxmax() if len(sparse) else DENSE
+  _require_determined(_of_structure(runs, main))
+  law, odd = _fit_without_outliers(_of_structure(runs, main), options)
+  points = runs.drop(index=odd.index)
+  own = _of_structure(points, main)
+  law = bootstrap_sparsity_law(law, own, options)
+  fits = SparsityFits(
+    points=points,
+    skipped_rows=skipped_rows,
+    outliers=odd,
+    main=main,
+    law=law,
+    structures={
+      name: fit_structure(law, _of_structure(points, name), options)
+      for name in sparse.unique()
+      if name != main
+    },
+    held_back=_predict_most_expensive(own, options, cost, hold_back),
+    cost=cost,
+  )
+  for sentence in fits.warnings():
+    LOGGER.warning("%s", sentence)
+  return fits
+
+
+def _of_structure(points: pd.DataFrame, structure: str) -> pd.DataFrame:
+  return points[points["structure"].isin([structure, DENSE])]
+
+
+def _require_determined(points: pd.DataFrame) -> None:
+  """Raises a UserError if the points do not determine the law."""
+  levels = {
+    "sparsities": points["sparsity"].nunique(),
+    "numbers of nonzero parameters": points["nonzero"].nunique(),
+    "amounts of data": points["data"].nunique(),
+  }
+  found = ", ".join(f"{count} {name}" for name, count in levels.items())
+  if len(points) < MIN_POINTS or min(levels.values()) < MIN_LEVELS:
+    raise UserError(
+      f"the table does not determine the law: it has {len(points)} usable rows"
+      f" of one structure, with {found}; expected at least {MIN_POINTS} rows"
+      f" and {MIN_LEVELS} of each."
+    )
+
+
+def _is_determined(points: pd.DataFrame) -> bool:
+  try:
+    _require_determined(points)
+  except UserError:
+    return False
+  return True
+
+
+def _fit_without_outliers(
+  points: pd.DataFrame, options: FitOptions
+) -> tuple[SparsityLaw, pd.DataFrame]:
+  """Returns the law of the points that agree, and the outliers."""
+  kept = points
+  law = fit_sparsity_law(kept, options)
+  while True:
+    residuals = np.log(kept["loss"] / _predict(law, kept)).to_numpy()
+    new = residual_outliers(log_loss_slopes(law, kept), residuals)
+    rest = kept[~new]
+    too_many = len(points) - len(rest) > _MAX_OUTLIER_SHARE * len(points)
+    if not new.any() or too_many or not _is_determined(rest):
+      break
+    kept, law = rest, fit_sparsity_law(rest, options)
+  odd = points.drop(index=kept.index)
+  return law, odd.assign(predicted=_predict(law, odd))
+
+
+def _predict(law: SparsityLaw, points: pd.DataFrame) -> np.ndarray:
+  return law.predict(*points[[*_NUMBERS[:3]]].to_numpy(float).T)
+
+
+def _predict_most_expensive(points, options, cost, count) -> HeldBack | None:
+  """Predicts the `count` points of the highest compute from all others."""
+  if not count:
+    return None
+  compute = cost.compute(*points[[*_NUMBERS[:3]]].to_numpy(float).T)
+  order = np.argsort(compute, kind="stable")
+  rest, held = points.iloc[order[:-count]], points.iloc[order[-count:]]
+  unknown = held.assign(predicted=np.nan, low=np.nan, high=np.nan)
+  if not _is_determined(rest):
+    return HeldBack(unknown, None)
+  law = fit_sparsity_law(rest, options)
+  law = bootstrap_sparsity_law(law, rest, options)
+  held = unknown.assign(predicted=_predict(law, held))
+  if law.bootstrap_samples:
+    where = held[[*_NUMBERS[:3]]].to_numpy(float).T
+    samples = np.array([sample.predict(*where) for sample in law.samples()])
+    ranges = [central_interval(column) for column in samples.T]
+    held["low"], held["high"] = np.array(ranges).T
+  return HeldBack(held, law)
