@@ -32,12 +32,10 @@ from nfnets_tf.scaling import (
   sparsity_plots,
   study,
 )
+from nfnets_tf.scaling.run_tables import SparsityColumns
 from nfnets_tf.scaling.sparsity_fit import FitOptions
 from nfnets_tf.scaling.sparsity_law import TrainingCost
-from nfnets_tf.scaling.sparsity_study import (
-  SparsityColumns,
-  fit_sparsity_study,
-)
+from nfnets_tf.scaling.sparsity_study import fit_sparsity_study
 from nfnets_tf.scaling.study import Fits, RunColumns, fit_study
 from nfnets_tf.train.dry_run import format_table
 
@@ -124,7 +122,7 @@ class FitLawsJob:
 
 @accepts(
   table=PATH,
-  columns=built("@sparsity_study.SparsityColumns()"),
+  columns=built("@run_tables.SparsityColumns()"),
   options=built("@sparsity_fit.FitOptions()"),
   cost=built("@sparsity_law.TrainingCost()"),
   hold_back=integer(0),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import functools
 import io
 import logging
@@ -10,12 +11,16 @@ import re
 from collections.abc import Sequence
 from numbers import Real
 
+import numpy as np
 import pandas as pd
 
 from nfnets_tf.errors import UserError
 from nfnets_tf.fileio import decode_text
+from nfnets_tf.ranges import TEXT, accepts, optional
 
 LOGGER = logging.getLogger("nfnets_tf")
+
+DENSE, UNSTRUCTURED = "dense", "unstructured"
 
 _NAMES = ("point", "run", "trial", "name")  # columns that name a run
 _MAX_NAMED = 5
@@ -25,6 +30,8 @@ _EXPONENT = r"(?:[eE][+-]?\d+)?"
 _DOT_GROUPS = re.compile(r"[+-]?\d{1,3}(?:\.\d{3})+(?:,\d*)?")
 _COMMA_GROUPS = re.compile(r"[+-]?\d{1,3}(?:,\d{3})+(?:\.\d*)?" + _EXPONENT)
 _COMMA_DECIMAL = re.compile(r"[+-]?\d*,\d+" + _EXPONENT)
+_SPARSE_NUMBERS = ("sparsity", "nonzero", "data", "loss")
+_NM = re.compile(r"\s*\d+\s*:\s*(\d+)\s*")
 _LEADING_ZERO = re.compile(r"[+-]?0")
 
 
@@ -125,6 +132,116 @@ def warn_of_unusable(runs: pd.DataFrame, usable: pd.DataFrame) -> None:
     len(runs),
     "; ".join(texts),
   )
+
+
+@accepts(
+  sparsity=TEXT,
+  nonzero=TEXT,
+  data=TEXT,
+  loss=TEXT,
+  structure=optional(TEXT),
+  rate=optional(TEXT),
+)
+@dataclasses.dataclass(frozen=True)
+class SparsityColumns:
+  """Names of the columns of a table with a row for each run.
+
+  Attributes:
+    sparsity: share of the parameters that are zero, at least 0 and below 1.
+    nonzero: number of the other parameters.
+    data: that the network was trained on, in any unit.
+    loss: final loss.
+    structure: of the zeros, such as "unstructured", "2:4" or "1:4"; patterns
+      n:m with the same m share a law. None if all runs have one structure.
+    rate: peak learning rate, of which the best one counts; None if each row
+      is a point of its own.
+  """
+
+  sparsity: str
+  nonzero: str
+  data: str
+  loss: str
+  structure: str | None = None
+  rate: str | None = None
+
+
+def read_sparse_runs(
+  table: pd.DataFrame, columns: SparsityColumns
+) -> tuple[pd.DataFrame, dict[str, int]]:
+  """Returns the runs of a table, and the number of skipped rows.
+
+  Args:
+    table: a row for each run; where it has a column `state`, rows that are not
+      "done" are skipped, as are rows with an empty cell.
+    columns: names of its columns; case and spaces around them do not matter.
+
+  Returns:
+    Columns structure, sparsity, nonzero, data, loss and name (of the row, for
+    messages); and {reason: rows}.
+
+  Raises:
+    UserError: if a column does not exist, or a value is impossible.
+  """
+  names = dataclasses.asdict(columns)
+  actual = {key: n and find_column(table, n) for key, n in names.items()}
+  missing = [names[key] for key, n in actual.items() if names[key] and not n]
+  if missing:
+    raise UserError(
+      f"the table has no column {missing[0]!r}; bind SparsityColumns to its"
+      f" columns: {', '.join(map(str, table.columns))}."
+    )
+  runs = pd.DataFrame({k: table[n] if n else None for k, n in actual.items()})
+  runs["name"] = [f"row {number}" for number in range(1, len(runs) + 1)]
+  skipped = {}
+  if (state := find_column(table, "state")) is not None:
+    done = table[state].astype(str).str.strip().str.lower() == "done"
+    skipped["not done"] = int((~done).sum())
+    runs = runs[done]
+  given = runs[[*_SPARSE_NUMBERS]].notna()
+  warn_of_unusable(runs, given)
+  skipped["with an empty cell"] = int((~given.all(axis=1)).sum())
+  runs = runs[given.all(axis=1)].copy()
+  for key in _SPARSE_NUMBERS:
+    _check(runs, key, names[key])
+    runs[key] = pd.to_numeric(runs[key])
+  runs["structure"] = runs["structure"].map(_family)
+  runs.loc[runs["sparsity"] == 0, "structure"] = DENSE
+  copies = runs.drop(columns="name").duplicated()
+  skipped["copies of another row"] = int(copies.sum())
+  runs = runs[~copies]
+  if columns.rate:
+    best = runs.sort_values("loss", kind="stable").drop_duplicates(
+      ["structure", "sparsity", "nonzero", "data"]
+    )
+    skipped["of worse learning rates"] = len(runs) - len(best)
+    runs = best.sort_index()
+  skipped = {reason: count for reason, count in skipped.items() if count}
+  return runs.drop(columns="rate").reset_index(drop=True), skipped
+
+
+def _check(runs: pd.DataFrame, key: str, column: str) -> None:
+  """Raises a UserError that names the first impossible value of a column."""
+  values = pd.to_numeric(runs[key], errors="coerce")
+  valid = np.isfinite(values) & (values > 0)
+  expected = "a number above 0"
+  if key == "sparsity":
+    valid = (values >= 0) & (values < 1)
+    expected = "the share of zeros, at least 0 and below 1 (50 % is 0.5)"
+  if not valid.all():
+    row = runs[~valid].iloc[0]
+    raise UserError(
+      f"{row['name']} of the table has {column} = {row[key]}"
+      f" ({(~valid).sum()} of {len(runs)} rows are like that); expected"
+      f" {expected}: correct or remove them."
+    )
+
+
+def _family(structure) -> str:
+  """Returns the structure's name for all patterns that share a law."""
+  if pd.isna(structure) or str(structure).strip().lower() in ("", DENSE):
+    return UNSTRUCTURED
+  match = _NM.fullmatch(str(structure))
+  return f"n:{match[1]}" if match else str(structure).strip()
 
 
 def _repr(value) -> str:

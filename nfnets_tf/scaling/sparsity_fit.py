@@ -28,9 +28,9 @@ _MIN_EXPONENT, _MAX_EXPONENT = 0.01, 5.0
 _LOW = np.array([0.0] * 4 + [-_MAX_EXPONENT] + [_MIN_EXPONENT] * 2)
 _HIGH = np.array([50.0] * 4 + [_MAX_EXPONENT] * 3)
 _SIZE = len(_LOW)
-_WIDER = (1e3, 10.0, 1.0)  # Huber's delta falls to its value in these stages
-_ITERATIONS = (40, 40, 200)
-_TOLERANCE = 1e-13  # relative decrease of the loss
+# Huber's delta falls to its value in these stages: its multiple, the number of
+# iterations and the relative decrease of the loss at which they end.
+_STAGES = ((1e3, 40, 1e-3), (10.0, 40, 1e-3), (1.0, 200, 1e-12))
 _MAX_STEP = 0.5
 _MAX_DAMPING = 1e6
 _CHUNK = 1_000  # fits at a time, for the caches of a core
@@ -257,14 +257,15 @@ class _Problem:
     for first in range(0, len(starts), _CHUNK):
       part = slice(first, first + _CHUNK)
       bounds = low[part], high[part]
-      for wider, iterations in zip(_WIDER, _ITERATIONS):
+      for stage in _STAGES:
         values[part], losses[part] = self._newton(
-          values[part], counts[part], bounds, wider * self.delta, iterations
+          values[part], counts[part], bounds, *stage
         )
     return values, losses
 
-  def _newton(self, values, counts, bounds, delta, iterations):
+  def _newton(self, values, counts, bounds, wider, iterations, tolerance):
     """Runs damped Newton steps, projected to the bounds."""
+    delta = wider * self.delta
     values, damping = values.copy(), np.full(len(values), 1e-3)
     losses, live = np.full(len(values), np.inf), np.arange(len(values))
     for _ in range(iterations):
@@ -280,7 +281,7 @@ class _Problem:
       damping[live] *= np.where(better, 0.3, 4.0)
       done = np.where(
         better,
-        before - after <= _TOLERANCE * before,
+        before - after <= tolerance * before,
         damping[live] > _MAX_DAMPING,
       )
       live = live[~done]

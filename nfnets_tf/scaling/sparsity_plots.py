@@ -10,7 +10,8 @@ from matplotlib import ticker
 from matplotlib.figure import Figure
 
 from nfnets_tf.scaling import plots
-from nfnets_tf.scaling.sparsity_study import SparsityColumns, SparsityFits
+from nfnets_tf.scaling.run_tables import SparsityColumns
+from nfnets_tf.scaling.sparsity_study import SparsityFits
 
 _MAX_PANELS = 4
 _WIDER = 10.0  # range of the contours beyond the points, on both sides
@@ -121,9 +122,7 @@ def plot_optimal_sparsity(
   shades = matplotlib.colormaps["viridis"](np.linspace(0, 0.92, len(levels)))
   for level, color in zip(levels, shades):
     contour = fits.law.optimal_compute(level, sizes, fits.cost)
-    label = (
-      f"{level:.4g} is optimal" if level else "0: pruning pays right of it"
-    )
+    label = f"{level:.4g} is optimal" if level else "dense (pruning pays below)"
     axes.plot(contour, sizes, color=color, label=label)
   dense = fits.law.dense_compute(sizes, fits.cost)
   axes.plot(dense, sizes, "--", label="best dense size", **_LINE)

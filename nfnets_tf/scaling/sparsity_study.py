@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import re
 
 import numpy as np
 import pandas as pd
 
 from nfnets_tf.errors import UserError
-from nfnets_tf.ranges import TEXT, accepts, optional
 from nfnets_tf.scaling import power_laws
 from nfnets_tf.scaling.outliers import residual_outliers
-from nfnets_tf.scaling.run_tables import find_column, warn_of_unusable
+from nfnets_tf.scaling.run_tables import (
+  DENSE,
+  SparsityColumns,
+  read_sparse_runs,
+)
 from nfnets_tf.scaling.sparsity_fit import (
   MIN_LEVELS,
   MIN_POINTS,
@@ -32,122 +34,10 @@ from nfnets_tf.scaling.sparsity_law import (
 
 LOGGER = logging.getLogger("nfnets_tf")
 
-DENSE = "dense"
-UNSTRUCTURED = "unstructured"
-_NUMBERS = ("sparsity", "nonzero", "data", "loss")
-_CELL = ["structure", "sparsity", "nonzero", "data"]
-_PATTERN = re.compile(r"\s*\d+\s*:\s*(\d+)\s*")
+_VARIABLES = ["sparsity", "nonzero", "data"]
 _MAX_OUTLIER_SHARE = 0.25
 _GRID = 13  # values of size and of compute in the table of optima
 _TINY = 1e-6  # of the lowest loss
-
-
-@accepts(
-  sparsity=TEXT,
-  nonzero=TEXT,
-  data=TEXT,
-  loss=TEXT,
-  structure=optional(TEXT),
-  rate=optional(TEXT),
-)
-@dataclasses.dataclass(frozen=True)
-class SparsityColumns:
-  """Names of the columns of a table with a row for each run.
-
-  Attributes:
-    sparsity: share of the parameters that are zero, at least 0 and below 1.
-    nonzero: number of the other parameters.
-    data: that the network was trained on, in any unit.
-    loss: final loss.
-    structure: of the zeros, such as "unstructured", "2:4" or "1:4"; patterns
-      n:m with the same m share a law. None if all runs have one structure.
-    rate: peak learning rate, of which the best one counts; None if each row
-      is a point of its own.
-  """
-
-  sparsity: str
-  nonzero: str
-  data: str
-  loss: str
-  structure: str | None = None
-  rate: str | None = None
-
-
-def read_sparse_runs(
-  table: pd.DataFrame, columns: SparsityColumns
-) -> tuple[pd.DataFrame, dict[str, int]]:
-  """Returns the runs of a table, and the number of skipped rows.
-
-  Args:
-    table: a row for each run; where it has a column `state`, rows that are not
-      "done" are skipped, as are rows with an empty cell.
-    columns: names of its columns; case and spaces around them do not matter.
-
-  Returns:
-    Columns structure, sparsity, nonzero, data, loss and name (of the row, for
-    messages); and {reason: rows}.
-
-  Raises:
-    UserError: if a column does not exist, or a value is impossible.
-  """
-  names = dataclasses.asdict(columns)
-  actual = {key: n and find_column(table, n) for key, n in names.items()}
-  missing = [names[key] for key, n in actual.items() if names[key] and not n]
-  if missing:
-    raise UserError(
-      f"the table has no column {missing[0]!r}; bind SparsityColumns to its"
-      f" columns: {', '.join(map(str, table.columns))}."
-    )
-  runs = pd.DataFrame({k: table[n] if n else None for k, n in actual.items()})
-  runs["name"] = [f"row {number}" for number in range(1, len(runs) + 1)]
-  skipped = {}
-  if (state := find_column(table, "state")) is not None:
-    done = table[state].astype(str).str.strip().str.lower() == "done"
-    skipped["not done"] = int((~done).sum())
-    runs = runs[done]
-  given = runs[[*_NUMBERS]].notna()
-  warn_of_unusable(runs, given)
-  skipped["with an empty cell"] = int((~given.all(axis=1)).sum())
-  runs = runs[given.all(axis=1)].copy()
-  for key in _NUMBERS:
-    _check(runs, key, names[key])
-    runs[key] = pd.to_numeric(runs[key])
-  runs["structure"] = runs["structure"].map(_family)
-  runs.loc[runs["sparsity"] == 0, "structure"] = DENSE
-  copies = runs.drop(columns="name").duplicated()
-  skipped["copies of another row"] = int(copies.sum())
-  runs = runs[~copies]
-  if columns.rate:
-    best = runs.sort_values("loss", kind="stable").drop_duplicates(_CELL)
-    skipped["of worse learning rates"] = len(runs) - len(best)
-    runs = best.sort_index()
-  skipped = {reason: count for reason, count in skipped.items() if count}
-  return runs.drop(columns="rate").reset_index(drop=True), skipped
-
-
-def _check(runs: pd.DataFrame, key: str, column: str) -> None:
-  """Raises a UserError that names the first impossible value of a column."""
-  values = pd.to_numeric(runs[key], errors="coerce")
-  valid = np.isfinite(values) & (values > 0)
-  expected = "a number above 0"
-  if key == "sparsity":
-    valid = (values >= 0) & (values < 1)
-    expected = "the share of zeros, at least 0 and below 1 (50 % is 0.5)"
-  if not valid.all():
-    row = runs[~valid].iloc[0]
-    raise UserError(
-      f"{row['name']} of the table has {column} = {row[key]}"
-      f" ({(~valid).sum()} of {len(runs)} rows are like that); expected"
-      f" {expected}: correct or remove them."
-    )
-
-
-def _family(structure) -> str:
-  """Returns the structure's name for all patterns that share a law."""
-  if pd.isna(structure) or not str(structure).strip():
-    return UNSTRUCTURED
-  match = _PATTERN.fullmatch(str(structure))
-  return f"n:{match[1]}" if match else str(structure).strip()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -221,7 +111,7 @@ class SparsityFits:
       size of an equally good dense network), for each of 13 log-spaced numbers
       of nonzero parameters and computes.
     """
-    computes = self.cost.compute(*self.points[[*_NUMBERS[:3]]].to_numpy().T)
+    computes = self.cost.compute(*self.points[_VARIABLES].to_numpy().T)
     ranges = (self.points["nonzero"], computes)
     axes = (np.geomspace(x.min(), x.max(), _GRID) for x in ranges)
     nonzero, compute = (x.ravel() for x in np.meshgrid(*axes, indexing="ij"))
@@ -434,14 +324,14 @@ def _fit_without_outliers(
 
 
 def _predict(law: SparsityLaw, points: pd.DataFrame) -> np.ndarray:
-  return law.predict(*points[[*_NUMBERS[:3]]].to_numpy(float).T)
+  return law.predict(*points[_VARIABLES].to_numpy(float).T)
 
 
 def _predict_most_expensive(points, options, cost, count) -> HeldBack | None:
   """Predicts the `count` points of the highest compute from all others."""
   if not count:
     return None
-  compute = cost.compute(*points[[*_NUMBERS[:3]]].to_numpy(float).T)
+  compute = cost.compute(*points[_VARIABLES].to_numpy(float).T)
   order = np.argsort(compute, kind="stable")
   rest, held = points.iloc[order[:-count]], points.iloc[order[-count:]]
   unknown = held.assign(predicted=np.nan, low=np.nan, high=np.nan)
@@ -451,7 +341,7 @@ def _predict_most_expensive(points, options, cost, count) -> HeldBack | None:
   law = bootstrap_sparsity_law(law, rest, options)
   held = unknown.assign(predicted=_predict(law, held))
   if law.bootstrap_samples:
-    where = held[[*_NUMBERS[:3]]].to_numpy(float).T
+    where = held[_VARIABLES].to_numpy(float).T
     samples = np.array([sample.predict(*where) for sample in law.samples()])
     ranges = [central_interval(column) for column in samples.T]
     held["low"], held["high"] = np.array(ranges).T

@@ -18,6 +18,7 @@ JOBS = {
   "gin/data_server.gin": ["ADDRESS = 'a:1'"],
   "gin/export.gin": ["CHECKPOINT = {run!r}"],
   "gin/fit_laws.gin": ["TABLE = 'x'"],
+  "gin/fit_sparsity_law.gin": ["TABLE = 'x'"],
   "gin/paper_figures.gin": [],
   "gin/prepare_csv.gin": [
     "DATA_DIR = 'x'",

@@ -10,7 +10,7 @@ from nfnets_tf.config import Configuration
 from nfnets_tf.errors import UserError
 from nfnets_tf.jobs.job import RunContext
 from nfnets_tf.jobs.scaling_laws import FitLawsJob, PaperFiguresJob
-from tests.support.tables import known_table
+from tests.support.tables import VIT, known_table, sparse_table
 
 NAMES = {
   "loss": "heldout_loss",
@@ -92,6 +92,45 @@ def test_reports_too_few_points(tmp_path):
   table = known_table().rename(columns=NAMES).iloc[:1]
   table.to_csv(tmp_path / "t.csv", index=False)
   assert "not enough points" in run(tmp_path / "t.csv", tmp_path / "work")
+
+
+def make_sparsity_job(table, *params):
+  quick = ["FitOptions.resamples = 5", "FitOptions.starts = 5"]
+  params = [f"TABLE = {str(table)!r}", *(f"sparsity_fit.{x}" for x in quick)]
+  return Configuration(["gin/fit_sparsity_law.gin"], params).build_job()
+
+
+def test_fits_and_plots_the_law_of_sparsity(tmp_path):
+  path, workdir = tmp_path / "t.csv", tmp_path / "work"
+  sparse_table(noise=0.003).to_csv(path, index=False, sep=";", decimal=",")
+  job = make_sparsity_job(path)
+  assert str(path) in job.plan() and "huber_delta" in job.plan()
+  summary = job.run(RunContext(str(workdir), "A = 1\n"))
+  assert "held back" not in summary and "most expensive point" in summary
+  assert {path.name for path in workdir.iterdir()} == {
+    "laws.json",
+    "optimal_sparsity.csv",
+    "loss.png",
+    "optimal_sparsity.png",
+    "fit.png",
+    "config.gin",
+  }
+  laws = json.loads((workdir / "laws.json").read_text())
+  law = laws["laws"]["unstructured"]
+  assert law["b_N"]["value"] == pytest.approx(VIT.b_N, rel=0.1)
+  assert laws["training_cost"] == {"flops": 6, "mean_sparsity": 0.625}
+  for name in ("loss", "optimal_sparsity", "fit"):
+    image = matplotlib.image.imread(workdir / f"{name}.png")
+    assert image.shape[1] > 600 and image.std() > 0.05
+
+
+def test_a_table_that_determines_no_law_leaves_no_files(tmp_path):
+  sparse_table(sparsities=[0.5]).to_csv(tmp_path / "t.csv", index=False)
+  with pytest.raises(UserError, match="does not determine the law"):
+    make_sparsity_job(tmp_path / "t.csv").run(
+      RunContext(str(tmp_path / "work"), "")
+    )
+  assert not (tmp_path / "work").exists()
 
 
 @pytest.fixture(scope="module")
