@@ -84,18 +84,21 @@ def fit_sparsity_law(points: pd.DataFrame, options: FitOptions) -> SparsityLaw:
 def bootstrap_sparsity_law(
   law: SparsityLaw, points: pd.DataFrame, options: FitOptions
 ) -> SparsityLaw:
-  """Returns a law with bootstrap samples, from points drawn with replacement.
+  """Returns a law with samples of the Bayesian bootstrap.
+
+  Every resample gives the points random weights, from the flat Dirichlet
+  distribution. Points drawn with replacement would have whole numbers as
+  weights; then many are missing from a resample, and intervals are too wide.
 
   Args:
     law: the fit to these points.
-    points: see `fit_sparsity_law`. Resamples with too few sparsities, sizes or
-      amounts of data are drawn again.
+    points: see `fit_sparsity_law`.
     options: see `FitOptions`.
   """
   problem = _Problem.of(points, options)
-  counts = _draw(points, options, options.resamples)
-  start = np.broadcast_to(problem.values(law), (len(counts), _SIZE))
-  values, _ = problem.descend(start, counts)
+  weights = _draw_weights(points, options, options.resamples)
+  start = np.broadcast_to(problem.values(law), (len(weights), _SIZE))
+  values, _ = problem.descend(start, weights)
   samples = tuple(problem.law(value).coefficients for value in values)
   return dataclasses.replace(law, bootstrap_samples=samples)
 
@@ -120,18 +123,18 @@ def fit_structure(
   problem = _Problem.of(points, options)
   own = [0, 1, 4][: points["sparsity"].nunique()]
 
-  def fit(laws, counts):
+  def fit(laws, weights):
     starts = np.array([problem.values(each) for each in laws])
     low, high = starts.copy(), starts.copy()
     low[:, own], high[:, own] = _LOW[own], _HIGH[own]
-    values, _ = problem.descend(starts, counts, low=low, high=high)
+    values, _ = problem.descend(starts, weights, low=low, high=high)
     return [problem.law(value) for value in values]
 
   (best,) = fit([law], None)
   if not law.bootstrap_samples:
     return best
-  counts = _draw(points, options, len(law.bootstrap_samples))
-  samples = tuple(each.coefficients for each in fit(law.samples(), counts))
+  weights = _draw_weights(points, options, len(law.bootstrap_samples))
+  samples = tuple(each.coefficients for each in fit(law.samples(), weights))
   return dataclasses.replace(best, bootstrap_samples=samples)
 
 
@@ -149,20 +152,10 @@ def log_loss_slopes(law: SparsityLaw, points: pd.DataFrame) -> np.ndarray:
   return (jacobian / _terms(values, problem.logs).sum(axis=1))[0].T
 
 
-def _draw(points, options, resamples) -> np.ndarray:
-  """Returns how often each point is in each resample [resamples, points]."""
-  levels = points[["sparsity", "nonzero", "data"]]
-  codes = [np.unique(levels[name], return_inverse=True)[1] for name in levels]
-  least = [min(MIN_LEVELS, code.max() + 1) for code in codes]
+def _draw_weights(points, options, resamples) -> np.ndarray:
+  """Returns the weights of the points in each resample [resamples, points]."""
   generator = np.random.default_rng(options.seed)
-  even = np.full(len(points), 1.0 / len(points))
-  drawn = []
-  while len(drawn) < resamples:
-    counts = generator.multinomial(len(points), even)
-    found = [len(np.unique(code[counts > 0])) for code in codes]
-    if all(n >= m for n, m in zip(found, least)):
-      drawn.append(counts)
-  return np.array(drawn, float).reshape(resamples, len(points))
+  return len(points) * generator.dirichlet(np.ones(len(points)), resamples)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -238,12 +231,12 @@ class _Problem:
     exponents = np.exp(generator.uniform(np.log(0.05), np.log(2), (count, 3)))
     return np.concatenate([shares, floor, exponents], axis=1)
 
-  def descend(self, starts, counts=None, *, low=_LOW, high=_HIGH):
+  def descend(self, starts, weights=None, *, low=_LOW, high=_HIGH):
     """Minimizes the Huber loss from each start.
 
     Args:
       starts: [m, 7].
-      counts: weights of the points [m, n]; None is 1 each.
+      weights: of the points [m, n]; None is 1 each.
       low: bounds that broadcast to [m, 7].
       high: bounds that broadcast to [m, 7].
 
@@ -251,7 +244,7 @@ class _Problem:
       The minima [m, 7] and their losses [m].
     """
     shape = len(starts), len(self.target)
-    counts = np.broadcast_to(1.0 if counts is None else counts, shape)
+    weights = np.broadcast_to(1.0 if weights is None else weights, shape)
     low, high = (np.broadcast_to(x, starts.shape) for x in (low, high))
     values, losses = np.clip(starts, low, high), np.empty(len(starts))
     for first in range(0, len(starts), _CHUNK):
@@ -259,22 +252,22 @@ class _Problem:
       bounds = low[part], high[part]
       for stage in _STAGES:
         values[part], losses[part] = self._newton(
-          values[part], counts[part], bounds, *stage
+          values[part], weights[part], bounds, *stage
         )
     return values, losses
 
-  def _newton(self, values, counts, bounds, wider, iterations, tolerance):
+  def _newton(self, values, weights, bounds, wider, iterations, tolerance):
     """Runs damped Newton steps, projected to the bounds."""
     delta = wider * self.delta
     values, damping = values.copy(), np.full(len(values), 1e-3)
     losses, live = np.full(len(values), np.inf), np.arange(len(values))
     for _ in range(iterations):
-      old, weights = values[live], counts[live]
+      old, part = values[live], weights[live]
       low, high = (bound[live] for bound in bounds)
-      before, gradient, hessian = self._derivatives(old, weights, delta)
+      before, gradient, hessian = self._derivatives(old, part, delta)
       step = _step(old, gradient, hessian, damping[live], low, high)
       new = np.clip(old + step, low, high)
-      after, *_ = self._residuals(new, weights, delta)
+      after, *_ = self._residuals(new, part, delta)
       better = after < before
       values[live[better]] = new[better]
       losses[live] = np.where(better, after, before)

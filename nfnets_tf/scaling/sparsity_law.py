@@ -154,7 +154,7 @@ class SparsityLaw:
       log_density = right / (self.b_S + self.b_D)
     else:
       log_density = self._bisect(right, cost)
-    return -np.expm1(np.minimum(log_density, 0.0))
+    return 0.0 - np.expm1(np.minimum(log_density, 0.0))
 
   def _log_data_side(self, nonzero, compute, cost):
     """Returns the log of b_D (1 - m) (a_D flops N / C)^b_D N^b_N / (a_S b_S).

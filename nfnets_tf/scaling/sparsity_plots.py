@@ -14,6 +14,7 @@ from nfnets_tf.scaling.run_tables import SparsityColumns
 from nfnets_tf.scaling.sparsity_study import SparsityFits
 
 _MAX_PANELS = 4
+_WIDE = 100.0  # range of sizes of which a narrow panel labels powers of 10
 _WIDER = 10.0  # range of the contours beyond the points, on both sides
 _NONZERO = "nonzero parameters"
 _ENGINEERING = ticker.EngFormatter(sep="")
@@ -88,13 +89,16 @@ def plot_sparse_losses(fits: SparsityFits, columns: SparsityColumns) -> Figure:
       axes.plot("nonzero", "loss", data=rows, linestyle="none", **style)
       law = fits.laws.get(key[0], fits.law)
       if len(rows):
-        grid = np.geomspace(*inside["nonzero"].agg(["min", "max"]), 100)
+        grid = np.geomspace(*points["nonzero"].agg(["min", "max"]), 100)
         curve = law.predict(key[1], grid, amount)
         axes.plot(grid, curve, color=style["color"], linewidth=1.2)
     unit = plots.axis_label(columns.data)
     axes.set_title(f"{unit}: {_ENGINEERING(amount)}", fontsize=11)
     axes.set_xlabel(_NONZERO)
-    plots.set_log_axis(axes, "x", inside["nonzero"].agg(["min", "max"]))
+    ends = inside["nonzero"].agg(["min", "max"])
+    plots.set_log_axis(axes, "x", ends)
+    if ends["max"] > _WIDE * ends["min"]:
+      axes.xaxis.set_major_locator(ticker.LogLocator(subs=(1.0,)))
     plots.set_log_axis(axes, "y", inside["loss"].agg(["min", "max"]))
   every[0].set_ylabel(plots.axis_label(columns.loss))
   every[-1].legend(title="sparsity")

@@ -92,6 +92,14 @@ RULES = [
       ("WORKDIR/results.csv", "docs/data/cifar10_sweep.csv"),
     ),
   ),
+  Rule(
+    r"fit_sparsity_law\.gin",
+    replace=(
+      ("vit_jft.csv", "docs/data/sparsity_example.csv"),
+      ("t5_c4.csv", "docs/data/sparsity_example.csv"),
+      ("'steps'", "'examples'"),
+    ),
+  ),
   Rule(r"data_server\.gin|data_service\.gin|sweeps/jft\.gin", append=DRY),
   Rule(
     r"augmentation_sheet\.py",
@@ -126,7 +134,7 @@ RULES = [
       ("RUNS/full_sam_?", "runs/quickstart"),
     ),
   ),
-  Rule(r"benchmarks\.scaling_study", append=CHECK_FLAGS),
+  Rule(r"benchmarks\.(scaling_study|published_sparsity)", append=CHECK_FLAGS),
   Rule(r"benchmarks\.NAME", skip="a placeholder"),
   Rule(
     r"benchmarks\.training_step --timm=", skip="needs an interpreter with timm"

@@ -36,10 +36,11 @@ def points(**options):
   return sparse_table(**options).rename(columns=NAMES)
 
 
-def mean_huber(law, table, options):
+def mean_huber(law, table, options, weights=None):
   """Returns the mean Huber loss, straight from its definition."""
   total = 0.0
-  for row in table.itertuples():
+  weights = [1 / len(table)] * len(table) if weights is None else weights
+  for row, weight in zip(table.itertuples(), weights):
     part = (law.a_S * (1 - row.sparsity) ** law.b_S + law.c_S) * (
       1 / row.nonzero
     ) ** law.b_N
@@ -49,8 +50,8 @@ def mean_huber(law, table, options):
       off = np.log(predicted) - np.log(row.loss)
     delta = options.huber_delta
     small = abs(off) <= delta
-    total += off**2 / 2 if small else delta * (abs(off) - delta / 2)
-  return total / len(table)
+    total += weight * (off**2 / 2 if small else delta * (abs(off) - delta / 2))
+  return total
 
 
 @LAWS
@@ -250,18 +251,20 @@ def test_same_seed_gives_the_same_samples():
   assert law.interval("b_N") is None
 
 
-def test_bootstrap_is_a_fit_of_points_drawn_with_replacement():
+def test_bootstrap_fits_points_of_random_weights():
   table = points(noise=0.01, sizes=range(4))
   options = dataclasses.replace(LOGS, resamples=3, seed=4)
   law = fit_sparsity_law(table, options)
   law = bootstrap_sparsity_law(law, table, options)
   generator = np.random.default_rng(4)
-  for sample in law.samples():
-    counts = generator.multinomial(len(table), [1 / len(table)] * len(table))
-    again = table.loc[table.index.repeat(counts)]
-    twin = fit_sparsity_law(again, options)
-    found = mean_huber(sample, again, options)
-    assert found == pytest.approx(twin.objective, rel=1e-6)
+  weights = generator.dirichlet(np.ones(len(table)), 3)
+  for sample, weight in zip(law.samples(), weights):
+    best = mean_huber(sample, table, options, weight)
+    assert best < mean_huber(law, table, options, weight)
+    for _ in range(50):
+      factors = np.exp(generator.normal(0, generator.choice([1e-5, 1e-3]), 7))
+      other = SparsityLaw(*(np.array(sample.coefficients) * factors))
+      assert best < mean_huber(other, table, options, weight)
 
 
 @pytest.mark.parametrize(
