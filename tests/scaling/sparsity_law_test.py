@@ -292,8 +292,11 @@ def test_another_structure_changes_only_the_sparse_factor(sparsities, same):
 
 
 def coverage(law, *, noise, tables, resamples, **design):
-  """Returns the share of intervals that contain each coefficient [7]."""
-  options = FitOptions(0.001, True, starts=10, resamples=resamples, seed=0)
+  """Returns the share of intervals that contain each coefficient [7].
+
+  Huber's delta is the noise, as for a user who knows it.
+  """
+  options = FitOptions(noise, True, starts=10, resamples=resamples, seed=0)
   held = np.zeros(len(COEFFICIENTS))
   for seed in range(tables):
     table = points(law=law, noise=noise, seed=seed, **design)
