@@ -247,6 +247,9 @@ def test_figures_show_all_points_and_the_law():
   assert fits.law.optimal_sparsity(y, x, COST) == pytest.approx(0.5)
   (axes,) = sparsity_plots.plot_fit(fits).axes
   assert {"held back", "outlier", *names} <= set(legend(axes))
-  low, high = axes.get_xlim()
   for line in axes.lines:
-    assert ((low < line.get_xdata()) & (line.get_xdata() < high)).all()
+    for values, (low, high) in (
+      (line.get_xdata(), axes.get_xlim()),
+      (line.get_ydata(), axes.get_ylim()),
+    ):
+      assert ((low < values) & (values < high)).all()
