@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 
 import pandas as pd
@@ -335,5 +336,16 @@ def _start(context: RunContext) -> None:
 def _write_laws(context: RunContext, content: dict) -> str:
   """Writes laws.json and returns its path."""
   path = os.path.join(context.workdir, "laws.json")
-  write_atomically(path, json.dumps(content, indent=1) + "\n")
+  text = json.dumps(_without_nan(content), indent=1, allow_nan=False)
+  write_atomically(path, text + "\n")
   return path
+
+
+def _without_nan(value):
+  """Returns a value with null for numbers that JSON does not have."""
+  if isinstance(value, dict):
+    return {key: _without_nan(each) for key, each in value.items()}
+  if isinstance(value, (list, tuple)):
+    return [_without_nan(each) for each in value]
+  unknown = isinstance(value, float) and not math.isfinite(value)
+  return None if unknown else value

@@ -10,8 +10,8 @@ each other; then the rest is searched again.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -57,20 +57,6 @@ def law_outliers(compute: Sequence[float], loss: Sequence[float]) -> np.ndarray:
   if len(x) < _MIN_POINTS:
     return np.zeros(len(x), bool)
   return _find(_curves(x), y, _LOSS_NOISE, np.log(_MIN_LOSS_RATIO)).chosen
-
-
-def residual_outliers(slopes: np.ndarray, residuals: np.ndarray) -> np.ndarray:
-  """Returns which points a fitted law's other points rule out, bool [n].
-
-  Args:
-    slopes: derivatives of log loss by the law's coefficients [n, p].
-    residuals: measured minus fitted log loss [n].
-  """
-  if len(residuals) < _MIN_POINTS:
-    return np.zeros(len(residuals), bool)
-  designs = {"law": np.asarray(slopes, float)}
-  least = np.log(_MIN_LOSS_RATIO)
-  return _find(designs, residuals, _LOSS_NOISE, least).chosen
 
 
 def find_outliers(points: pd.DataFrame) -> pd.DataFrame:
@@ -130,6 +116,44 @@ def split_outliers(
         runs = runs[~same]
   none = runs.iloc[:0].assign(quantity="", expected=np.nan)
   return runs, pd.concat(found, ignore_index=True) if found else none
+
+
+def split_law_outliers(
+  points: pd.DataFrame,
+  fit: Callable[[pd.DataFrame], Any],
+  slopes: Callable[[Any, pd.DataFrame], np.ndarray],
+  enough: Callable[[pd.DataFrame], bool],
+) -> tuple[Any, pd.DataFrame]:
+  """Returns the law of the points that agree, and the outliers.
+
+  Args:
+    points: columns sparsity, nonzero, data and loss.
+    fit: returns the law of points, which predicts by the first three.
+    slopes: returns the derivatives of log loss by the variables of a fit [n, p]
+      at a law and points.
+    enough: returns whether points determine a law.
+
+  Returns:
+    The law, and the outliers with a further column: predicted.
+  """
+  kept, law = points, fit(points)
+  while len(kept) >= _MIN_POINTS:
+    designs = {"law": slopes(law, kept)}
+    residuals = np.log(kept["loss"] / _predict(law, kept)).to_numpy()
+    least = np.log(_MIN_LOSS_RATIO)
+    rest = kept[~_find(designs, residuals, _LOSS_NOISE, least).chosen]
+    most = _MAX_SHARE * len(points)
+    if len(rest) == len(kept) or len(points) - len(rest) > most:
+      break
+    if not enough(rest):
+      break
+    kept, law = rest, fit(rest)
+  odd = points.drop(index=kept.index)
+  return law, odd.assign(predicted=_predict(law, odd))
+
+
+def _predict(law: Any, points: pd.DataFrame) -> np.ndarray:
+  return law.predict(*(points[n] for n in ("sparsity", "nonzero", "data")))
 
 
 def _mark(points: pd.DataFrame, quantity: str, found: Outliers) -> None:

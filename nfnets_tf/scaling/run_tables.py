@@ -17,6 +17,7 @@ import pandas as pd
 from nfnets_tf.errors import UserError
 from nfnets_tf.fileio import decode_text
 from nfnets_tf.ranges import TEXT, accepts, optional
+from nfnets_tf.scaling.sparsity_law import sparsity_levels
 
 LOGGER = logging.getLogger("nfnets_tf")
 
@@ -31,7 +32,7 @@ _DOT_GROUPS = re.compile(r"[+-]?\d{1,3}(?:\.\d{3})+(?:,\d*)?")
 _COMMA_GROUPS = re.compile(r"[+-]?\d{1,3}(?:,\d{3})+(?:\.\d*)?" + _EXPONENT)
 _COMMA_DECIMAL = re.compile(r"[+-]?\d*,\d+" + _EXPONENT)
 _SPARSE_NUMBERS = ("sparsity", "nonzero", "data", "loss")
-_NM = re.compile(r"\s*\d+\s*:\s*(\d+)\s*")
+_NM = re.compile(r"\d+\s*:\s*(\d+)")
 _LEADING_ZERO = re.compile(r"[+-]?0")
 
 
@@ -152,7 +153,8 @@ class SparsityColumns:
     data: that the network was trained on, in any unit.
     loss: final loss.
     structure: of the zeros, such as "unstructured", "2:4" or "1:4"; patterns
-      n:m with the same m share a law. None if all runs have one structure.
+      n:m with the same m share a law. An empty cell is "unstructured", and
+      dense networks need none. None if all runs have one structure.
     rate: peak learning rate, of which the best one counts; None if each row
       is a point of its own.
   """
@@ -176,8 +178,8 @@ def read_sparse_runs(
     columns: names of its columns; case and spaces around them do not matter.
 
   Returns:
-    Columns structure, sparsity, nonzero, data, loss and name (of the row, for
-    messages); and {reason: rows}.
+    Columns structure, sparsity, level (see `sparsity_levels`), nonzero, data,
+    loss and name (of the row, for messages); and {reason: rows}.
 
   Raises:
     UserError: if a column does not exist, or a value is impossible.
@@ -204,8 +206,8 @@ def read_sparse_runs(
   for key in _SPARSE_NUMBERS:
     _check(runs, key, names[key])
     runs[key] = pd.to_numeric(runs[key])
-  runs["structure"] = runs["structure"].map(_family)
-  runs.loc[runs["sparsity"] == 0, "structure"] = DENSE
+  runs["level"] = sparsity_levels(runs["sparsity"])
+  runs["structure"] = _structures(runs)
   copies = runs.drop(columns="name").duplicated()
   skipped["copies of another row"] = int(copies.sum())
   runs = runs[~copies]
@@ -236,12 +238,23 @@ def _check(runs: pd.DataFrame, key: str, column: str) -> None:
     )
 
 
-def _family(structure) -> str:
-  """Returns the structure's name for all patterns that share a law."""
-  if pd.isna(structure) or str(structure).strip().lower() in ("", DENSE):
-    return UNSTRUCTURED
-  match = _NM.fullmatch(str(structure))
-  return f"n:{match[1]}" if match else str(structure).strip()
+def _structures(runs: pd.DataFrame) -> list[str]:
+  """Returns the structure of each run; patterns of one law have one name."""
+  names, spellings = [], {UNSTRUCTURED: UNSTRUCTURED}
+  for run in runs.itertuples():
+    given = "" if pd.isna(run.structure) else str(run.structure).strip()
+    if run.level == 0:
+      names.append(DENSE)
+      continue
+    if given.lower() == DENSE:
+      raise UserError(
+        f"{run.name} of the table is {given!r} but has a sparsity of"
+        f" {run.sparsity:g}; expected 0 for dense networks."
+      )
+    match = _NM.fullmatch(given)
+    name = f"n:{match[1]}" if match else given or UNSTRUCTURED
+    names.append(spellings.setdefault(name.lower(), name))
+  return names
 
 
 def _repr(value) -> str:

@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 
 from nfnets_tf.ranges import COUNT, SEED, accepts, flag, integer, number
-from nfnets_tf.scaling.sparsity_law import SparsityLaw
+from nfnets_tf.scaling.sparsity_law import SparsityLaw, sparsity_levels
 
 MIN_LEVELS = 3  # of sparsity, size and data each
 MIN_POINTS = 8  # one more than coefficients
@@ -27,6 +27,8 @@ _MIN_EXPONENT, _MAX_EXPONENT = 0.01, 5.0
 # Of A_1 to A_4, b_S, b_N and b_D; the exponent of the density may be negative.
 _LOW = np.array([0.0] * 4 + [-_MAX_EXPONENT] + [_MIN_EXPONENT] * 2)
 _HIGH = np.array([50.0] * 4 + [_MAX_EXPONENT] * 3)
+_NAMES = ("a_S", "c_S", "a_D", "c", "b_S", "b_N", "b_D")
+_TINY = 1e-6  # distance at which a variable is at the end of its range
 _SIZE = len(_LOW)
 # Huber's delta falls to its value in these stages: its multiple, the number of
 # iterations and the relative decrease of the loss at which they end.
@@ -60,6 +62,9 @@ class FitOptions:
   starts: int
   resamples: int
   seed: int
+
+
+_ANY = FitOptions(1.0, True, 1, 0, 0)  # where none matters
 
 
 def fit_sparsity_law(points: pd.DataFrame, options: FitOptions) -> SparsityLaw:
@@ -109,8 +114,8 @@ def fit_structure(
   """Fits the law of another structure: its own sparse factor in a known law.
 
   b_N, a_D, b_D and c are the law's, so that the structure only changes the
-  sparse factor. With two sparsities, dense included, b_S is the law's as well,
-  and with one so is c_S.
+  sparse factor. With two levels of sparsity, dense included, b_S is the law's
+  as well, and with one so is c_S.
 
   Args:
     law: of the main structure, with its bootstrap samples.
@@ -121,7 +126,7 @@ def fit_structure(
     The law; each of its samples belongs to the law's sample of that place.
   """
   problem = _Problem.of(points, options)
-  own = [0, 1, 4][: points["sparsity"].nunique()]
+  own = _own_variables(points)
 
   def fit(laws, weights):
     starts = np.array([problem.values(each) for each in laws])
@@ -138,18 +143,35 @@ def fit_structure(
   return dataclasses.replace(best, bootstrap_samples=samples)
 
 
-def log_loss_slopes(law: SparsityLaw, points: pd.DataFrame) -> np.ndarray:
-  """Returns the derivatives of log loss by the law's seven variables [n, 7].
+def log_loss_slopes(
+  law: SparsityLaw, points: pd.DataFrame, *, structure: bool = False
+) -> np.ndarray:
+  """Returns the derivatives of log loss by the variables of a fit [n, p].
 
   Args:
     law: any.
     points: see `fit_sparsity_law`.
+    structure: whether the variables are those of `fit_structure`.
   """
-  problem = _Problem.of(points, FitOptions(1.0, True, 1, 0, 0))
+  problem = _Problem.of(points, _ANY)
   values = problem.values(law)[None]
-  even = np.ones((1, len(points)))
-  jacobian, _ = _law_derivatives(values, problem.logs, even)
-  return (jacobian / _terms(values, problem.logs).sum(axis=1))[0].T
+  jacobian, _ = _law_derivatives(values, problem.logs, np.ones((1, 1)))
+  slopes = (jacobian / _terms(values, problem.logs).sum(axis=1))[0].T
+  return slopes[:, _own_variables(points)] if structure else slopes
+
+
+def coefficients_at_range_ends(
+  law: SparsityLaw, points: pd.DataFrame
+) -> list[str]:
+  """Returns the coefficients that a fit to these points could not go beyond."""
+  values = _Problem.of(points, _ANY).values(law)
+  at_end = (values <= _LOW + _TINY) | (values >= _HIGH - _TINY)
+  return [name for name, end in zip(_NAMES, at_end) if end]
+
+
+def _own_variables(points: pd.DataFrame) -> list[int]:
+  """Returns the variables that the points of another structure determine."""
+  return [0, 1, 4][: len(np.unique(sparsity_levels(points["sparsity"])))]
 
 
 def _draw_weights(points, options, resamples) -> np.ndarray:
@@ -206,6 +228,8 @@ class _Problem:
     nonzero, data, loss = self.scales
     of_sparse, of_dense, of_data, floor, b_s, b_n, b_d = values.tolist()
     of_size = nonzero**b_n * loss
+    with np.errstate(divide="ignore"):
+      log_of_data = np.log(of_data * loss)
     predicted = _terms(values[None], self.logs).sum(axis=1)[0]
     log_loss = self.target if self.options.log_loss else np.log(self.target)
     even = np.full((1, len(self.target)), 1.0 / len(self.target))
@@ -216,7 +240,8 @@ class _Problem:
       b_S=b_s,
       c_S=of_dense * of_size,
       b_N=b_n,
-      a_D=data * (of_data * loss) ** (1.0 / b_d),
+      # With b_D at its lower end the power may be beyond float64.
+      a_D=data * float(np.exp(min(log_of_data / b_d, 600.0))),
       b_D=b_d,
       c=floor * loss,
       points=len(self.target),
@@ -238,7 +263,7 @@ class _Problem:
       starts: [m, 7].
       weights: of the points [m, n]; None is 1 each.
       low: bounds that broadcast to [m, 7].
-      high: bounds that broadcast to [m, 7].
+      high: as `low`.
 
     Returns:
       The minima [m, 7] and their losses [m].
@@ -285,26 +310,21 @@ class _Problem:
   def _residuals(self, values, weights, delta):
     """Returns the losses [m], predictions [m, n] and residuals [m, n]."""
     predicted = _terms(values, self.logs).sum(axis=1)
-    residuals = self._observe(predicted) - self.target
+    observed = np.log(predicted) if self.options.log_loss else predicted
+    residuals = observed - self.target
     size = np.abs(residuals)
     each = np.where(size <= delta, 0.5 * size**2, delta * (size - 0.5 * delta))
     return (weights * each).sum(axis=1), predicted, residuals
-
-  def _observe(self, predicted):
-    return np.log(predicted) if self.options.log_loss else predicted
 
   def _derivatives(self, values, weights, delta):
     """Returns the losses [m], gradients [m, 7] and Hessians [m, 7, 7]."""
     losses, predicted, residuals = self._residuals(values, weights, delta)
     slope = weights * np.clip(residuals, -delta, delta)
     curve = weights * (np.abs(residuals) <= delta)
-    jacobian, second = _law_derivatives(
-      values,
-      self.logs,
-      slope / predicted if self.options.log_loss else slope,
-    )
+    unit = predicted if self.options.log_loss else np.ones_like(predicted)
+    jacobian, second = _law_derivatives(values, self.logs, slope / unit)
+    jacobian = jacobian / unit[:, None]
     if self.options.log_loss:
-      jacobian = jacobian / predicted[:, None]
       curve = curve - slope
     gradient = (jacobian @ slope[..., None])[..., 0]
     hessian = (jacobian * curve[:, None]) @ jacobian.transpose(0, 2, 1)
@@ -348,8 +368,7 @@ def _law_derivatives(values, logs, weights):
   second = np.zeros((len(values), _SIZE, _SIZE))
   logs = np.stack([density, -nonzero, -data])
   # Of amplitudes (rows) and exponents (columns): which are in one term.
-  pairs = ((0, 0), (0, 1), (1, 1), (2, 2))
-  for row, column in pairs:
+  for row, column in ((0, 0), (0, 1), (1, 1), (2, 2)):
     mixed = weights * powers[:, row] * logs[column]
     second[:, row, 4 + column] = mixed.sum(axis=1)
   for row, column, term in ((0, 0, 0), (0, 1, 0), (1, 1, None), (2, 2, 2)):

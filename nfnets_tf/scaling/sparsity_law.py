@@ -21,8 +21,11 @@ from nfnets_tf.ranges import accepts, number
 
 COEFFICIENTS = ("a_S", "b_S", "c_S", "b_N", "a_D", "b_D", "c")
 LEVEL = 0.9  # of all intervals
+MAX_DENSE = 0.01  # sparsity up to which a network counts as dense
 _BISECTIONS = 60
-_LOWEST_LOG_DENSITY = -40.0
+_LOWEST_LOG_DENSITY = -30.0  # 1 minus this density is below 1 in float64
+_MAX_LEVELS = 12
+_LEVEL_WIDTHS = (0.02, 0.1, 0.3)  # of log density
 
 
 @accepts(flops=number(above=0), mean_sparsity=number(0, below=1))
@@ -119,13 +122,14 @@ class SparsityLaw:
   def dense_equivalent(self, sparsity) -> np.ndarray:
     """Returns the size of an equally good dense network, in units of N [n].
 
-    The dense network sees the same data.
+    The dense network sees the same data. NaN where no size matters.
 
     Args:
       sparsity: [n], at least 0 and below 1.
     """
-    ratio = self.sparse_factor(0.0) / self.sparse_factor(sparsity)
-    return ratio ** (1.0 / self.b_N)
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+      ratio = self.sparse_factor(0.0) / self.sparse_factor(sparsity)
+      return ratio ** (1.0 / self.b_N)
 
   def optimal_sparsity(
     self, nonzero, compute, cost: TrainingCost
@@ -137,7 +141,8 @@ class SparsityLaw:
       (1 - S)^(b_S + b_D) = b_D (a_D flops N / C)^b_D N^b_N / (a_S b_S);
 
     otherwise the root of the derivative is bracketed. It is 0 where more
-    sparsity would take too much of the data.
+    sparsity would take too much of the data, and just below 1 where no data
+    are needed.
 
     Args:
       nonzero: parameters that are not zero [n].
@@ -154,7 +159,7 @@ class SparsityLaw:
       log_density = right / (self.b_S + self.b_D)
     else:
       log_density = self._bisect(right, cost)
-    return 0.0 - np.expm1(np.minimum(log_density, 0.0))
+    return 0.0 - np.expm1(np.clip(log_density, _LOWEST_LOG_DENSITY, 0.0))
 
   def _log_data_side(self, nonzero, compute, cost):
     """Returns the log of b_D (1 - m) (a_D flops N / C)^b_D N^b_N / (a_S b_S).
@@ -163,7 +168,8 @@ class SparsityLaw:
     (1 - S)^(b_S + b_D) (1 - m S)^(1 - b_D), which rises with the density.
     """
     share = self.b_D * (1.0 - cost.mean_sparsity) / (self.a_S * self.b_S)
-    of_data = np.log(cost.flops * nonzero / compute) + np.log(self.a_D)
+    with np.errstate(divide="ignore"):  # a_D may be 0
+      of_data = np.log(cost.flops * nonzero / compute) + np.log(self.a_D)
     return np.log(share) + self.b_D * of_data + self.b_N * np.log(nonzero)
 
   def _log_density_side(self, log_density, cost):
@@ -202,15 +208,17 @@ class SparsityLaw:
     log_density = np.log1p(-np.asarray(sparsity, float))
     at_one_flop = self._log_data_side(nonzero, 1.0, cost)
     left = self._log_density_side(log_density, cost)
-    return np.exp((at_one_flop - left) / self.b_D)
+    with np.errstate(over="ignore"):
+      return np.exp((at_one_flop - left) / self.b_D)
 
   def dense_compute(self, parameters, cost: TrainingCost) -> np.ndarray:
     """Returns the FLOPs at which dense sizes [n] are compute-optimal [n]."""
     parameters = np.asarray(parameters, float)
-    ratio = self.b_D / (self.b_N * self.sparse_factor(0.0))
-    exponent = np.log(ratio) + self.b_N * np.log(parameters)
-    scale = np.log(self.a_D) + np.log(cost.flops * parameters)
-    return np.exp(exponent / self.b_D + scale)
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+      ratio = self.b_D / (self.b_N * self.sparse_factor(0.0))
+      exponent = np.log(ratio) + self.b_N * np.log(parameters)
+      scale = np.log(self.a_D) + np.log(cost.flops * parameters)
+      return np.exp(exponent / self.b_D + scale)
 
   def interval(self, name: str) -> tuple[float, float] | None:
     """Returns the central 90 % of a coefficient; None without samples."""
@@ -242,6 +250,37 @@ class SparsityLaw:
       "resamples": len(self.bootstrap_samples),
       "level": LEVEL,
     }
+
+
+def sparsity_levels(sparsity: Sequence[float]) -> np.ndarray:
+  """Returns the level that each run's sparsity [n] belongs to [n].
+
+  Measured sparsities scatter around those that were asked for, and some designs
+  draw every sparsity anew; levels are what a legend can list.
+
+  Args:
+    sparsity: [n], at least 0 and below 1.
+
+  Returns:
+    0 for dense networks, else the middle one of all sparsities within 2 % in
+    density, or within more if there were more than 12 levels.
+  """
+  sparsity = np.asarray(sparsity, float)
+  sparsity = np.where(sparsity <= MAX_DENSE, 0.0, sparsity)
+  depth = -np.log1p(-sparsity)
+  for width in _LEVEL_WIDTHS:
+    starts = []
+    for value in np.unique(depth[depth > 0.0]):
+      if not starts or value > starts[-1] + width:
+        starts.append(value)
+    if len(starts) <= _MAX_LEVELS:
+      break
+  group = np.searchsorted(starts, depth, side="right")
+  levels = sparsity.copy()
+  for i in np.unique(group):
+    same = np.sort(sparsity[group == i])
+    levels[group == i] = same[len(same) // 2]
+  return levels
 
 
 def central_interval(samples: Sequence[float]) -> tuple[float, float]:

@@ -35,7 +35,7 @@ def write_sparsity_figures(
   drawn = {
     "loss.png": plot_sparse_losses(fits, columns),
     "optimal_sparsity.png": plot_optimal_sparsity(fits, columns),
-    "fit.png": plot_fit(fits),
+    "fit.png": plot_fit(fits, columns),
   }
   paths = [os.path.join(directory, name) for name in drawn]
   for figure, path in zip(drawn.values(), paths):
@@ -44,9 +44,9 @@ def write_sparsity_figures(
 
 
 def sparsity_styles(fits: SparsityFits) -> dict[tuple[str, float], dict]:
-  """Returns {(structure, sparsity): label, color and marker} of a study."""
+  """Returns {(structure, level): label, color and marker} of a study."""
   found = {
-    ("", 0.0) if row.sparsity == 0 else (row.structure, row.sparsity)
+    (row.structure if row.level else "", row.level)
     for row in fits.points.itertuples()
   }
   # The main structure needs no name.
@@ -62,9 +62,9 @@ def sparsity_styles(fits: SparsityFits) -> dict[tuple[str, float], dict]:
 
 
 def _rows(points, key):
-  structure, sparsity = key
-  rows = points[points["sparsity"] == sparsity]
-  return rows if sparsity == 0 else rows[rows["structure"] == structure]
+  structure, level = key
+  rows = points[points["level"] == level]
+  return rows if level == 0 else rows[rows["structure"] == structure]
 
 
 def plot_sparse_losses(fits: SparsityFits, columns: SparsityColumns) -> Figure:
@@ -122,7 +122,7 @@ def plot_optimal_sparsity(
   axes.plot(computes, fits.points["nonzero"], ".", color="0.6", label="runs")
   sizes = fits.points["nonzero"].agg(["min", "max"]).to_numpy()
   sizes = np.geomspace(sizes[0] / _WIDER, sizes[1] * _WIDER, 200)
-  levels = np.unique(fits.points["sparsity"])
+  levels = np.unique([0.0, *fits.points["level"]])
   shades = matplotlib.colormaps["viridis"](np.linspace(0, 0.92, len(levels)))
   for level, color in zip(levels, shades):
     contour = fits.law.optimal_compute(level, sizes, fits.cost)
@@ -139,19 +139,20 @@ def plot_optimal_sparsity(
   return figure
 
 
-def plot_fit(fits: SparsityFits) -> Figure:
+def plot_fit(fits: SparsityFits, columns: SparsityColumns) -> Figure:
   """Plots measured against fitted losses; on the diagonal they agree.
 
   Args:
     fits: of the study; its outliers are crosses, and predictions of the points
       held back are stars with their intervals.
+    columns: names of the table's columns, which label the axes.
   """
   figure, (axes,) = plots.new_figure(5.6, 5.2)
   shown = [*fits.points["loss"]]
   for key, style in sparsity_styles(fits).items():
     rows = _rows(fits.points, key)
     law = fits.laws.get(key[0], fits.law)
-    fitted = law.predict(key[1], rows["nonzero"], rows["data"])
+    fitted = law.predict(rows["sparsity"], rows["nonzero"], rows["data"])
     axes.plot(fitted, rows["loss"], linestyle="none", markersize=4.5, **style)
     shown += [*fitted]
   held = fits.held_back
@@ -168,7 +169,8 @@ def plot_fit(fits: SparsityFits) -> Figure:
     shown += [*fits.outliers["predicted"], *fits.outliers["loss"]]
   ends = [min(shown), max(shown)]
   axes.plot(ends, ends, "--", **_LINE)
-  axes.set(xlabel="loss by the law (nats)", ylabel="measured loss (nats)")
+  loss = plots.axis_label(columns.loss)
+  axes.set(xlabel=f"{loss}, by the law", ylabel=f"{loss}, measured")
   for which in "xy":
     plots.set_log_axis(axes, which, ends)
   axes.legend(title=f"sparsity (rms {fits.law.rms:.2%})")

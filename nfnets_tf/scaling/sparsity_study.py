@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import logging
 
 import numpy as np
@@ -10,7 +11,7 @@ import pandas as pd
 
 from nfnets_tf.errors import UserError
 from nfnets_tf.scaling import power_laws
-from nfnets_tf.scaling.outliers import residual_outliers
+from nfnets_tf.scaling.outliers import split_law_outliers
 from nfnets_tf.scaling.run_tables import (
   DENSE,
   SparsityColumns,
@@ -21,6 +22,7 @@ from nfnets_tf.scaling.sparsity_fit import (
   MIN_POINTS,
   FitOptions,
   bootstrap_sparsity_law,
+  coefficients_at_range_ends,
   fit_sparsity_law,
   fit_structure,
   log_loss_slopes,
@@ -35,9 +37,9 @@ from nfnets_tf.scaling.sparsity_law import (
 LOGGER = logging.getLogger("nfnets_tf")
 
 _VARIABLES = ["sparsity", "nonzero", "data"]
-_MAX_OUTLIER_SHARE = 0.25
 _GRID = 13  # values of size and of compute in the table of optima
-_TINY = 1e-6  # of the lowest loss
+_MIN_CONDITION = 1e-5  # a coefficient's noise is up to its inverse times theirs
+_FEW = 4  # rows; with fewer their noise is unknown
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,10 +76,10 @@ class SparsityFits:
   """Everything fitted to a study of sparsity.
 
   Attributes:
-    points: columns structure, sparsity, nonzero, data, loss and name.
+    points: columns structure, sparsity, level, nonzero, data, loss and name.
     skipped_rows: {reason: number of the table's rows that are not used}.
-    outliers: points that contradict all others, with the column predicted;
-      they are not among the points.
+    outliers: points that contradict all others of their law, with the column
+      predicted; they are not among the points.
     main: the structure of the law.
     law: of the main structure and of dense networks.
     structures: {other structure: its law}.
@@ -129,10 +131,10 @@ class SparsityFits:
     )
 
   def dense_equivalents(self) -> dict[str, dict[float, dict]]:
-    """Returns {structure: {sparsity: value and interval}} of the table's."""
+    """Returns {structure: {level: value and interval}} of a table."""
     result = {}
     for structure, law in self.laws.items():
-      levels = np.unique(self.of_structure(structure)["sparsity"])
+      levels = np.unique(self.of_structure(structure)["level"])
       result[structure] = {
         sparsity: _estimate(law, lambda x, s=sparsity: x.dense_equivalent(s))
         for sparsity in levels[levels > 0].tolist()
@@ -154,22 +156,23 @@ class SparsityFits:
       for name, law in self.laws.items()
       if law.rms > power_laws.POOR_FIT
     ]
-    lowest = _TINY * self.points["loss"].min()
-    zero = [n for n in ("a_S", "c_S", "c") if self._share(n) <= lowest]
-    if zero:
-      sentences.append(
-        f"The best {' and '.join(zero)} is 0, at the end of its range: the"
-        " table does not determine it; expected more sparsities, sizes or"
-        " amounts of data, over a wider range."
-      )
+    for name, law in self.laws.items():
+      ends = coefficients_at_range_ends(law, self.of_structure(name))
+      if name != self.main:
+        ends = [x for x in ends if getattr(law, x) != getattr(self.law, x)]
+      if ends:
+        sentences.append(
+          f"The table does not determine {' and '.join(ends)} of the law"
+          f" ({name}), at a limit of the fit; expected more sparsities, sizes"
+          " or amounts of data, over a wider range."
+        )
+      count = (self.points["structure"] == name).sum()
+      if name != self.main and count < _FEW:
+        sentences.append(
+          f"The law ({name}) has only {count} of its own rows, so that its"
+          f" intervals are too narrow; expected at least {_FEW}."
+        )
     return sentences
-
-  def _share(self, name: str) -> float:
-    """Returns the part of the loss that a coefficient contributes at most."""
-    value = getattr(self.law, name)
-    if name == "c":
-      return value
-    return value * self.points["nonzero"].min() ** -self.law.b_N
 
   def to_json(self) -> dict:
     """Returns every fitted coefficient with its interval."""
@@ -177,7 +180,7 @@ class SparsityFits:
     return {
       "points": len(self.points),
       "skipped_rows": self.skipped_rows,
-      "outliers": self.outliers.to_dict("records"),
+      "outliers": self.outliers.drop(columns="level").to_dict("records"),
       "warnings": self.warnings(),
       "laws": {name: law.to_json() for name, law in self.laws.items()},
       "training_cost": dataclasses.asdict(self.cost),
@@ -185,7 +188,7 @@ class SparsityFits:
       "held_back": held
       and {
         "law": held.law and held.law.to_json(),
-        "points": held.points.to_dict("records"),
+        "points": held.points.drop(columns="level").to_dict("records"),
       },
     }
 
@@ -210,7 +213,8 @@ class SparsityFits:
       lines.append((f"equal dense size ({structure})", text))
     if self.held_back:
       lines.append(("most expensive point", self.held_back.describe()))
-    lines.append(("intervals", f"central {LEVEL:.0%} of the resamples"))
+    if self.law.bootstrap_samples:
+      lines.append(("intervals", f"central {LEVEL:.0%} of the resamples"))
     return lines
 
 
@@ -254,8 +258,7 @@ def fit_sparsity_study(
   sparse = runs.loc[runs["structure"] != DENSE, "structure"]
   main = sparse.value_counts().idxmax() if len(sparse) else DENSE
   _require_determined(_of_structure(runs, main))
-  law, odd = _fit_without_outliers(_of_structure(runs, main), options)
-  points = runs.drop(index=odd.index)
+  law, points, odd = _fit_without_outliers(runs, main, options)
   own = _of_structure(points, main)
   law = bootstrap_sparsity_law(law, own, options)
   fits = SparsityFits(
@@ -266,8 +269,7 @@ def fit_sparsity_study(
     law=law,
     structures={
       name: fit_structure(law, _of_structure(points, name), options)
-      for name in sparse.unique()
-      if name != main
+      for name in _other_structures(points, main)
     },
     held_back=_predict_most_expensive(own, options, cost, hold_back),
     cost=cost,
@@ -281,10 +283,14 @@ def _of_structure(points: pd.DataFrame, structure: str) -> pd.DataFrame:
   return points[points["structure"].isin([structure, DENSE])]
 
 
+def _other_structures(points: pd.DataFrame, main: str) -> list[str]:
+  return [x for x in points["structure"].unique() if x not in (main, DENSE)]
+
+
 def _require_determined(points: pd.DataFrame) -> None:
   """Raises a UserError if the points do not determine the law."""
   levels = {
-    "sparsities": points["sparsity"].nunique(),
+    "sparsities": points["level"].nunique(),
     "numbers of nonzero parameters": points["nonzero"].nunique(),
     "amounts of data": points["data"].nunique(),
   }
@@ -295,6 +301,34 @@ def _require_determined(points: pd.DataFrame) -> None:
       f" of one structure, with {found}; expected at least {MIN_POINTS} rows"
       f" and {MIN_LEVELS} of each."
     )
+  if _condition(points) < _MIN_CONDITION:
+    raise UserError(
+      "the table does not determine the law: sparsity, nonzero parameters and"
+      f" data of its {len(points)} usable rows do not vary independently;"
+      " expected several sizes at a sparsity and several amounts of data at a"
+      " size."
+    )
+
+
+def _condition(points: pd.DataFrame) -> float:
+  """Returns how well the points can tell the coefficients apart.
+
+  Returns:
+    The lowest over the highest singular value of the derivatives of a law by
+    its variables, each of length 1. The law is a typical one, because at the
+    best one of a hopeless table terms vanish.
+  """
+  nonzero, data, loss = np.exp(
+    np.log(points[["nonzero", "data", "loss"]].to_numpy(float)).mean(axis=0)
+  )
+  term = loss / 4.0
+  factor = term * nonzero**0.4
+  a_d = data * term ** (1.0 / 0.6)
+  law = SparsityLaw(factor, 0.8, factor, 0.4, a_d, 0.6, term)
+  slopes = log_loss_slopes(law, points)
+  lengths = np.linalg.norm(slopes, axis=0).clip(np.finfo(float).tiny)
+  singular = np.linalg.svd(slopes / lengths, compute_uv=False)
+  return singular[-1] / singular[0]
 
 
 def _is_determined(points: pd.DataFrame) -> bool:
@@ -306,21 +340,30 @@ def _is_determined(points: pd.DataFrame) -> bool:
 
 
 def _fit_without_outliers(
-  points: pd.DataFrame, options: FitOptions
-) -> tuple[SparsityLaw, pd.DataFrame]:
-  """Returns the law of the points that agree, and the outliers."""
-  kept = points
-  law = fit_sparsity_law(kept, options)
-  while True:
-    residuals = np.log(kept["loss"] / _predict(law, kept)).to_numpy()
-    new = residual_outliers(log_loss_slopes(law, kept), residuals)
-    rest = kept[~new]
-    too_many = len(points) - len(rest) > _MAX_OUTLIER_SHARE * len(points)
-    if not new.any() or too_many or not _is_determined(rest):
-      break
-    kept, law = rest, fit_sparsity_law(rest, options)
-  odd = points.drop(index=kept.index)
-  return law, odd.assign(predicted=_predict(law, odd))
+  runs: pd.DataFrame, main: str, options: FitOptions
+) -> tuple[SparsityLaw, pd.DataFrame, pd.DataFrame]:
+  """Returns the law of the runs that agree, these runs, and the outliers.
+
+  Rows of other structures are judged by their own laws, after the dense ones.
+  """
+  law, odd = split_law_outliers(
+    _of_structure(runs, main),
+    lambda points: fit_sparsity_law(points, options),
+    log_loss_slopes,
+    _is_determined,
+  )
+  found = [odd]
+  for name in _other_structures(runs, main):
+    runs = runs.drop(index=found[-1].index)
+    _, odd = split_law_outliers(
+      _of_structure(runs, name),
+      lambda points: fit_structure(law, points, options),
+      functools.partial(log_loss_slopes, structure=True),
+      lambda points, name=name: (points["structure"] == name).any(),
+    )
+    found.append(odd[odd["structure"] == name])
+  runs = runs.drop(index=found[-1].index)
+  return law, runs, pd.concat(found)
 
 
 def _predict(law: SparsityLaw, points: pd.DataFrame) -> np.ndarray:

@@ -18,6 +18,7 @@ from nfnets_tf.scaling.sparsity_law import (
   SparsityLaw,
   TrainingCost,
   central_interval,
+  sparsity_levels,
 )
 from tests.support.tables import T5, VIT, sparse_table
 
@@ -119,6 +120,15 @@ def test_units_change_only_their_coefficients():
   )
 
 
+def test_large_losses_do_not_overflow():
+  law = dataclasses.replace(VIT, a_D=1.0, b_D=0.01)
+  table = points(law=law, noise=0.01, sizes=range(3), seed=2)
+  table["loss"] *= 1e5
+  options = dataclasses.replace(LOGS, resamples=30)
+  law = bootstrap_sparsity_law(fit_sparsity_law(table, options), table, options)
+  assert np.isfinite(law.bootstrap_samples).all()
+
+
 def test_huber_loss_resists_what_least_squares_does_not():
   table = points(noise=0.002)
   table.loc[[5, 40, 77], "loss"] *= 1.3
@@ -186,6 +196,36 @@ def test_where_sparsity_never_helps_none_is_optimal():
   assert (law.optimal_sparsity([1e6, 1e9], 1e25, cost) == 0).all()
   assert law.optimal_compute(0.5, 1e6, cost) == np.inf
   assert law.dense_equivalent(0.75) == 1
+
+
+def test_laws_without_a_term_have_limits_and_no_numpy_warnings():
+  cost = TrainingCost(6, 0.625)
+  no_data = dataclasses.replace(VIT, a_D=0.0)
+  for each in (cost, TrainingCost(6, 0)):
+    sparsity = no_data.optimal_sparsity([1e6, 1e9], 1e20, each)
+    assert ((sparsity > 1 - 1e-9) & (sparsity < 1)).all()
+    data = each.data(sparsity, 1e6, 1e20)
+    assert np.isfinite(no_data.predict(sparsity, 1e6, data)).all()
+    assert no_data.dense_compute(1e6, each) == 0
+  slow = dataclasses.replace(VIT, b_D=0.001, a_S=1e-3)
+  assert slow.optimal_compute(0.9, 1e9, cost) == np.inf
+  flat = dataclasses.replace(VIT, a_S=0.0, c_S=0.0)
+  assert np.isnan(flat.dense_equivalent(0.5))
+
+
+def test_levels_of_sparsity():
+  designed = [0.0, 0.5, 0.75, 0.875, 0.9375, 0.96875, 0.5, 0.0]
+  assert sparsity_levels(designed).tolist() == designed
+  tenths = np.arange(10) / 10
+  assert sparsity_levels(tenths).tolist() == tenths.tolist()
+  measured = [0.004, 0.0, 0.499, 0.5, 0.501, 0.89]
+  assert sparsity_levels(measured).tolist() == [0, 0, 0.5, 0.5, 0.5, 0.89]
+  drawn = np.random.default_rng(0).uniform(0, 0.97, 300)
+  levels = sparsity_levels(drawn)
+  assert 5 < len(set(levels)) <= 13
+  assert np.abs(np.log((1 - levels) / (1 - drawn))).max() < 0.35
+  assert ((levels == 0) == (drawn <= 0.01)).all()
+  assert sparsity_levels([]).tolist() == []
 
 
 def test_best_dense_size_has_the_lowest_loss():

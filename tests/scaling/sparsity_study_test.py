@@ -67,6 +67,28 @@ def test_refuses_a_table_that_does_not_determine_the_law(design, words):
     fit(sparse_table(**design))
 
 
+def test_refuses_one_network_pruned_to_several_sparsities():
+  # Sparsity and nonzero parameters say the same.
+  table = sparse_table(noise=0.003)
+  table["nonzero_params"] = 1e8 * (1 - table["sparsity"])
+  with pytest.raises(UserError, match="do not vary independently.*several"):
+    fit(table)
+
+
+def test_sparsities_that_scatter_are_one_level():
+  table = sparse_table(noise=0.003)
+  noise = np.random.default_rng(0).uniform(-3e-4, 3e-4, len(table))
+  table["sparsity"] = (table["sparsity"] + noise).clip(0)
+  fits = fit(table)
+  assert list(fits.of_structure("dense")["level"].unique()) == [0]
+  levels = list(fits.dense_equivalents()["unstructured"])
+  assert levels == pytest.approx([0.5, 0.75, 0.875], abs=3e-4)
+  (axes,) = sparsity_plots.plot_fit(fits, COLUMNS).axes
+  assert len(legend(axes)) == 4
+  with pytest.raises(UserError, match="with 2 sparsities"):
+    fit(table[table["sparsity"] < 0.6])
+
+
 def test_refuses_seven_rows_and_takes_more():
   table = sparse_table(sizes=range(3), budgets=range(3)).iloc[::5]
   assert len(table) == 8 and fit(table).law.points == 8
@@ -148,7 +170,17 @@ def test_what_is_at_the_end_of_its_range_is_doubted():
   table = sparse_table()
   table["heldout_loss"] -= 5e-10 * table["examples"]
   (sentence,) = fit(table).warnings()
-  assert "best c is 0" in sentence and "does not determine" in sentence
+  assert "does not determine c of the law" in sentence
+
+
+def test_a_loss_that_data_do_not_change_is_doubted(caplog):
+  table = sparse_table(law=dataclasses.replace(VIT, a_D=1e-30), noise=0.003)
+  fits = fit(table, resamples=3, hold_back=1)
+  assert "does not determine a_D" in caplog.text
+  # Data are free by this law, so that all computes favor sparsity.
+  optima = fits.optima()
+  assert optima["sparsity"].min() > 0.999 and (optima["sparsity"] < 1).all()
+  assert np.isfinite(optima.to_numpy()).all()
 
 
 def with_patterns(noise=0.002):
@@ -177,6 +209,49 @@ def test_patterns_have_a_law_of_their_own():
       assert value == pytest.approx(law.dense_equivalent(sparsity), rel=0.02)
   # Without the column all runs count as one structure.
   assert list(fit(table).laws) == ["unstructured"]
+
+
+def test_an_exponent_at_the_end_of_its_range_is_doubted():
+  table = sparse_table(law=dataclasses.replace(VIT, b_D=8.0), noise=0.001)
+  (sentence,) = fit(table).warnings()
+  assert "does not determine b_D" in sentence
+
+
+def test_an_odd_point_of_another_structure_is_named_and_left_out():
+  table, known = with_patterns()
+  table.loc[[2, 20], "heldout_loss"] = [0.02, 11.0]
+  fits = fit(table, STRUCTURED)
+  assert sorted(fits.outliers["name"]) == ["row 21", "row 3"]
+  assert fits.laws["n:4"].points == 30 + 28 and fits.law.points == 112
+  for sparsity, values in fits.dense_equivalents()["n:4"].items():
+    expected = known.dense_equivalent(sparsity)
+    assert values["value"] == pytest.approx(expected, rel=0.02)
+
+
+def test_a_structure_of_few_rows_is_doubted():
+  table, _ = with_patterns()
+  table = table.iloc[[0, 5, *range(32, len(table))]]
+  (sentence,) = fit(table, STRUCTURED).warnings()
+  assert "(n:4) has only 2 of its own rows" in sentence
+
+
+def test_names_of_structures_count_whatever_their_case():
+  table, _ = with_patterns()
+  table.loc[table.index[-20:], "pattern"] = " Unstructured"
+  assert list(fit(table, STRUCTURED).laws) == ["unstructured", "n:4"]
+
+
+def test_refuses_dense_networks_with_zeros():
+  table, _ = with_patterns()
+  table.loc[len(table) - 1, "pattern"] = "Dense"
+  with pytest.raises(UserError, match="row 144 .*'Dense'.*sparsity of 0.875"):
+    fit(table, STRUCTURED)
+
+
+def test_summary_without_resamples_speaks_of_no_intervals():
+  table = sparse_table(noise=0.003)
+  assert "intervals" not in dict(fit(table).describe())
+  assert "intervals" in dict(fit(table, resamples=2).describe())
 
 
 def test_most_expensive_point_is_predicted_from_the_others():
@@ -245,7 +320,8 @@ def test_figures_show_all_points_and_the_law():
   assert "0.5" in half.get_label() and "dense" in dense.get_label()
   x, y = half.get_xydata()[7]
   assert fits.law.optimal_sparsity(y, x, COST) == pytest.approx(0.5)
-  (axes,) = sparsity_plots.plot_fit(fits).axes
+  (axes,) = sparsity_plots.plot_fit(fits, STRUCTURED).axes
+  assert axes.get_ylabel() == "held-out loss (nats), measured"
   assert {"held back", "outlier", *names} <= set(legend(axes))
   for line in axes.lines:
     for values, (low, high) in (
