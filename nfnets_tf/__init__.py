@@ -16,6 +16,7 @@ _MODULES = {
   "SGD": "nfnets_tf.optim.sgd",
   "AGC": "nfnets_tf.optim.adaptive_clipping",
   "SAM": "nfnets_tf.optim.sam",
+  "Pruning": "nfnets_tf.optim.pruning",
   "Classifier": "nfnets_tf.train.classifier",
   "load_weights": "nfnets_tf.models.weights",
   "export_saved_model": "nfnets_tf.serving.export",

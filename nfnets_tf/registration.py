@@ -16,18 +16,18 @@ import wrapt
 
 PACKAGE = "nfnets_tf"
 MODULES = {
+  "nfnets_tf.models.dropout": ("Dropout", "StochasticDepth"),
   "nfnets_tf.models.layers": (
     "SpatialMean",
     "WSConv2D",
     "ScaledActivation",
     "SqueezeExcite",
-    "StochasticDepth",
     "NFBlock",
-    "Dropout",
     "ClassifierHead",
   ),
   "nfnets_tf.models.nfnet": ("NFNet",),
   "nfnets_tf.optim.adaptive_clipping": ("AGC",),
+  "nfnets_tf.optim.pruning": ("Pruning",),
   "nfnets_tf.optim.sam": ("SAM",),
   "nfnets_tf.optim.sgd": ("SGD",),
   "nfnets_tf.train.classifier": ("Classifier",),

@@ -188,7 +188,9 @@ class TrainJob:
     # was built before.
     keras.backend.reset_uids()
     return self.model.classifier(
-      network=self.model.network(), sam=self.optimization.sam
+      network=self.model.network(),
+      sam=self.optimization.sam,
+      pruning=self.optimization.pruning,
     )
 
   def _check_classifier(self, classifier: Classifier, examples: int) -> None:

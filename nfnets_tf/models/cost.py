@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
+import numpy as np
 import tensorflow as tf
 
 from nfnets_tf.keras_api import keras
+from nfnets_tf.models.layers import sparse_convolutions
 
 _CONVOLUTIONS = ("Conv2D",)
 _PRODUCTS = ("MatMul",)
@@ -62,6 +65,23 @@ def count_recomputed_macs(network: keras.Model, image_size: int) -> int:
   return _count(network, image_size).recomputed_macs
 
 
+def count_sparse_macs(
+  network: keras.Model, image_size: int
+) -> dict[tuple[int, ...], int]:
+  """Counts those multiply-accumulates of `count_macs` that pruning may save.
+
+  Args:
+    network: takes [batch, image_size, image_size, 3]; {} unless it is an
+      `NFNet(sparse=...)`.
+    image_size: in pixels.
+
+  Returns:
+    {shape of a kernel that may be pruned: those of all such kernels, as if
+    they were dense}.
+  """
+  return dict(_count(network, image_size).by_sparse_kernel)
+
+
 def count_activations(network: keras.Model, image_size: int) -> int:
   """Counts the activations that one image's backward pass needs.
 
@@ -85,20 +105,22 @@ class _Counts(NamedTuple):
     kept: activations from the forward to the backward pass.
     recomputed_macs: of the backward pass, those of the forward pass again.
     computed_again: activations of the largest layer that is recomputed.
+    by_sparse_kernel: {shape: multiply-accumulates of the forward pass}.
   """
 
   macs: int = 0
   kept: int = 0
   recomputed_macs: int = 0
   computed_again: int = 0
+  by_sparse_kernel: Mapping[tuple[int, ...], int] = Counter()  # never changed
 
 
 @functools.lru_cache(maxsize=16)  # tracing the largest takes seconds
 def _count(network, image_size) -> _Counts:
   shape = (1, image_size, image_size, 3)
   if not getattr(network, "counted_by_layer", False):
-    macs, kept, _ = _count_layer(network, shape)
-    return _Counts(macs, kept)
+    counts, _ = _count_layer(network, shape)
+    return counts._replace(by_sparse_kernel=Counter())
   total = _Counts()
   known = {}
   for layer in network.layers[1:]:
@@ -112,34 +134,43 @@ def _count(network, image_size) -> _Counts:
     key = type(layer), shape, repr(config)
     if key not in known:
       known[key] = _count_layer(layer, shape)
-    macs, kept, next_shape = known[key]
-    again, largest = 0, 0
+    counts, next_shape = known[key]
+    again, kept, largest = 0, counts.kept, 0
     if getattr(layer, "recompute", False):
-      again, kept, largest = macs, math.prod(shape), kept
+      again, kept, largest = counts.macs, math.prod(shape), kept
+    sparse = Counter(total.by_sparse_kernel)
+    if getattr(layer, "sparse", None):
+      sparse.update(counts.by_sparse_kernel)
     total = _Counts(
-      total.macs + macs,
+      total.macs + counts.macs,
       total.kept + kept,
       total.recomputed_macs + again,
       max(total.computed_again, largest),
+      sparse,
     )
     shape = next_shape
   return total
 
 
-def _count_layer(layer, shape) -> tuple[int, int, tuple[int, ...]]:
-  """Returns (multiply-accumulates, activations, shape of the output)."""
+def _count_layer(layer, shape) -> tuple[_Counts, tuple[int, ...]]:
+  """Returns the counts, with all kernels as sparse ones, and the next shape."""
   forward = tf.function(lambda inputs: layer(inputs), autograph=False)
   inputs = tf.TensorSpec(shape, tf.float32)
   graph = forward.get_concrete_function(inputs).graph
   operations = graph.get_operations()
+  convolutions = [op for op in operations if op.type in _CONVOLUTIONS]
   kept = {
     tensor.ref(): tensor.shape.num_elements()
-    for operation in operations
-    if operation.type in _CONVOLUTIONS
+    for operation in convolutions
     for tensor in (operation.inputs[0], operation.outputs[0])
   }
-  output = tuple(graph.outputs[0].shape)
-  return sum(map(_macs, operations)), sum(kept.values()), output
+  by_kernel = Counter()
+  for operation in convolutions:
+    by_kernel[tuple(operation.inputs[1].shape)] += _macs(operation)
+  counts = _Counts(
+    sum(map(_macs, operations)), sum(kept.values()), by_sparse_kernel=by_kernel
+  )
+  return counts, tuple(graph.outputs[0].shape)
 
 
 def _macs(operation: tf.Operation) -> int:
@@ -156,3 +187,11 @@ def count_parameters(network: keras.Model) -> tuple[int, int]:
   head = network.get_layer("classifier").trainable_variables
   in_head = sum(v.shape.num_elements() for v in head)
   return total - in_head, in_head
+
+
+def count_zeros(network: keras.Model) -> int:
+  """Returns the number of entries that pruning has set to zero."""
+  return sum(
+    layer.kernel.shape.num_elements() - np.count_nonzero(layer.kernel)
+    for layer in sparse_convolutions(network)
+  )

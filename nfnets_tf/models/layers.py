@@ -10,14 +10,19 @@ import functools
 import tensorflow as tf
 
 from nfnets_tf.keras_api import keras
-from nfnets_tf.ops import convolution, stateless_random
+from nfnets_tf.models.dropout import StochasticDepth, register
+from nfnets_tf.ops import convolution
 from nfnets_tf.ops.activations import scaled_activation
-from nfnets_tf.ops.weight_standardization import standardize
+from nfnets_tf.ops.weight_standardization import (
+  STATISTICS,
+  standardize,
+  standardize_sparse,
+)
 from nfnets_tf.optim.param_groups import ParamGroup, set_group
+from nfnets_tf.ranges import accepts, one_of, optional
 
 ALPHA = 0.2  # scale of every residual branch
-
-register = keras.saving.register_keras_serializable(package="nfnets_tf")
+SPARSE = optional(one_of(*STATISTICS))  # of kernels that are pruned
 
 
 def spatial_mean(images: tf.Tensor) -> tf.Tensor:
@@ -32,11 +37,6 @@ def spatial_mean(images: tf.Tensor) -> tf.Tensor:
   return tf.reduce_mean(tf.cast(images, tf.float32), axis=[1, 2])
 
 
-def _examples(inputs: tf.Tensor):
-  """Returns the number of examples, static where it is known: TPUs need it."""
-  return inputs.shape[0] or tf.shape(inputs)[0]
-
-
 @register
 class SpatialMean(keras.layers.Layer):
   """Global average pooling, in float32 under every policy."""
@@ -46,6 +46,7 @@ class SpatialMean(keras.layers.Layer):
 
 
 @register
+@accepts(sparse=SPARSE)
 class WSConv2D(keras.layers.Layer):
   """Convolution with scaled weight standardization and SAME padding.
 
@@ -56,6 +57,9 @@ class WSConv2D(keras.layers.Layer):
     kernel_size: height and width of the kernel.
     strides: of both axes.
     groups: number of groups of channels; divides input channels and `filters`.
+    sparse: None standardizes over all entries of the kernel. For a kernel that
+      `Pruning` makes sparse, entries that are zero stay zero, and "live"
+      standardizes over the others alone, "all" over all of them.
   """
 
   def __init__(
@@ -65,6 +69,7 @@ class WSConv2D(keras.layers.Layer):
     *,
     strides: int = 1,
     groups: int = 1,
+    sparse: str | None = None,
     **kwargs,
   ):
     super().__init__(**kwargs)
@@ -72,6 +77,7 @@ class WSConv2D(keras.layers.Layer):
     self.kernel_size = kernel_size
     self.strides = strides
     self.groups = groups
+    self.sparse = sparse
 
   def build(self, input_shape):
     shape = (
@@ -101,12 +107,30 @@ class WSConv2D(keras.layers.Layer):
     super().build(input_shape)
 
   def call(self, inputs, training=False):
-    dtype = inputs.dtype
-    kernel = standardize(self.kernel, self.gain, dtype, training=training)
+    kernel = self.standardized(inputs.dtype, training=training)
     outputs = convolution.conv2d(
       inputs, kernel, strides=self.strides, groups=self.groups
     )
     return tf.nn.bias_add(outputs, tf.cast(self.bias, outputs.dtype))
+
+  def standardized(self, dtype: tf.DType, training: bool = False) -> tf.Tensor:
+    """Returns the standardized kernel.
+
+    Args:
+      dtype: of the result; float64 computes in it, too.
+      training: whether a gradient will be taken.
+
+    Returns:
+      [height, width, in_channels / groups, filters].
+    """
+    kernel, gain = self.kernel, self.gain
+    if dtype == tf.float64:
+      kernel, gain = tf.cast(kernel, dtype), tf.cast(gain, dtype)
+    if self.sparse is None:
+      return standardize(kernel, gain, dtype, training=training)
+    return standardize_sparse(
+      kernel, gain, dtype, statistics=self.sparse, training=training
+    )
 
   def get_config(self):
     return {
@@ -115,7 +139,14 @@ class WSConv2D(keras.layers.Layer):
       "kernel_size": self.kernel_size,
       "strides": self.strides,
       "groups": self.groups,
+      "sparse": self.sparse,
     }
+
+
+def sparse_convolutions(network: tf.Module) -> list[WSConv2D]:
+  """Returns the layers of a network whose kernels may be pruned."""
+  layers = network.submodules
+  return [x for x in layers if isinstance(x, WSConv2D) and x.sparse]
 
 
 @register
@@ -190,42 +221,6 @@ class SqueezeExcite(keras.layers.Layer):
 
 
 @register
-class StochasticDepth(keras.layers.Layer):
-  """Zeroes whole examples at random in training, without rescaling the rest.
-
-  DeepMind's form: examples that are kept are not divided by their probability.
-
-  Args:
-    rate: probability that an example's residual branch is dropped.
-  """
-
-  def __init__(self, rate: float = 0.0, **kwargs):
-    super().__init__(**kwargs)
-    self.rate = rate
-
-  def call(self, inputs, training=False):
-    keep = self.draw(inputs) if training else None
-    return inputs if keep is None else inputs * keep
-
-  def draw(self, inputs):
-    """Returns 1 for an example that is kept, else 0; None if all are.
-
-    Args:
-      inputs: float [examples, height, width, channels].
-
-    Returns:
-      [examples, 1, 1, 1], of the inputs' type.
-    """
-    if not self.rate:
-      return None
-    numbers = stateless_random.uniform(self.name, [_examples(inputs), 1, 1, 1])
-    return tf.cast(numbers >= self.rate, inputs.dtype)
-
-  def get_config(self):
-    return {**super().get_config(), "rate": self.rate}
-
-
-@register
 class NFBlock(keras.layers.Layer):
   """A residual block: 1x1, grouped 3x3 twice, 1x1, squeeze-excite, skip gain.
 
@@ -243,6 +238,7 @@ class NFBlock(keras.layers.Layer):
     activation: name of the nonlinearity.
     recompute: whether the backward pass computes the block again instead of
       keeping its activations.
+    sparse: see `WSConv2D`, of all convolutions.
   """
 
   def __init__(
@@ -257,6 +253,7 @@ class NFBlock(keras.layers.Layer):
     skip_gain: float = 0.0,
     activation: str = "gelu",
     recompute: bool = False,
+    sparse: str | None = None,
     **kwargs,
   ):
     super().__init__(**kwargs)
@@ -269,6 +266,7 @@ class NFBlock(keras.layers.Layer):
     self.initial_skip_gain = skip_gain
     self.activation = activation
     self.recompute = recompute
+    self.sparse = sparse
     scaled_activation(activation)  # refuses an unknown name
 
   def build(self, input_shape):
@@ -276,7 +274,8 @@ class NFBlock(keras.layers.Layer):
     mid, groups, dtype = self.bottleneck, self.groups, self.dtype_policy
 
     def conv(name, inputs, filters, size, **options):
-      layer = WSConv2D(filters, size, name=name, dtype=dtype, **options)
+      options |= {"name": name, "dtype": dtype, "sparse": self.sparse}
+      layer = WSConv2D(filters, size, **options)
       with tf.name_scope(name):  # every name once, or HDF5 files fail to save
         layer.build([None, None, None, inputs])
       return layer
@@ -351,34 +350,8 @@ class NFBlock(keras.layers.Layer):
       "skip_gain": self.initial_skip_gain,
       "activation": self.activation,
       "recompute": self.recompute,
+      "sparse": self.sparse,
     }
-
-
-@register
-class Dropout(keras.layers.Layer):
-  """Dropout whose mask follows from the step's seed (`ops.stateless_random`).
-
-  All axes of its input but the batch axis have a static size.
-
-  Args:
-    rate: probability that an entry is dropped; the rest is scaled up.
-  """
-
-  def __init__(self, rate: float = 0.0, **kwargs):
-    super().__init__(**kwargs)
-    self.rate = rate
-
-  def call(self, inputs, training=False):
-    if not training or not self.rate:
-      return inputs
-    numbers = stateless_random.uniform(
-      self.name, [_examples(inputs), *inputs.shape[1:]]
-    )
-    keep = tf.cast(numbers >= self.rate, inputs.dtype)
-    return inputs * keep / (1.0 - self.rate)
-
-  def get_config(self):
-    return {**super().get_config(), "rate": self.rate}
 
 
 @register

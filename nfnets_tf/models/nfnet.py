@@ -16,15 +16,15 @@ import tensorflow as tf
 from nfnets_tf.errors import UserError, refuse_keras3
 from nfnets_tf.keras_api import keras
 from nfnets_tf.models import variants
+from nfnets_tf.models.dropout import Dropout, register
 from nfnets_tf.models.layers import (
   ALPHA,
+  SPARSE,
   ClassifierHead,
-  Dropout,
   NFBlock,
   ScaledActivation,
   SpatialMean,
   WSConv2D,
-  register,
 )
 from nfnets_tf.models.pretrained import Published
 from nfnets_tf.models.weights import load_weights
@@ -57,6 +57,7 @@ STAGE_STRIDES = (1, 2, 2, 2)
   bottleneck_rule=variants.BOTTLENECK_RULE,
   input_shape=each(optional(integer(1)), 3),
   recompute=either(flag(), each(one_of(*STAGES))),
+  sparse=SPARSE,
   weights=optional(PATH),
 )
 class NFNet(keras.Model):
@@ -88,6 +89,10 @@ class NFNet(keras.Model):
       checkpointing, remat): less memory, a third more arithmetic, the same
       weights. A list of stages, such as ["stage1", "stage2"], does it for their
       blocks only.
+    sparse: for a network that `Pruning` makes sparse, the statistics of its
+      standardization: "live", over the entries of a filter that are left, or
+      "all", over zeros as well; None for a dense network. All convolutions
+      but the stem's are concerned.
     weights: initial weights, as `weights.load_weights` reads them: "imagenet",
       a path or a URL; None is random. The classifier is among them if it has
       `num_classes` classes; otherwise it is new, and a warning says so.
@@ -115,6 +120,7 @@ class NFNet(keras.Model):
     bottleneck_rule: str = "released",
     input_shape: tuple[int | None, ...] = (None, None, 3),
     recompute: bool | Sequence[str] = False,
+    sparse: str | None = None,
     weights: str | None = None,
     name: str = "nfnet",
     **kwargs,
@@ -125,6 +131,7 @@ class NFNet(keras.Model):
     images = keras.Input(input_shape)
     branch = {"activation": activation, "recompute": _stages(recompute)}
     branch |= {"stochdepth_rate": stochdepth_rate, "skip_gain": skip_gain}
+    branch |= {"sparse": sparse}
     outputs = _features(images, size, bottleneck_rule, **branch)
     if include_top:
       outputs = Dropout(rate, name="dropout")(outputs)
@@ -187,13 +194,21 @@ def _stages(recompute: bool | Sequence[str]) -> tuple[str, ...]:
 
 
 def _features(
-  images, size: variants.Variant, rule: str, *, activation: str, **blocks
+  images,
+  size: variants.Variant,
+  rule: str,
+  *,
+  activation: str,
+  sparse: str | None,
+  **blocks,
 ):
   """Returns the pooled features of `images`."""
   outputs = _stem(images, size, activation)
-  for block in _blocks(size, rule, activation=activation, **blocks):
+  blocks |= {"activation": activation, "sparse": sparse}
+  for block in _blocks(size, rule, **blocks):
     outputs = block(outputs)
-  outputs = WSConv2D(2 * size.widths[-1], 1, name="final_conv")(outputs)
+  width = 2 * size.widths[-1]
+  outputs = WSConv2D(width, 1, name="final_conv", sparse=sparse)(outputs)
   outputs = ScaledActivation(activation, name="final_activation")(outputs)
   return SpatialMean(name="pool")(outputs)
 

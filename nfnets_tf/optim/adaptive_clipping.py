@@ -18,6 +18,7 @@ import tensorflow as tf
 
 from nfnets_tf.errors import UserError, refuse_keras3, require
 from nfnets_tf.keras_api import keras
+from nfnets_tf.ops.replicas import assign_here
 from nfnets_tf.optim.param_groups import (
   GroupedOptimizer,
   group_of,
@@ -375,5 +376,4 @@ def _scale_update(variable: tf.Variable, before: tf.Tensor) -> None:
   """Replaces a variable's last update by its multiple; any rule is scaled."""
   multiplier = tf.cast(lr_multiplier(variable), before.dtype)
   value = before + multiplier * (variable.read_value() - before)
-  # `assign` would average over replicas; the handle is this replica's.
-  tf.raw_ops.AssignVariableOp(resource=variable.handle, value=value)
+  assign_here(variable, value)

@@ -78,11 +78,18 @@ class GroupedOptimizer(keras.optimizers.Optimizer):
     clipping_eps: AGC's floor under the norm of a unit's weights.
     skips_nonfinite: whether a step with a gradient that is not finite changes
       no variable but `iterations`.
+    keeps_zeros: whether a weight that is zero stays zero without a gradient if
+      its `slots` are zero.
   """
 
   clipping: float | None = None
   clipping_eps = 1e-3
   skips_nonfinite = False
+  keeps_zeros = False
+
+  def slots(self, variable: tf.Variable) -> list[tf.Variable]:
+    """Returns the variables that follow one weight, each of its shape."""
+    raise NotImplementedError
 
   def clips(self, variable: tf.Variable) -> bool:
     """Returns whether a variable's gradient, of any shape, is clipped."""

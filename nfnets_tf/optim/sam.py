@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import tensorflow as tf
 
 from nfnets_tf.keras_api import keras
+from nfnets_tf.ops.replicas import assign_here
 from nfnets_tf.ranges import accepts, built, integer, number, one_of, optional
 
 SCOPES = ("micro_batch", "replica", "global")
@@ -110,7 +111,7 @@ class SAM:
     scale = tf.math.divide_no_nan(tf.cast(self.rho, norm.dtype), norm)
     weights = [variable.read_value() for variable in variables]
     for variable, weight, gradient in zip(variables, weights, gradients):
-      _write(variable, weight + tf.cast(scale, weight.dtype) * gradient)
+      assign_here(variable, weight + tf.cast(scale, weight.dtype) * gradient)
     return weights
 
   def get_config(self):
@@ -138,9 +139,4 @@ def restore(
     weights: the result of `SAM.perturb`, of the same shapes.
   """
   for variable, weight in zip(variables, weights):
-    _write(variable, weight)
-
-
-def _write(variable: tf.Variable, value: tf.Tensor) -> None:
-  # `assign` would reduce over replicas; a handle belongs to one of them.
-  tf.raw_ops.AssignVariableOp(resource=variable.handle, value=value)
+    assign_here(variable, weight)

@@ -63,6 +63,7 @@ class SGD(GroupedOptimizer):
   """
 
   skips_nonfinite = True
+  keeps_zeros = True
 
   def __init__(
     self,
@@ -102,6 +103,10 @@ class SGD(GroupedOptimizer):
     self._groups = [group_of(variable) for variable in var_list]
     self._multipliers = [lr_multiplier(variable) for variable in var_list]
     self._built = True
+
+  def slots(self, variable):
+    """Returns the momentum of a weight, in a list."""
+    return [self.momentums[self._index_dict[self._var_key(variable)]]]
 
   def apply_gradients(
     self,

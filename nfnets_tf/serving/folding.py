@@ -38,7 +38,6 @@ from nfnets_tf.models.nfnet import NFNet
 from nfnets_tf.models.weights import named_variables
 from nfnets_tf.ops.activations import GAMMAS, plain_activation
 from nfnets_tf.ops.convolution import conv2d
-from nfnets_tf.ops.weight_standardization import standardize
 from nfnets_tf.train.classifier import Classifier
 
 DTYPES = ("float32", "bfloat16")
@@ -241,9 +240,7 @@ def _fold(
     kernel, float64 [height, width, in / groups, out], bias, float64 [out], and
     strides.
   """
-  kernel = standardize(
-    tf.constant(_double(layer.kernel)), tf.constant(_double(layer.gain))
-  )
+  kernel = layer.standardized(tf.float64)
   bias = after * _double(layer.bias)
   return before * after * kernel.numpy(), bias, layer.strides
 

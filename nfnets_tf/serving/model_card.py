@@ -13,6 +13,7 @@ import tensorflow as tf
 from nfnets_tf import __version__
 from nfnets_tf.data import preprocessing
 from nfnets_tf.keras_api import keras
+from nfnets_tf.models.cost import count_zeros
 from nfnets_tf.models.nfnet import NFNet
 
 _ROOT = pathlib.Path(__file__).parents[2]
@@ -101,6 +102,9 @@ def render(
   title = f"{type(network).__name__} {network.name}"
   if isinstance(network, NFNet):
     title = f"NFNet {network.get_config()['variant']}"
+  parameters = f"{network.count_params():,} in training"
+  if zeros := count_zeros(network):
+    parameters += f", {network.count_params() - zeros:,} of them not zero"
   steps = ", ".join(map(_describe_transform, transforms))
   return _CARD.format(
     title=title,
@@ -108,7 +112,7 @@ def render(
     exported=_table(
       {
         "architecture": title,
-        "parameters": f"{network.count_params():,} in training",
+        "parameters": parameters,
         "preprocessing": steps or "none; images keep their size",
         "form": form,
         "weights": weights,

@@ -279,3 +279,24 @@ class _Checker:
           " of both."
         )
     return images, labels, weights
+
+
+def refuse_other_losses(network: keras.Model, kwargs: dict) -> None:
+  """Removes absent losses and metrics from the arguments of `compile`.
+
+  Raises:
+    UserError: if some are given, or the network has losses of its own.
+  """
+  for name in ("loss", "loss_weights", "metrics", "weighted_metrics"):
+    if kwargs.pop(name, None) not in (None, []):
+      raise UserError(
+        f"Classifier.compile received {name}, but its loss (softmax"
+        " cross-entropy) and metrics are built in; remove the argument, or"
+        " set Classifier.label_smoothing."
+      )
+  if network.losses:
+    raise UserError(
+      "Classifier.compile found a regularizer in the network, whose loss it"
+      " would not minimize; remove it, and decay weights by"
+      " SGD(weight_decay=...)."
+    )

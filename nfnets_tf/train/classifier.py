@@ -9,14 +9,16 @@ import tensorflow as tf
 
 from nfnets_tf.errors import UserError, refuse_keras3
 from nfnets_tf.keras_api import keras
+from nfnets_tf.models.layers import sparse_convolutions
 from nfnets_tf.models.nfnet import layers_by_stage, variables_by_stage
 from nfnets_tf.models.weights import named_variables
 from nfnets_tf.ops import stateless_random
 from nfnets_tf.ops.losses import canonical_labels, softmax_cross_entropy
 from nfnets_tf.optim import ema, param_groups
+from nfnets_tf.optim.pruning import PRUNING, Pruning, PruningOptimizer
 from nfnets_tf.optim.sam import PERTURBATION, SAM
 from nfnets_tf.ranges import COUNT, RATE, SEED, accepts, each, number, optional
-from nfnets_tf.train.checked_model import CheckedModel
+from nfnets_tf.train.checked_model import CheckedModel, refuse_other_losses
 from nfnets_tf.train.metrics import (
   Scores,
   Telemetry,
@@ -41,7 +43,7 @@ _deserialize = keras.saving.deserialize_keras_object
 
 @keras.saving.register_keras_serializable(package="nfnets_tf")
 @accepts(label_smoothing=RATE, ema_decay=optional(RATE), seed=SEED)
-@accepts(sam=PERTURBATION)
+@accepts(sam=PERTURBATION, pruning=PRUNING)
 @accepts(micro_batches=COUNT, layer_decay=number(above=0, most=1))
 @accepts(mean_rgb=each(number(), 3), stddev_rgb=each(number(above=0), 3))
 class Classifier(CheckedModel):
@@ -74,6 +76,7 @@ class Classifier(CheckedModel):
     mean_rgb, stddev_rgb: normalization of images, in units of [0, 1].
     seed: of dropout and stochastic depth.
     sam: perturbs the weights at which the gradient is taken; None does not.
+    pruning: sets weights of an `NFNet(sparse=...)` to zero; None does not.
     micro_batches: number of equal parts in which a replica computes its batch,
       one after the other, to save memory; the update is the same.
     layer_decay: learning rate of each stage of the network relative to the next
@@ -96,6 +99,7 @@ class Classifier(CheckedModel):
     stddev_rgb: Sequence[float] = STDDEV_RGB,
     seed: int = 0,
     sam: SAM | None = None,
+    pruning: Pruning | None = None,
     micro_batches: int = 1,
     layer_decay: float = 1.0,
     frozen: Sequence[str] | str = (),
@@ -111,15 +115,17 @@ class Classifier(CheckedModel):
     self.ema_decay = ema_decay
     self.mean_rgb, self.stddev_rgb = tuple(mean_rgb), tuple(stddev_rgb)
     self.seed = seed
-    self.sam = sam
+    self.sam, self.pruning = sam, pruning
     self.micro_batches = micro_batches
     self.layer_decay = layer_decay
     stages = layers_by_stage(network)
     param_groups.freeze(stages, frozen)
     self.frozen = frozen if isinstance(frozen, str) else tuple(frozen)
     param_groups.set_layer_decay(stages, layer_decay)
+    if pruning:
+      pruning.sparsities_of(sparse_convolutions(network))  # or refuses
     self._scores = Scores()
-    self._telemetry = self.guard = None
+    self._telemetry = self.guard = self._updater = None
     self._compile_options = None
     self.averages = (
       [] if ema_decay is None else ema.add_averages(self, self._averaged)
@@ -147,7 +153,7 @@ class Classifier(CheckedModel):
         own, or the optimizer is a legacy one or would ignore learning rate
         multipliers.
     """
-    self._refuse_other_losses(kwargs)
+    refuse_other_losses(self.network, kwargs)
     refuse_keras3("Classifier.compile", optimizer)
     saved = self.optimizer if kwargs.pop("from_serialized", False) else None
     # With None Keras would warn that `sample_weight` weighs no metric.
@@ -170,23 +176,16 @@ class Classifier(CheckedModel):
         variables, self.optimizer, self.sam, stages=stages
       )
       self.guard = NonfiniteGuard(self.optimizer)
+    self._updater = self.optimizer
+    if self.pruning:
+      self._updater = PruningOptimizer(
+        self.pruning,
+        self.optimizer,
+        sparse_convolutions(self.network),
+        {id(v): a for v, a in zip(self._averaged, self.averages)},
+      )
     if self._before_first_step():
       self.restart_averages()
-
-  def _refuse_other_losses(self, kwargs) -> None:
-    for name in ("loss", "loss_weights", "metrics", "weighted_metrics"):
-      if kwargs.pop(name, None) not in (None, []):
-        raise UserError(
-          f"Classifier.compile received {name}, but its loss (softmax"
-          " cross-entropy) and metrics are built in; remove the argument, or"
-          " set Classifier.label_smoothing."
-        )
-    if self.network.losses:
-      raise UserError(
-        "Classifier.compile found a regularizer in the network, whose loss it"
-        " would not minimize; remove it, and decay weights by"
-        " SGD(weight_decay=...)."
-      )
 
   def restart_averages(self) -> None:
     """Sets the averages to the current weights."""
@@ -290,7 +289,7 @@ class Classifier(CheckedModel):
       sam_active=result.sam_active,
     )
     # The guard has summed the gradients over replicas already.
-    self.optimizer.apply_gradients(
+    self._updater.apply_gradients(
       zip(gradients, variables), skip_gradients_aggregation=True
     )
     if self.averages:
@@ -384,6 +383,7 @@ class Classifier(CheckedModel):
       "stddev_rgb": self.stddev_rgb,
       "seed": self.seed,
       "sam": self.sam and _serialize(self.sam),
+      "pruning": self.pruning and _serialize(self.pruning),
       "micro_batches": self.micro_batches,
       "layer_decay": self.layer_decay,
       "frozen": self.frozen,
@@ -394,5 +394,8 @@ class Classifier(CheckedModel):
     """Builds a classifier from the result of `get_config`."""
     # A SavedModel names a functional network without its module.
     network = keras.layers.deserialize(config["network"], custom_objects)
-    sam = config["sam"] and _deserialize(config["sam"], custom_objects)
-    return cls(**{**config, "network": network, "sam": sam})
+    parts = {"network": network}
+    for name in ("sam", "pruning"):
+      if config.get(name):
+        parts[name] = _deserialize(config[name], custom_objects)
+    return cls(**{**config, **parts})

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
 from nfnets_tf.keras_api import keras
 from nfnets_tf.models import cost
+from nfnets_tf.models.layers import sparse_convolutions
 from nfnets_tf.models.nfnet import NFNet, check_image_size
 
 if TYPE_CHECKING:
   from nfnets_tf.data.pipeline import Split
+  from nfnets_tf.optim.pruning import Pruning
   from nfnets_tf.optim.sam import SAM
   from nfnets_tf.train.run_config import (
     DataConfig,
@@ -100,6 +103,39 @@ def estimate_memory(
   )
 
 
+def estimate_pruning(
+  network: keras.Model, image_size: int, pruning: Pruning
+) -> dict[str, float]:
+  """Estimates what pruning leaves of a network; creates no weights.
+
+  Args:
+    network: may be one without weights, of `cost.abstractly`.
+    image_size: height and width of training images, in pixels.
+    pruning: of the run.
+
+  Returns:
+    sparsity, of all kernels that are pruned, at the end; nonzero_parameters of
+    the network, then; and mean_density: multiply-accumulates over the dense
+    network's, the mean over training, in (0, 1].
+  """
+  layers = sparse_convolutions(network)
+  shapes = [tuple(layer.kernel.shape) for layer in layers]
+  final = pruning.sparsities_of(layers)
+  sizes = [math.prod(shape) for shape in shapes]
+  pruned = sum(round(s * size) for s, size in zip(final, sizes))
+  means = {s: pruning.mean_sparsity(s) for s in set(final)}
+  by_shape = dict(zip(shapes, map(means.get, final)))
+  saved = sum(
+    by_shape.get(shape, 0.0) * macs
+    for shape, macs in cost.count_sparse_macs(network, image_size).items()
+  )
+  return {
+    "sparsity": pruned / sum(sizes),
+    "nonzero_parameters": sum(cost.count_parameters(network)) - pruned,
+    "mean_density": 1.0 - saved / cost.count_macs(network, image_size),
+  }
+
+
 def estimate_costs(
   model: ModelConfig,
   optimization: OptimizationConfig,
@@ -117,7 +153,9 @@ def estimate_costs(
     parameters; macs of an image's forward pass; images, steps and epochs;
     flops of the run, as a utilization counts them, without recomputation;
     tpu_v4_core_hours, with it, at utilization, in (0, 1]; and memory_bytes of a
-    device, plus memory_bytes_per_image computed at a time.
+    device, plus memory_bytes_per_image computed at a time. With pruning flops
+    are those of nonzero weights, while the core-hours stay dense, and the
+    entries of `estimate_pruning` are there, too.
   """
   network = network or cost.abstractly(model.network)
   images = schedule.total_steps * data.batch_size
@@ -126,6 +164,12 @@ def estimate_costs(
   # Training takes three forward passes' worth, and recomputation its own.
   executed = macs + cost.count_recomputed_macs(network, size) / 3
   sam, compute = optimization.sam, devices.compute
+  sparse = (
+    estimate_pruning(network, size, optimization.pruning)
+    if optimization.pruning
+    else {}
+  )
+  density = sparse.get("mean_density", 1.0)
   computed = images if sam is None else sam.passes * images
   memory = estimate_memory(
     network, image_size=size, sam=sam, policy=devices.policy
@@ -136,11 +180,12 @@ def estimate_costs(
     "images": images,
     "steps": schedule.total_steps,
     "epochs": images / data.num_examples,
-    "flops": compute.flops(macs, computed),
+    "flops": compute.flops(density * macs, computed),
     "tpu_v4_core_hours": compute.core_hours(executed, computed, model.variant),
     "utilization": compute.utilization_of(model.variant),
     "memory_bytes": memory.fixed,
     "memory_bytes_per_image": memory.per_image,
+    **sparse,
   }
 
 
@@ -186,6 +231,7 @@ def describe_run(
     *describe_reading(split, per_epoch, data.batch_size),
     ("memory", memory.describe()),
     *describe_gradient(optimization.sam),
+    *describe_pruning(optimization.pruning, costs),
     *describe_compute(devices.compute, model.variant, costs),
     *describe_program(
       network, optimization, data, devices, costs, classifier_options
@@ -268,6 +314,32 @@ def describe_gradient(sam: SAM | None) -> Lines:
       f"SAM, rho {sam.rho:g} {scopes[sam.scope]}, ascent on"
       f" {sam.ascent_fraction:.0%} of it, {every}",
     )
+  ]
+
+
+def describe_pruning(pruning: Pruning | None, costs: dict) -> Lines:
+  """Returns lines about pruning, none without it.
+
+  Args:
+    pruning: of the run, or None.
+    costs: of `estimate_costs`.
+  """
+  if pruning is None:
+    return []
+  begin, end = pruning.window
+  what = f"{pruning.sparsity} in" if pruning.pattern else "of"
+  return [
+    (
+      "pruning",
+      f"{costs['sparsity']:.4g} {what} the kernels of all convolutions but the"
+      f" stem's, every {pruning.every:,} steps from {begin:,} to {end:,}",
+    ),
+    ("", f"leaves {costs['nonzero_parameters']:,} parameters"),
+    (
+      "",
+      f"{costs['mean_density']:.1%} of the dense FLOPs over training; devices"
+      " compute the zeros, so that memory and core-hours are dense",
+    ),
   ]
 
 

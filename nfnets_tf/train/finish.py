@@ -17,6 +17,7 @@ import tensorflow as tf
 
 from nfnets_tf.errors import plain_message
 from nfnets_tf.fileio import checkpoint_path, write_atomically
+from nfnets_tf.models.cost import count_zeros
 from nfnets_tf.train.dry_run import format_table
 from nfnets_tf.train.run_dir import RunDir
 from nfnets_tf.train.run_log import draw_curves
@@ -80,6 +81,8 @@ def finish_run(
     "saved_model": saved_model,
     **record,
   }
+  if zeros := count_zeros(model.network):
+    result["nonzero_parameters"] = model.network.count_params() - zeros
   if failures:
     result["failed"] = failures
   files.write_result(result)
@@ -212,6 +215,8 @@ def summarize(result: dict, files: RunDir) -> str:
     ("held-out top-5", _accuracy(result, "top5")),
     ("weights", f"sha256 {result['weights_sha256']}"),
   ]
+  if "nonzero_parameters" in result:
+    lines.append(("not zero", f"{result['nonzero_parameters']:,} parameters"))
   if "ema_weights_sha256" in result:
     lines.append(("averaged", f"sha256 {result['ema_weights_sha256']}"))
   lines += [

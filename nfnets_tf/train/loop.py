@@ -295,6 +295,8 @@ class Trainer:
     if record.get("sam_active") == 0:
       del record["perturbed_loss"]  # no step has one
     record["learning_rate"] = float(self._learning_rate(self.step))
+    if pruning := self.classifier.pruning:
+      record["sparsity"] = float(pruning.sparsity_after(self.step))
     record["images_per_second"] = progress.update(
       self.step, record.get("loss", math.nan)
     )

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from nfnets_tf.errors import require
+from nfnets_tf.optim.pruning import PRUNING
 from nfnets_tf.optim.sam import PERTURBATION
 from nfnets_tf.ranges import (
   STEPS,
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
   from nfnets_tf.data.pipeline import Split
   from nfnets_tf.keras_api import keras
   from nfnets_tf.models.weights import InitWeights
+  from nfnets_tf.optim.pruning import Pruning
   from nfnets_tf.optim.sam import SAM
 
 
@@ -45,7 +47,7 @@ class ModelConfig:
   Attributes:
     variant: name of the network's size, for logs and reports.
     network: builds the network; called once, under the strategy's scope.
-    classifier: builds the `Classifier` from `network=` and `sam=`.
+    classifier: builds the `Classifier` from `network=`, `sam=` and `pruning=`.
     init_weights: sets the initial weights, or leaves those of the initializers.
   """
 
@@ -59,20 +61,23 @@ class ModelConfig:
   optimizer=function("@sgd.SGD"),
   learning_rate=built("@schedules.warmup_cosine()"),
   sam=PERTURBATION,
+  pruning=PRUNING,
 )
 @dataclasses.dataclass(frozen=True)
 class OptimizationConfig:
-  """The optimizer, its learning rate and SAM.
+  """The optimizer, its learning rate, SAM and pruning.
 
   Attributes:
     optimizer: builds the optimizer from `learning_rate=`.
     learning_rate: the schedule.
     sam: how gradients are taken at perturbed weights; None for plain gradients.
+    pruning: how weights are set to zero; None for a dense network.
   """
 
   optimizer: Callable[..., keras.optimizers.Optimizer]
   learning_rate: keras.optimizers.schedules.LearningRateSchedule
   sam: SAM | None
+  pruning: Pruning | None
 
 
 @accepts(

@@ -24,10 +24,18 @@ INTERVALS = [
   "--gin_param=run_config.Schedule.evaluate_every = 40",
   "--gin_param=run_config.Schedule.steps_per_execution = 1",
 ]
+SPARSE = "--gin_file=gin/overlays/sparse.gin"
 # 80 and 160 steps: the last interval is shorter.
-TINY_RUN = [*TINY, *INTERVALS, "--gin_param=EPOCHS = 1.78"]
+TINY_RUN = [
+  *TINY,
+  SPARSE,
+  *INTERVALS,
+  "--gin_param=EPOCHS = 1.78",
+  "--gin_param=tiny.network.sparse = 'live'",
+]
 NFNET_RUN = [
   *SMOKE,
+  SPARSE,
   *INTERVALS,
   "--gin_param=EPOCHS = 3.56",
   "--gin_param=nfnet.NFNet.stochdepth_rate = 0.3",
@@ -105,6 +113,7 @@ def test_resumes_bit_identically_after_kill(
   workdirs, steps = run_with_kills(
     launcher, command, tmp_path, moments, seconds, draw
   )
+  assert logged(whole)[-2]["sparsity"] == 0.75
   want = checkpoint_tensors(whole)
   for workdir in workdirs:
     assert logged(workdir) == logged(whole)

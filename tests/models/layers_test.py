@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from nfnets_tf.models import layers
+from nfnets_tf.models import dropout, layers
 from nfnets_tf.ops import stateless_random
 from nfnets_tf.ops.weight_standardization import standardize
 from nfnets_tf.optim.param_groups import ParamGroup, group_of
@@ -63,7 +63,7 @@ def test_squeeze_excite_equals_its_formula_with_plain_relu():
 
 
 def test_stochastic_depth_drops_examples_and_rescales_none():
-  layer = layers.StochasticDepth(0.25)
+  layer = dropout.StochasticDepth(0.25)
   images = tf.ones([4000, 2, 2, 1])
   with stateless_random.seed_scope(tf.constant([0, 1])):
     dropped = layer(images, training=True).numpy().reshape(4000, 4)
@@ -74,7 +74,7 @@ def test_stochastic_depth_drops_examples_and_rescales_none():
 
 
 def test_dropout_rescales_and_draws_from_the_steps_seed():
-  layer = layers.Dropout(0.5)
+  layer = dropout.Dropout(0.5)
   features = tf.ones([50, 100])
   with stateless_random.seed_scope(tf.constant([0, 1])):
     first = layer(features, training=True)

@@ -1,3 +1,4 @@
+import functools
 import math
 
 import numpy as np
@@ -8,6 +9,7 @@ from nfnets_tf.ops import fusion
 from nfnets_tf.ops.weight_standardization import (
   input_scales,
   standardize,
+  standardize_sparse,
   trainable_standardize,
 )
 
@@ -120,3 +122,73 @@ def test_transition_sees_previous_stage_and_resets_variance():
   for got, want in zip(scales, expected):
     assert math.isclose(got, want, rel_tol=1e-12)
   assert len(scales) == 5
+
+
+def naive_sparse(kernel, gain, upstream, eps=1e-4):
+  """Returns (result, gradient of the kernel, of the gain) over live entries."""
+  out, slope = np.zeros(kernel.shape), np.zeros(kernel.shape)
+  gain_slope = np.zeros(gain.shape)
+  for unit in range(kernel.shape[-1]):
+    live = kernel[..., unit] != 0
+    w = kernel[..., unit][live].astype(np.float64)
+    d = upstream[..., unit][live].astype(np.float64)
+    c = w - w.mean()
+    norm = np.sqrt(max((c**2).sum(), eps))
+    unscaled = c / norm
+    along = (d * unscaled).sum() * ((c**2).sum() > eps)
+    out[..., unit][live] = gain[unit] * unscaled
+    slope[..., unit][live] = (
+      gain[unit] / norm * (d - d.mean() - along * unscaled)
+    )
+    gain_slope[unit] = (d * unscaled).sum()
+  return out, slope, gain_slope
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("dtype", [tf.float32, tf.bfloat16])
+def test_sparse_form_and_its_gradients_are_those_of_live_entries(
+  dtype, training
+):
+  r = np.random.default_rng(0)
+  kernel = r.normal(0.3, 2.0, [3, 3, 8, 7]).astype(np.float32)
+  kernel *= r.random(kernel.shape) < 0.3
+  kernel[..., 2] *= 1e-4  # the floor acts
+  gain = r.normal(1.0, 0.5, [7]).astype(np.float32)
+  upstream = tf.cast(r.normal(size=kernel.shape), dtype)
+  form = functools.partial(standardize_sparse, dtype=dtype, training=training)
+  result = value_and_gradients(
+    form, tf.constant(kernel), tf.constant(gain), upstream
+  )
+  expected = naive_sparse(kernel, gain, tf.cast(upstream, tf.float64).numpy())
+  rounding = 1e-6 if dtype == tf.float32 else 1e-2
+  for got, want in zip(result, expected):
+    got = tf.cast(got, tf.float32).numpy()
+    np.testing.assert_allclose(got, want, atol=rounding * np.abs(want).max())
+  assert (tf.cast(result[0], tf.float32).numpy()[kernel == 0] == 0).all()
+  assert (result[1].numpy()[kernel == 0] == 0).all()
+
+
+@pytest.mark.parametrize("statistics", ["live", "all"])
+def test_sparse_forms_of_a_dense_kernel_are_the_dense_one(statistics):
+  kernel = tf.random.normal([3, 3, 5, 7], mean=0.3, seed=1)
+  gain = tf.random.normal([7], seed=2)
+  np.testing.assert_allclose(
+    standardize_sparse(kernel, gain, statistics=statistics),
+    standardize(kernel, gain),
+    atol=1e-6,
+  )
+
+
+def test_only_live_statistics_center_a_pruned_filter_and_keep_its_norm():
+  r = np.random.default_rng(0)
+  kernel = r.normal(0.3, 1.0, [3, 3, 64, 16]).astype(np.float32)
+  kernel[np.abs(kernel) < 1.0] = 0.0
+  gain = np.ones(16, np.float32)
+  live, whole = (
+    standardize_sparse(kernel, gain, statistics=each)
+    for each in ("live", "all")
+  )
+  np.testing.assert_allclose(tf.reduce_sum(live, [0, 1, 2]), 0.0, atol=1e-4)
+  np.testing.assert_allclose(tf.reduce_sum(live**2, [0, 1, 2]), 1.0, rtol=1e-5)
+  assert (tf.reduce_sum(whole, [0, 1, 2]).numpy() > 1.0).all()
+  assert (tf.reduce_sum(whole**2, [0, 1, 2]).numpy() < 1.0).all()

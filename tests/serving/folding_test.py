@@ -7,7 +7,8 @@ import tensorflow as tf
 
 from nfnets_tf.errors import UserError
 from nfnets_tf.keras_api import keras
-from nfnets_tf.models.layers import NFBlock
+from nfnets_tf.models.cost import count_zeros
+from nfnets_tf.models.layers import NFBlock, sparse_convolutions
 from nfnets_tf.models.nfnet import NFNet
 from nfnets_tf.serving.converters import num_bytes
 from nfnets_tf.serving.folding import (
@@ -40,6 +41,28 @@ def test_logits_and_features_equal_the_unfolded_network(trained, variant, size):
   pooled = keras.Model(network.input, network.get_layer("pool").output)
   assert relative(logits, network(images)) < 1e-5
   assert relative(features, pooled(images)) < 1e-5
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("statistics", ["live", "all"])
+def test_zeros_of_a_pruned_network_stay_zeros(trained, statistics, target):
+  network = trained(sparse=statistics).network
+  for layer in sparse_convolutions(network):
+    kernel = layer.kernel.numpy()
+    kernel[np.abs(kernel) < np.median(np.abs(kernel))] = 0
+    layer.kernel.assign(kernel)
+  images = random_images(32)
+  folded = FoldedNFNet(network, target=target)
+  _, logits = folded(images)
+  assert relative(logits, network(images)) < 1e-5
+  zeros = sum(np.sum(p.numpy() == 0) for p in folded.parameters)
+  # The only live entry of a filter is its mean.
+  alone = sum(
+    np.sum(np.count_nonzero(layer.kernel, axis=(0, 1, 2)) == 1)
+    for layer in sparse_convolutions(network)
+  )
+  assert count_zeros(network) > 0.3 * network.count_params()
+  assert zeros == count_zeros(network) + alone * (statistics == "live")
 
 
 @pytest.mark.parametrize("activation", ["relu", "silu", "tanh"])

@@ -1,11 +1,15 @@
 import dataclasses
+import functools
 
+import numpy as np
 import pytest
+import tensorflow as tf
 
 from nfnets_tf.config import Configuration
 from nfnets_tf.data import pipeline, preprocessing
 from nfnets_tf.keras_api import keras
 from nfnets_tf.models import cost
+from nfnets_tf.models.layers import sparse_convolutions
 from nfnets_tf.models.nfnet import NFNet
 from nfnets_tf.optim.sam import SAM
 from nfnets_tf.optim.schedules import warmup_cosine
@@ -113,6 +117,62 @@ def test_recomputation_costs_hours_and_is_no_work_of_the_network():
   for name in ("macs", "flops", "parameters"):
     assert ours[name] == plain[name]
   assert ours["memory_bytes_per_image"] < plain["memory_bytes_per_image"]
+
+
+@pytest.mark.parametrize(
+  "sparsity, distribution",
+  [(0.75, "uniform"), (0.75, "erdos_renyi"), ("2:4", "uniform")],
+)
+def test_pruning_saves_flops_by_its_mean_and_no_hours(sparsity, distribution):
+  job = Configuration(
+    [
+      "gin/quickstart.gin",
+      "gin/overlays/smoke.gin",
+      "gin/overlays/sparse.gin",
+    ],
+    [
+      "DATA_DIR = '/nowhere'",
+      "VARIANT = 'femto'",
+      f"SPARSITY = {sparsity!r}",
+      f"pruning.Pruning.distribution = {distribution!r}",
+    ],
+  ).build_job()
+  pruning = job.optimization.pruning
+  sparse = job.figures()
+  job.optimization = dataclasses.replace(job.optimization, pruning=None)
+  dense = job.figures()
+  for name in ("macs", "parameters", "tpu_v4_core_hours", "memory_bytes"):
+    assert sparse[name] == dense[name]
+  # By the operations of the whole graph.
+  layers = sparse_convolutions(cost.abstractly(job.model.network))
+  final = {
+    tuple(layer.kernel.shape): sparsity
+    for layer, sparsity in zip(layers, pruning.sparsities_of(layers))
+  }
+  network = cost.abstractly(functools.partial(job.model.network, sparse=None))
+  size = job.data.train_split.image_shape()[0]
+  graph = (
+    tf.function(network)
+    .get_concrete_function(tf.TensorSpec([1, size, size, 3]))
+    .graph
+  )
+  steps = np.arange(job.schedule.total_steps)
+  stem, macs = {f"stem_conv{i}" for i in range(4)}, 0.0
+  for op in graph.get_operations():
+    if op.type not in ("Conv2D", "MatMul"):
+      continue
+    kernel = op.inputs[1].shape
+    in_stem = stem & set(op.name.split("/"))
+    s = 0.0 if in_stem else final.get(tuple(kernel), 0.0)
+    density = 1.0 - np.mean(pruning.sparsity_after(steps, s))
+    macs += density * op.outputs[0].shape.num_elements() * np.prod(kernel[:-1])
+  assert sparse["flops"] / dense["flops"] == pytest.approx(macs / dense["macs"])
+  assert sparse["mean_density"] == sparse["flops"] / dense["flops"]
+  shapes = [tuple(layer.kernel.shape) for layer in layers]
+  pruned = sum(final[shape] * np.prod(shape) for shape in shapes)
+  assert sparse["nonzero_parameters"] == pytest.approx(
+    dense["parameters"] - pruned, abs=len(layers)
+  )
 
 
 def test_describes_the_program_of_a_run_on_a_tpu():
