@@ -113,6 +113,9 @@ def write(
     converter = tf.lite.TFLiteConverter.from_concrete_functions(
       [classify.get_concrete_function()], module
     )
+    # Weights of a pruned network are stored without their zeros, of others as
+    # ever. In int8 the positions would take more room than the zeros.
+    converter.optimizations = [tf.lite.Optimize.EXPERIMENTAL_SPARSITY]
     if file_format == INT8:
       converter.optimizations = [tf.lite.Optimize.DEFAULT]
       converter.representative_dataset = lambda: (

@@ -6,6 +6,7 @@ import pytest
 import tensorflow as tf
 
 from nfnets_tf.errors import UserError
+from nfnets_tf.models.layers import sparse_convolutions
 from nfnets_tf.serving import converters
 from nfnets_tf.serving.converters import (
   FILES,
@@ -61,6 +62,29 @@ def test_other_runtimes_agree_at_any_batch_size(
     difference = np.abs(call(prepared[:count]) - expected).max()
     assert difference < 1e-5 * np.abs(expected).max()
   assert tf.io.gfile.stat(path).length < 1.5 * num_bytes(inference.variables)
+
+
+def test_tflite_stores_no_zeros_of_a_pruned_network(
+  trained, prepared, tmp_path
+):
+  model, sizes = trained("nano", sparse="live"), []
+  for share in (0.0, 7 / 8):
+    for layer in sparse_convolutions(model.network):
+      kernel = layer.kernel.numpy()
+      kernel[np.abs(kernel) < np.quantile(np.abs(kernel), share)] = 0
+      layer.kernel.assign(kernel)
+    inference = FoldedNFNet(model.network, target="accelerator")
+    path = str(tmp_path / f"{share}.tflite")
+
+    def network(images, inference=inference):
+      return inference(model.normalize(images))
+
+    write("tflite", path, network, inference, prepared[:1])
+    expected = model(prepared).numpy()
+    difference = np.abs(open_file("tflite", path)(prepared) - expected).max()
+    assert difference < 1e-5 * np.abs(expected).max()
+    sizes.append(tf.io.gfile.stat(path).length)
+  assert sizes[1] < 0.6 * sizes[0]
 
 
 def test_int8_is_a_quarter_of_the_size_and_close(exported, prepared, tmp_path):
