@@ -33,6 +33,7 @@ LOGGER = logging.getLogger("nfnets_tf")
 # Column of the plan: (title when printed, format, divisor).
 _PRINTED = {
   "parameters": ("parameters", "{:,.0f}", 1),
+  "nonzero_parameters": ("not zero", "{:,.0f}", 1),
   "macs": ("GMACs", None, 1e9),
   "images": ("images", "{:,.0f}", 1),
   "steps": ("steps", "{:,.0f}", 1),

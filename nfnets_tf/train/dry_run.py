@@ -114,9 +114,10 @@ def estimate_pruning(
     pruning: of the run.
 
   Returns:
-    sparsity, of all kernels that are pruned, at the end; nonzero_parameters of
-    the network, then; and mean_density: multiply-accumulates over the dense
-    network's, the mean over training, in (0, 1].
+    sparsity of all pruned kernels at the end; live_weights, of their entries
+    those that are left then; nonzero_parameters of the whole network; and
+    mean_density: multiply-accumulates over the dense network's, the mean over
+    training, in (0, 1].
   """
   layers = sparse_convolutions(network)
   shapes = [tuple(layer.kernel.shape) for layer in layers]
@@ -131,6 +132,7 @@ def estimate_pruning(
   )
   return {
     "sparsity": pruned / sum(sizes),
+    "live_weights": sum(sizes) - pruned,
     "nonzero_parameters": sum(cost.count_parameters(network)) - pruned,
     "mean_density": 1.0 - saved / cost.count_macs(network, image_size),
   }
@@ -327,12 +329,12 @@ def describe_pruning(pruning: Pruning | None, costs: dict) -> Lines:
   if pruning is None:
     return []
   begin, end = pruning.window
-  what = f"{pruning.sparsity} in" if pruning.pattern else "of"
+  pattern = f" ({pruning.sparsity})" if pruning.pattern else ""
   return [
     (
       "pruning",
-      f"{costs['sparsity']:.4g} {what} the kernels of all convolutions but the"
-      f" stem's, every {pruning.every:,} steps from {begin:,} to {end:,}",
+      f"to a sparsity of {costs['sparsity']:.4g}{pattern} in all convolutions but"
+      f" the stem's, every {pruning.every:,} steps from {begin:,} to {end:,}",
     ),
     ("", f"leaves {costs['nonzero_parameters']:,} parameters"),
     (

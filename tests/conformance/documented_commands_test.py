@@ -112,6 +112,10 @@ RULES = [
     append=" --variant=femto --image_size=32 --rounds=1",
   ),
   Rule(
+    r"benchmarks\.pruning",
+    append=" --variant=femto --image_size=32 --rounds=1",
+  ),
+  Rule(
     r"benchmarks\.workers",
     append=" --variant=femto --image_size=32 --batch_size=4 --rounds=1",
   ),

@@ -329,6 +329,7 @@ def test_report_gets_a_snapshot(run, folder):
     (["gin/quickstart.gin", "gin/sweeps/base.gin"], "EPOCHS = (1, 2)", 2),
     (["gin/sweeps/jft.gin"], None, 36),
     (["gin/sweeps/cifar10.gin"], None, 16),
+    (["gin/sweeps/cifar10_sparse.gin"], None, 36),
     (
       ["gin/sweeps/cifar10_finetune.gin"],
       "MODEL = ({'VARIANT': 'W8', 'WEIGHTS': 'x'},)",

@@ -170,6 +170,9 @@ def test_pruning_saves_flops_by_its_mean_and_no_hours(sparsity, distribution):
   assert sparse["mean_density"] == sparse["flops"] / dense["flops"]
   shapes = [tuple(layer.kernel.shape) for layer in layers]
   pruned = sum(final[shape] * np.prod(shape) for shape in shapes)
+  assert sparse["live_weights"] == pytest.approx(
+    sum(map(np.prod, shapes)) - pruned, abs=len(layers)
+  )
   assert sparse["nonzero_parameters"] == pytest.approx(
     dense["parameters"] - pruned, abs=len(layers)
   )
