@@ -333,8 +333,9 @@ def describe_pruning(pruning: Pruning | None, costs: dict) -> Lines:
   return [
     (
       "pruning",
-      f"to a sparsity of {costs['sparsity']:.4g}{pattern} in all convolutions but"
-      f" the stem's, every {pruning.every:,} steps from {begin:,} to {end:,}",
+      f"to a sparsity of {costs['sparsity']:.4g}{pattern} in all convolutions"
+      f" but the stem's, every {pruning.every:,} steps from {begin:,} to"
+      f" {end:,}",
     ),
     ("", f"leaves {costs['nonzero_parameters']:,} parameters"),
     (

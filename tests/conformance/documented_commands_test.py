@@ -138,7 +138,10 @@ RULES = [
       ("RUNS/full_sam_?", "runs/quickstart"),
     ),
   ),
-  Rule(r"benchmarks\.(scaling_study|published_sparsity)", append=CHECK_FLAGS),
+  Rule(
+    r"benchmarks\.(scaling_study|sparsity_study|published_sparsity)",
+    append=CHECK_FLAGS,
+  ),
   Rule(r"benchmarks\.NAME", skip="a placeholder"),
   Rule(
     r"benchmarks\.training_step --timm=", skip="needs an interpreter with timm"
