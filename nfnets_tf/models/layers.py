@@ -5,6 +5,8 @@ standardization of kernels, the pooling and the logits are float32 under every
 policy. Images are [batch, height, width, channels].
 """
 
+from __future__ import annotations
+
 import functools
 
 import tensorflow as tf

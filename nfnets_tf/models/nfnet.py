@@ -127,15 +127,13 @@ class NFNet(keras.Model):
   ):
     size = variants.variant(variant)
     path = _locate(weights, variant, **kwargs)  # may fail: before building
-    rate = size.drop_rate if drop_rate is None else drop_rate
     images = keras.Input(input_shape)
     branch = {"activation": activation, "recompute": _stages(recompute)}
-    branch |= {"stochdepth_rate": stochdepth_rate, "skip_gain": skip_gain}
-    branch |= {"sparse": sparse}
+    branch |= {"stochdepth_rate": stochdepth_rate, "sparse": sparse}
+    branch |= {"skip_gain": skip_gain}
     outputs = _features(images, size, bottleneck_rule, **branch)
     if include_top:
-      outputs = Dropout(rate, name="dropout")(outputs)
-      outputs = ClassifierHead(num_classes, name=HEAD)(outputs)
+      outputs = _classify(outputs, num_classes, size, drop_rate)
     super().__init__(images, outputs, name=name, **kwargs)
     self._config = {
       **branch,
@@ -256,6 +254,15 @@ def _blocks(
         **options,
       )
       index += 1
+
+
+def _classify(
+  features, num_classes: int, size: variants.Variant, drop_rate: float | None
+):
+  """Returns the logits of features."""
+  rate = size.drop_rate if drop_rate is None else drop_rate
+  kept = Dropout(rate, name="dropout")(features)
+  return ClassifierHead(num_classes, name=HEAD)(kept)
 
 
 def check_image_size(network: keras.Model, image_size: int) -> None:

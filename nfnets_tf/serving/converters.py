@@ -113,17 +113,24 @@ def write(
     converter = tf.lite.TFLiteConverter.from_concrete_functions(
       [classify.get_concrete_function()], module
     )
-    # Weights of a pruned network are stored without their zeros, of others as
-    # ever. In int8 the positions would take more room than the zeros.
-    converter.optimizations = [tf.lite.Optimize.EXPERIMENTAL_SPARSITY]
-    if file_format == INT8:
-      converter.optimizations = [tf.lite.Optimize.DEFAULT]
-      converter.representative_dataset = lambda: (
-        [image[None]] for image in calibration
-      )
-    content = converter.convert()
+    content = _convert(converter, calibration if file_format == INT8 else None)
   with tf.io.gfile.GFile(path, "wb") as file:
     file.write(content)
+
+
+def _convert(
+  converter: tf.lite.TFLiteConverter, calibration: np.ndarray | None
+) -> bytes:
+  """Returns a TFLite file, in int8 if there are images to calibrate it."""
+  if calibration is None:
+    # Stores no zeros of pruned kernels; other networks are stored as ever.
+    converter.optimizations = [tf.lite.Optimize.EXPERIMENTAL_SPARSITY]
+  else:  # where positions take more room than zeros
+    converter.optimizations = [tf.lite.Optimize.DEFAULT]
+    converter.representative_dataset = lambda: (
+      [image[None]] for image in calibration
+    )
+  return converter.convert()
 
 
 def open_file(file_format: str, path: str) -> Call:

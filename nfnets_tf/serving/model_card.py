@@ -102,9 +102,6 @@ def render(
   title = f"{type(network).__name__} {network.name}"
   if isinstance(network, NFNet):
     title = f"NFNet {network.get_config()['variant']}"
-  parameters = f"{network.count_params():,} in training"
-  if zeros := count_zeros(network):
-    parameters += f", {network.count_params() - zeros:,} of them not zero"
   steps = ", ".join(map(_describe_transform, transforms))
   return _CARD.format(
     title=title,
@@ -112,7 +109,7 @@ def render(
     exported=_table(
       {
         "architecture": title,
-        "parameters": parameters,
+        "parameters": _describe_parameters(network),
         "preprocessing": steps or "none; images keep their size",
         "form": form,
         "weights": weights,
@@ -138,6 +135,12 @@ def _describe_origin(license_name: str | None) -> dict[str, str]:
     "license of the weights": license_name or "not stated",
     "license of the code": "Apache 2.0",
   }
+
+
+def _describe_parameters(network: keras.Model) -> str:
+  parameters, zeros = network.count_params(), count_zeros(network)
+  left = f", {parameters - zeros:,} of them not zero" if zeros else ""
+  return f"{parameters:,} in training{left}"
 
 
 def _describe_transform(transform: preprocessing.Transform) -> str:

@@ -111,12 +111,10 @@ class Classifier(CheckedModel):
     # Keras would sum them once more.
     self.distribute_reduction_method = "first"
     self.network = network
-    self.label_smoothing = label_smoothing
-    self.ema_decay = ema_decay
+    self.label_smoothing, self.ema_decay = label_smoothing, ema_decay
     self.mean_rgb, self.stddev_rgb = tuple(mean_rgb), tuple(stddev_rgb)
-    self.seed = seed
+    self.seed, self.micro_batches = seed, micro_batches
     self.sam, self.pruning = sam, pruning
-    self.micro_batches = micro_batches
     self.layer_decay = layer_decay
     stages = layers_by_stage(network)
     param_groups.freeze(stages, frozen)
@@ -125,8 +123,7 @@ class Classifier(CheckedModel):
     if pruning:
       pruning.sparsities_of(sparse_convolutions(network))  # or refuses
     self._scores = Scores()
-    self._telemetry = self.guard = self._updater = None
-    self._compile_options = None
+    self._telemetry = self.guard = self._updater = self._compile_options = None
     self.averages = (
       [] if ema_decay is None else ema.add_averages(self, self._averaged)
     )

@@ -213,9 +213,8 @@ def describe_run(
   costs = estimate_costs(
     model, optimization, data, schedule, devices, network=network
   )
-  split, steps = data.train_split, schedule.total_steps
-  size, per_epoch = split.image_shape()[0], data.num_examples
-  multiplicity = split.augmentation.multiplicity
+  split, per_epoch = data.train_split, data.num_examples
+  size, multiplicity = split.image_shape()[0], split.augmentation.multiplicity
   copies = f", {multiplicity} times each" if multiplicity > 1 else ""
   memory = Memory(costs["memory_bytes"], costs["memory_bytes_per_image"])
   strategy = f"{devices.strategy.__name__}, {devices.policy}"
@@ -227,8 +226,8 @@ def describe_run(
       f"{costs['images']:,} = {costs['epochs'] / multiplicity:.4g} epochs of"
       f" {per_epoch:,}{copies}",
     ),
-    ("steps", f"{steps:,} at batch {data.batch_size:,}"),
-    *describe_learning_rate(optimization.learning_rate, steps),
+    ("steps", f"{schedule.total_steps:,} at batch {data.batch_size:,}"),
+    *describe_learning_rate(optimization.learning_rate, schedule.total_steps),
     ("strategy", f"{strategy}, {schedule.steps_per_execution} steps per call"),
     *describe_reading(split, per_epoch, data.batch_size),
     ("memory", memory.describe()),

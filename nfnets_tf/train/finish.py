@@ -80,11 +80,9 @@ def finish_run(
     **_describe_checkpoints(checkpoints, files),
     "saved_model": saved_model,
     **record,
+    **_describe_zeros(model),
+    **({"failed": failures} if failures else {}),
   }
-  if zeros := count_zeros(model.network):
-    result["nonzero_parameters"] = model.network.count_params() - zeros
-  if failures:
-    result["failed"] = failures
   files.write_result(result)
 
 
@@ -105,6 +103,11 @@ def _describe_checkpoints(checkpoints: Checkpointer, files: RunDir) -> dict:
     "best_step": best_step,
     "best_checkpoint": checkpoint_path(files.checkpoints, best_step),
   }
+
+
+def _describe_zeros(model: Classifier) -> dict[str, int]:
+  parameters, zeros = model.network.count_params(), count_zeros(model.network)
+  return {"nonzero_parameters": parameters - zeros} if zeros else {}
 
 
 def _call_all(functions: dict[str, Callable[[], None]]) -> dict[str, str]:
