@@ -12,11 +12,9 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
-import numpy as np
 import tensorflow as tf
 
 from nfnets_tf.keras_api import keras
-from nfnets_tf.models.layers import sparse_convolutions
 
 _CONVOLUTIONS = ("Conv2D",)
 _PRODUCTS = ("MatMul",)
@@ -76,8 +74,8 @@ def count_sparse_macs(
     image_size: in pixels.
 
   Returns:
-    {shape of a kernel that may be pruned: those of all such kernels, as if
-    they were dense}.
+    {shape of a kernel: those of all such kernels in layers that are sparse and
+    not frozen, as if they were dense}.
   """
   return dict(_count(network, image_size).by_sparse_kernel)
 
@@ -139,7 +137,7 @@ def _count(network, image_size) -> _Counts:
     if getattr(layer, "recompute", False):
       again, kept, largest = counts.macs, math.prod(shape), kept
     sparse = Counter(total.by_sparse_kernel)
-    if getattr(layer, "sparse", None):
+    if getattr(layer, "sparse", None) and layer.trainable:
       sparse.update(counts.by_sparse_kernel)
     total = _Counts(
       total.macs + counts.macs,
@@ -187,11 +185,3 @@ def count_parameters(network: keras.Model) -> tuple[int, int]:
   head = network.get_layer("classifier").trainable_variables
   in_head = sum(v.shape.num_elements() for v in head)
   return total - in_head, in_head
-
-
-def count_zeros(network: keras.Model) -> int:
-  """Returns the number of entries that pruning has set to zero."""
-  return sum(
-    layer.kernel.shape.num_elements() - np.count_nonzero(layer.kernel)
-    for layer in sparse_convolutions(network)
-  )

@@ -145,12 +145,6 @@ class WSConv2D(keras.layers.Layer):
     }
 
 
-def sparse_convolutions(network: tf.Module) -> list[WSConv2D]:
-  """Returns the layers of a network whose kernels may be pruned."""
-  layers = network.submodules
-  return [x for x in layers if isinstance(x, WSConv2D) and x.sparse]
-
-
 @register
 class ScaledActivation(keras.layers.Layer):
   """A nonlinearity times its gamma; see `ops.activations`.

@@ -17,7 +17,7 @@ import tensorflow as tf
 from nfnets_tf.errors import UserError, refuse_keras3
 from nfnets_tf.fileio import latest_checkpoint
 from nfnets_tf.keras_api import keras
-from nfnets_tf.models import weight_files
+from nfnets_tf.models import sparse_kernels, weight_files
 from nfnets_tf.models.file_formats import file_format, named_by
 from nfnets_tf.models.layers import ClassifierHead, SqueezeExcite, WSConv2D
 from nfnets_tf.models.parameter_names import (
@@ -243,6 +243,7 @@ def load_weights(
     assign_parameters(network, parameters, keep_head=keep_head)
   except UserError as error:
     raise UserError(f"{kind} {path!r}: {error}") from error
+  sparse_kernels.warn_of_zeros(network, path)
   if model is not network:
     model.restart_averages()
   head = "loaded" if keep_head else "newly initialized"
@@ -253,9 +254,7 @@ def _has_same_classes(network: keras.Model, parameters: Parameters) -> bool:
   """Returns whether parameters have a head of as many classes."""
   head = parameter_table(network).get(HEAD_KEYS[1])
   bias = parameters.get(HEAD, {}).get("b")
-  if head is None or bias is None:
-    return False
-  return np.shape(bias) == tuple(head.shape)
+  return head is not None and np.shape(bias) == tuple(head.shape)
 
 
 @accepts(path=optional(PATH), keep_head=flag(), averaged=flag())

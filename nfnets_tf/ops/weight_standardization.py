@@ -152,7 +152,8 @@ def standardize_sparse(
   dtype = dtype or kernel.dtype
   if training and statistics == "live" and fusion.fuses():
     return _trainable_standardize_live(kernel, gain, dtype, eps=eps)
-  live = tf.stop_gradient(tf.cast(kernel != 0.0, kernel.dtype))
+  is_live = kernel != 0.0
+  live = tf.cast(is_live, kernel.dtype)
   kernel = kernel * live  # which changes nothing but the gradient
   weights = live if statistics == "live" else tf.ones_like(live)
   count = tf.maximum(_sum_by_filter(weights), 1.0)
@@ -160,7 +161,7 @@ def standardize_sparse(
   centered = (kernel - mean) * weights
   power = _sum_by_filter(tf.square(centered))
   scale = tf.math.rsqrt(tf.maximum(power, eps)) * gain
-  return tf.cast(centered * live * scale, dtype)
+  return tf.cast(tf.where(is_live, centered * scale, 0.0), dtype)
 
 
 def _sum_by_filter(x: tf.Tensor) -> tf.Tensor:

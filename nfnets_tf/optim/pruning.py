@@ -10,6 +10,7 @@ file, knows what is pruned.
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 from collections.abc import Sequence
@@ -214,13 +215,12 @@ class Pruning:
           f"groups that divide the {shape[2]} input channels of every kernel,"
           " or a number",
         )
-    sparsities = [self.final_sparsity] * len(shapes)
-    if self.distribution == "erdos_renyi" and self.final_sparsity:
-      sparsities = _erdos_renyi(shapes, self.final_sparsity)
-    return [
-      sparsity if layer.trainable else 0.0
-      for sparsity, layer in zip(sparsities, layers)
-    ]
+    trained = [layer.trainable for layer in layers]
+    if self.distribution == "uniform" or not self.final_sparsity:
+      return [self.final_sparsity * each for each in trained]
+    pruned = list(itertools.compress(shapes, trained))
+    sparsities = iter(_erdos_renyi(pruned, self.final_sparsity))
+    return [next(sparsities) if each else 0.0 for each in trained]
 
 
 def _erdos_renyi(shapes, sparsity: float) -> list[float]:
@@ -250,7 +250,8 @@ class PruningOptimizer:
     averages: {id of a kernel: its average}.
 
   Raises:
-    UserError: if no layer is sparse, or a kernel does not fit the pattern.
+    UserError: if no layer is sparse, a kernel does not fit the pattern, or the
+      optimizer keeps averages of its own.
   """
 
   def __init__(
@@ -260,6 +261,11 @@ class PruningOptimizer:
     layers: Sequence[WSConv2D],
     averages: dict[int, tf.Variable],
   ):
+    if getattr(getattr(optimizer, "optimizer", optimizer), "use_ema", False):
+      raise UserError(
+        "Pruning does not reach the averages of an optimizer's use_ema, which"
+        " would bring back what is pruned; use Classifier(ema_decay=...)."
+      )
     self._pruning, self._optimizer = pruning, optimizer
     sparsities = dict(zip(layers, pruning.sparsities_of(layers)))
     self._sparsities = {x: s for x, s in sparsities.items() if x.trainable}
@@ -282,12 +288,21 @@ class PruningOptimizer:
     """
     live = {}
     if not self._keeps_zeros:  # its buffers go on to move what is pruned
-      live = {layer: _live(layer.kernel) for layer in self._sparsities}
+      live = {x: x.kernel.read_value() != 0.0 for x in self._sparsities}
     self._optimizer.apply_gradients(grads_and_vars, **kwargs)
     for layer, mask in live.items():
-      assign_here(layer.kernel, layer.kernel.read_value() * mask)
+      kernel = tf.where(mask, layer.kernel.read_value(), 0.0)
+      assign_here(layer.kernel, kernel)
     step = tf.identity(self._optimizer.iterations)
     tf.cond(self._is_due(step), lambda: self._prune(step), lambda: True)
+
+  def sparsity(self) -> tf.Tensor:
+    """Returns the fraction of zeros in all kernels, a float32 scalar."""
+    kernels = [layer.kernel.read_value() for layer in self._sparsities]
+    total = sum(kernel.shape.num_elements() for kernel in kernels)
+    zeros = [tf.reduce_mean(tf.cast(x == 0.0, tf.float32)) for x in kernels]
+    sizes = [kernel.shape.num_elements() / total for kernel in kernels]
+    return tf.add_n([zero * size for zero, size in zip(zeros, sizes)])
 
   def _is_due(self, step) -> tf.Tensor:
     (begin, end), every = self._pruning.window, self._pruning.every
@@ -303,9 +318,9 @@ class PruningOptimizer:
         keep = _keep_of_groups(magnitude, self._pruning.pattern[1], sparsity)
       else:
         keep = _keep_largest(magnitude, sparsity)
-      keep = tf.cast(keep, tf.float32)
       for variable in (layer.kernel, *self._copies[layer]):
-        assign_here(variable, variable.read_value() * keep)
+        # Not a product, which would leave zeros of both signs.
+        assign_here(variable, tf.where(keep, variable.read_value(), 0.0))
     return True
 
   def _progress(self, step) -> tf.Tensor:
@@ -314,40 +329,50 @@ class PruningOptimizer:
     return tf.where(step >= end, 1.0, 1.0 - (1.0 - done) ** 3)
 
 
-def _live(variable) -> tf.Tensor:
-  return tf.cast(variable.read_value() != 0.0, tf.float32)
-
-
 def _keep_largest(magnitude: tf.Tensor, sparsity: tf.Tensor) -> tf.Tensor:
-  """Returns which entries are kept; entries of equal magnitude are alike."""
+  """Returns which entries are kept, all but the fraction `sparsity`."""
   size = magnitude.shape.num_elements()
-  dropped = tf.cast(tf.round(sparsity * float(size)), tf.int32)
-  return magnitude > _kth_smallest(tf.reshape(magnitude, [-1]), dropped)
+  dropped = tf.cast(tf.round(sparsity * float(size)), tf.int64)
+  keep = _largest(tf.reshape(magnitude, [-1]), dropped)
+  return tf.reshape(keep, magnitude.shape)
 
 
 @tf.function(
   input_signature=[
     tf.TensorSpec([None], tf.float32),
-    tf.TensorSpec([], tf.int32),
+    tf.TensorSpec([], tf.int64),
   ],
   autograph=False,
 )
-def _kth_smallest(magnitude, k):
-  """Returns the k-th smallest of nonnegative numbers, -1 for k = 0.
+def _largest(magnitude, dropped):
+  """Returns which of nonnegative numbers [n] are not the smallest ones.
 
-  Bisects over the bits, which for nonnegative numbers are in the order of the
-  numbers: 31 passes. A sort takes fifteen times as long on a CPU.
+  Bisects over the bits of the threshold, which for nonnegative numbers are in
+  their order: 31 passes. On a CPU a sort takes ten times as long.
+
+  Args:
+    magnitude: [n].
+    dropped: how many; of equal numbers the first ones.
   """
-  bits = tf.bitcast(magnitude, tf.int32)
+
+  def number_below(bits):
+    # As floats: TensorFlow compares int32 on the host of a GPU.
+    small = magnitude <= tf.bitcast(bits, tf.float32)
+    return tf.reduce_sum(tf.cast(small, tf.int64))
 
   def halve(low, high):
     middle = low + (high - low) // 2
-    enough = tf.reduce_sum(tf.cast(bits <= middle, tf.int32)) >= k
+    enough = number_below(middle) >= dropped
     return tf.where(enough, low, middle + 1), tf.where(enough, middle, high)
 
   bounds = tf.constant(0), tf.constant(np.float32(np.inf).view(np.int32))
-  _, smallest = tf.while_loop(lambda low, high: low < high, halve, bounds)
-  return tf.where(k > 0, tf.bitcast(smallest, tf.float32), -1.0)
+  _, bits = tf.while_loop(lambda low, high: low < high, halve, bounds)
+  threshold = tf.bitcast(bits, tf.float32)
+  larger, equal = magnitude > threshold, magnitude == threshold
+  kept = tf.size(magnitude, tf.int64) - dropped
+  spare = kept - tf.reduce_sum(tf.cast(larger, tf.int64))
+  from_end = tf.cumsum(tf.cast(equal, tf.int32), reverse=True)
+  return larger | (equal & (from_end <= tf.cast(spare, tf.int32)))
 
 
 def _keep_of_groups(

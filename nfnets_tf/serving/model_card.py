@@ -13,8 +13,8 @@ import tensorflow as tf
 from nfnets_tf import __version__
 from nfnets_tf.data import preprocessing
 from nfnets_tf.keras_api import keras
-from nfnets_tf.models.cost import count_zeros
 from nfnets_tf.models.nfnet import NFNet
+from nfnets_tf.models.sparse_kernels import count_zeros
 
 _ROOT = pathlib.Path(__file__).parents[2]
 

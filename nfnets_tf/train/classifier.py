@@ -9,8 +9,8 @@ import tensorflow as tf
 
 from nfnets_tf.errors import UserError, refuse_keras3
 from nfnets_tf.keras_api import keras
-from nfnets_tf.models.layers import sparse_convolutions
 from nfnets_tf.models.nfnet import layers_by_stage, variables_by_stage
+from nfnets_tf.models.sparse_kernels import sparse_convolutions
 from nfnets_tf.models.weights import named_variables
 from nfnets_tf.ops import stateless_random
 from nfnets_tf.ops.losses import canonical_labels, softmax_cross_entropy
@@ -123,7 +123,7 @@ class Classifier(CheckedModel):
     if pruning:
       pruning.sparsities_of(sparse_convolutions(network))  # or refuses
     self._scores = Scores()
-    self._telemetry = self.guard = self._updater = self._compile_options = None
+    self._telemetry = self.guard = self.pruner = self._compile_options = None
     self.averages = (
       [] if ema_decay is None else ema.add_averages(self, self._averaged)
     )
@@ -173,9 +173,8 @@ class Classifier(CheckedModel):
         variables, self.optimizer, self.sam, stages=stages
       )
       self.guard = NonfiniteGuard(self.optimizer)
-    self._updater = self.optimizer
     if self.pruning:
-      self._updater = PruningOptimizer(
+      self.pruner = PruningOptimizer(
         self.pruning,
         self.optimizer,
         sparse_convolutions(self.network),
@@ -286,7 +285,7 @@ class Classifier(CheckedModel):
       sam_active=result.sam_active,
     )
     # The guard has summed the gradients over replicas already.
-    self._updater.apply_gradients(
+    (self.pruner or self.optimizer).apply_gradients(
       zip(gradients, variables), skip_gradients_aggregation=True
     )
     if self.averages:

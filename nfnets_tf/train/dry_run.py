@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from nfnets_tf.keras_api import keras
 from nfnets_tf.models import cost
-from nfnets_tf.models.layers import sparse_convolutions
 from nfnets_tf.models.nfnet import NFNet, check_image_size
+from nfnets_tf.models.sparse_kernels import sparse_convolutions
 
 if TYPE_CHECKING:
   from nfnets_tf.data.pipeline import Split
@@ -109,7 +109,7 @@ def estimate_pruning(
   """Estimates what pruning leaves of a network; creates no weights.
 
   Args:
-    network: may be one without weights, of `cost.abstractly`.
+    network: of a classifier, which freezes; may be of `cost.abstractly`.
     image_size: height and width of training images, in pixels.
     pruning: of the run.
 
@@ -117,25 +117,37 @@ def estimate_pruning(
     sparsity of all pruned kernels at the end; live_weights, of their entries
     those that are left then; nonzero_parameters of the whole network; and
     mean_density: multiply-accumulates over the dense network's, the mean over
-    training, in (0, 1].
+    training, in (0, 1], without which they are not known by layer.
   """
-  layers = sparse_convolutions(network)
+  layers = [x for x in sparse_convolutions(network) if x.trainable]
   shapes = [tuple(layer.kernel.shape) for layer in layers]
   final = pruning.sparsities_of(layers)
   sizes = [math.prod(shape) for shape in shapes]
   pruned = sum(round(s * size) for s, size in zip(final, sizes))
   means = {s: pruning.mean_sparsity(s) for s in set(final)}
   by_shape = dict(zip(shapes, map(means.get, final)))
-  saved = sum(
-    by_shape.get(shape, 0.0) * macs
-    for shape, macs in cost.count_sparse_macs(network, image_size).items()
-  )
-  return {
+  estimates = {
     "sparsity": pruned / sum(sizes),
     "live_weights": sum(sizes) - pruned,
-    "nonzero_parameters": sum(cost.count_parameters(network)) - pruned,
-    "mean_density": 1.0 - saved / cost.count_macs(network, image_size),
+    "nonzero_parameters": network.count_params() - pruned,
   }
+  if sparse := cost.count_sparse_macs(network, image_size):
+    saved = sum(by_shape[shape] * macs for shape, macs in sparse.items())
+    macs = cost.count_macs(network, image_size)
+    estimates["mean_density"] = 1.0 - saved / macs
+  return estimates
+
+
+def _estimate_pruning_of(
+  model: ModelConfig, pruning: Pruning | None, image_size: int
+) -> dict[str, float]:
+  """Returns the estimates of a run, {} without pruning."""
+  if pruning is None:
+    return {}
+  classifier = cost.abstractly(
+    lambda: model.classifier(network=model.network(), sam=None, pruning=pruning)
+  )
+  return estimate_pruning(classifier.network, image_size, pruning)
 
 
 def estimate_costs(
@@ -166,11 +178,7 @@ def estimate_costs(
   # Training takes three forward passes' worth, and recomputation its own.
   executed = macs + cost.count_recomputed_macs(network, size) / 3
   sam, compute = optimization.sam, devices.compute
-  sparse = (
-    estimate_pruning(network, size, optimization.pruning)
-    if optimization.pruning
-    else {}
-  )
+  sparse = _estimate_pruning_of(model, optimization.pruning, size)
   density = sparse.get("mean_density", 1.0)
   computed = images if sam is None else sam.passes * images
   memory = estimate_memory(
@@ -329,6 +337,9 @@ def describe_pruning(pruning: Pruning | None, costs: dict) -> Lines:
     return []
   begin, end = pruning.window
   pattern = f" ({pruning.sparsity})" if pruning.pattern else ""
+  flops = "FLOPs are counted as dense, since the network is no NFNet"
+  if "mean_density" in costs:
+    flops = f"{costs['mean_density']:.1%} of the dense FLOPs over training"
   return [
     (
       "pruning",
@@ -337,11 +348,7 @@ def describe_pruning(pruning: Pruning | None, costs: dict) -> Lines:
       f" {end:,}",
     ),
     ("", f"leaves {costs['nonzero_parameters']:,} parameters"),
-    (
-      "",
-      f"{costs['mean_density']:.1%} of the dense FLOPs over training; devices"
-      " compute the zeros, so that memory and core-hours are dense",
-    ),
+    ("", f"{flops}; devices compute the zeros: memory and hours are dense"),
   ]
 
 

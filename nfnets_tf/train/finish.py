@@ -17,7 +17,7 @@ import tensorflow as tf
 
 from nfnets_tf.errors import plain_message
 from nfnets_tf.fileio import checkpoint_path, write_atomically
-from nfnets_tf.models.cost import count_zeros
+from nfnets_tf.models.sparse_kernels import count_zeros, sparse_convolutions
 from nfnets_tf.train.dry_run import format_table
 from nfnets_tf.train.run_dir import RunDir
 from nfnets_tf.train.run_log import draw_curves
@@ -106,8 +106,10 @@ def _describe_checkpoints(checkpoints: Checkpointer, files: RunDir) -> dict:
 
 
 def _describe_zeros(model: Classifier) -> dict[str, int]:
-  parameters, zeros = model.network.count_params(), count_zeros(model.network)
-  return {"nonzero_parameters": parameters - zeros} if zeros else {}
+  if not sparse_convolutions(model.network):
+    return {}
+  parameters = model.network.count_params()
+  return {"nonzero_parameters": parameters - count_zeros(model.network)}
 
 
 def _call_all(functions: dict[str, Callable[[], None]]) -> dict[str, str]:

@@ -192,8 +192,14 @@ class Trainer:
         record.update(self._evaluate_weights("ema_heldout_", batches))
     # The loss of the weights that are exported.
     loss = record.get("ema_heldout_loss", record["heldout_loss"])
-    self.checkpoints.save_if_best(loss if math.isfinite(loss) else math.inf)
+    if self._may_be_best():
+      self.checkpoints.save_if_best(loss if math.isfinite(loss) else math.inf)
     return record
+
+  def _may_be_best(self) -> bool:
+    """Returns False while pruning goes on: a denser network is none to keep."""
+    pruning, last = self.classifier.pruning, self._schedule.total_steps
+    return pruning is None or self.step >= min(pruning.window[1], last)
 
   def _check_length(self) -> None:
     if self.step > self._schedule.total_steps:
@@ -295,8 +301,6 @@ class Trainer:
     if record.get("sam_active") == 0:
       del record["perturbed_loss"]  # no step has one
     record["learning_rate"] = float(self._learning_rate(self.step))
-    if pruning := self.classifier.pruning:
-      record["sparsity"] = float(pruning.sparsity_after(self.step))
     record["images_per_second"] = progress.update(
       self.step, record.get("loss", math.nan)
     )
@@ -328,11 +332,14 @@ class Trainer:
     return {f"{prefix}{name}": metrics[name] for name in names}
 
   def _stack_results(self) -> tf.Tensor:
-    return tf.stack([metric.result() for metric in self.classifier.metrics])
+    results = [metric.result() for metric in self.classifier.metrics]
+    if pruner := self.classifier.pruner:
+      results.append(pruner.sparsity())
+    return tf.stack(results)
 
   def _read_metrics(self) -> dict[str, float]:
-    names = (metric.name for metric in self.classifier.metrics)
-    return dict(zip(names, self._results().numpy().tolist()))
+    names = [metric.name for metric in self.classifier.metrics]
+    return dict(zip([*names, "sparsity"], self._results().numpy().tolist()))
 
   def _stop_if_preempted(self) -> None:
     if self.preemption.is_requested():

@@ -7,6 +7,7 @@ import random
 import signal
 import time
 
+import numpy as np
 import pytest
 
 from tests.support.launcher import (
@@ -113,8 +114,9 @@ def test_resumes_bit_identically_after_kill(
   workdirs, steps = run_with_kills(
     launcher, command, tmp_path, moments, seconds, draw
   )
-  assert logged(whole)[-2]["sparsity"] == 0.75
   want = checkpoint_tensors(whole)
+  zeros = [np.mean(tensor == 0) for tensor in want.values() if tensor.ndim == 4]
+  assert max(zeros) == 0.75
   for workdir in workdirs:
     assert logged(workdir) == logged(whole)
     assert_same_tensors(checkpoint_tensors(workdir), want)

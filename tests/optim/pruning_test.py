@@ -6,8 +6,8 @@ import tensorflow as tf
 
 from nfnets_tf.errors import UserError
 from nfnets_tf.keras_api import keras
-from nfnets_tf.models.layers import sparse_convolutions
 from nfnets_tf.models.nfnet import NFNet
+from nfnets_tf.models.sparse_kernels import sparse_convolutions
 from nfnets_tf.optim.adaptive_clipping import AGC
 from nfnets_tf.optim.pruning import Pruning
 from nfnets_tf.optim.sam import SAM
@@ -27,17 +27,21 @@ def batches(first=0, last=STEPS):
   return dataset.batch(8)
 
 
-def build(sparsity=0.75, optimizer=None, sam=None, **options):
+def build(sparsity=0.75, optimizer=None, compile_options=None, **options):
   """Returns a classifier whose second convolution is pruned after 2 to 6."""
   keras.utils.set_random_seed(1)
-  options = {"total_steps": STEPS, "interval": 0.125, **options}
+  schedule = {"total_steps": STEPS, "interval": 0.125}
+  for name in ("begin", "end"):
+    if name in options:
+      schedule[name] = options.pop(name)
   model = Classifier(
     tiny.network(sparse="live"),
     ema_decay=0.9,
-    sam=sam,
-    pruning=None if sparsity is None else Pruning(sparsity, **options),
+    pruning=None if sparsity is None else Pruning(sparsity, **schedule),
+    **options,
   )
-  model.compile(optimizer or SGD(0.5, clipping=0.05, weight_decay=1e-2))
+  optimizer = optimizer or SGD(0.5, clipping=0.05, weight_decay=1e-2)
+  model.compile(optimizer, **(compile_options or {}))
   return model
 
 
@@ -139,16 +143,20 @@ def test_groups_lose_one_entry_after_another():
 
 
 @pytest.mark.parametrize(
-  "optimizer, sam",
+  "optimizer, options",
   [
-    (lambda: SGD(0.5, clipping=0.05, weight_decay=1e-2), SAM(0.1)),
-    (lambda: AGC(keras.optimizers.AdamW(1e-2)), None),
+    (lambda: SGD(0.5, clipping=0.05, weight_decay=1e-2), {"sam": SAM(0.1)}),
+    (
+      lambda: SGD(0.5, clipping=0.05),
+      {"sam": SAM(0.1, every=2, scope="micro_batch"), "micro_batches": 2},
+    ),
+    (lambda: AGC(keras.optimizers.AdamW(1e-2)), {}),
   ],
-  ids=["SGD and SAM", "AGC and AdamW"],
+  ids=["SGD and SAM", "micro-batches", "AGC and AdamW"],
 )
-def test_what_is_pruned_stays_zero_in_weights_and_averages(optimizer, sam):
+def test_what_is_pruned_stays_zero_in_weights_and_averages(optimizer, options):
   optimizer = optimizer()
-  model = build(0.75, optimizer, sam)
+  model = build(0.75, optimizer, **options)
   dead = np.zeros(kernel_of(model).shape, bool)
   for _ in steps(model):
     zero = kernel_of(model).numpy() == 0
@@ -159,6 +167,25 @@ def test_what_is_pruned_stays_zero_in_weights_and_averages(optimizer, sam):
       assert (momentum.numpy()[zero] == 0).all()
     dead = zero
   assert dead.mean() == 0.75
+
+
+def test_a_step_compiled_as_a_whole_prunes_the_same():
+  plain, compiled = build(), build(compile_options={"jit_compile": True})
+  for model in (plain, compiled):
+    model.fit(batches(), verbose=0)
+  np.testing.assert_allclose(kernel_of(plain), kernel_of(compiled), atol=1e-5)
+  assert np.mean(kernel_of(compiled) == 0) == 0.75
+
+
+def test_equal_weights_are_pruned_as_many_as_others():
+  """Both weights of a filter of two have the same magnitude."""
+  model = build(0.5, SGD(0.0), begin=0.125, end=0.125)
+  kernel = kernel_of(model)
+  signs = np.where(np.arange(576).reshape(kernel.shape) % 16 < 8, 1.0, -1.0)
+  kernel.assign(signs)
+  next(steps(model))
+  assert np.mean(kernel.numpy() == 0) == 0.5
+  assert float(model.pruner.sparsity()) == 0.5
 
 
 def test_a_sparsity_of_0_changes_no_bit():
@@ -243,9 +270,17 @@ def test_prunes_all_convolutions_but_the_stem_and_what_is_frozen():
   }
   Classifier(network, frozen=["stage1", "final_conv"])
   left = sparse_convolutions(network)
-  assert "final_conv" not in {layer.name for layer in left}
+  assert not network.get_layer("final_conv").trainable
   first = network.get_layer("nf_block")
-  assert not any(layer is first.conv0 for layer in left)
+  assert not first.conv0.trainable
+  for distribution in ("uniform", "erdos_renyi"):
+    pruning = Pruning(0.5, total_steps=9, distribution=distribution)
+    pairs = list(zip(left, pruning.sparsities_of(left)))
+    assert all(s == 0 for x, s in pairs if not x.trainable)
+    size = {x: x.kernel.shape.num_elements() for x, _ in pairs}
+    pruned = sum(s * size[x] for x, s in pairs)
+    trained = sum(size[x] for x, s in pairs if x.trainable)
+    assert pruned == pytest.approx(0.5 * trained)
 
 
 @pytest.mark.parametrize(
@@ -264,6 +299,11 @@ def test_prunes_all_convolutions_but_the_stem_and_what_is_frozen():
       "sparse='live'",
     ),
     (lambda: build("1:3"), "1:3.*8 input channels"),
+    (lambda: build(optimizer=SGD(0.1, use_ema=True)), "use_ema.*ema_decay"),
+    (
+      lambda: build(optimizer=AGC(keras.optimizers.Adam(0.1, use_ema=True))),
+      "use_ema.*ema_decay",
+    ),
     (lambda: NFNet("femto", 4, sparse="yes"), "sparse.*'yes'.*'live'"),
   ],
 )

@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 
 from nfnets_tf.errors import UserError
-from nfnets_tf.models.layers import sparse_convolutions
+from nfnets_tf.models.sparse_kernels import sparse_convolutions
 from nfnets_tf.serving import converters
 from nfnets_tf.serving.converters import (
   FILES,

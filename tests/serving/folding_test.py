@@ -7,9 +7,9 @@ import tensorflow as tf
 
 from nfnets_tf.errors import UserError
 from nfnets_tf.keras_api import keras
-from nfnets_tf.models.cost import count_zeros
-from nfnets_tf.models.layers import NFBlock, sparse_convolutions
+from nfnets_tf.models.layers import NFBlock
 from nfnets_tf.models.nfnet import NFNet
+from nfnets_tf.models.sparse_kernels import count_zeros, sparse_convolutions
 from nfnets_tf.serving.converters import num_bytes
 from nfnets_tf.serving.folding import (
   DTYPES,

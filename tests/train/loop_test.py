@@ -1,6 +1,7 @@
 """Training, evaluation and resuming, with the tiny network."""
 
 import dataclasses
+import functools
 import math
 import os
 import signal
@@ -13,6 +14,7 @@ import tensorflow as tf
 from nfnets_tf.errors import Preempted
 from nfnets_tf.models.nfnet import NFNet
 from nfnets_tf.models.weights import InitWeights, save_deepmind
+from nfnets_tf.optim.pruning import Pruning
 from nfnets_tf.optim.sam import SAM
 from nfnets_tf.train.classifier import Classifier
 from nfnets_tf.train.distribution import Workers
@@ -163,6 +165,27 @@ def test_nonfinite_evaluation_is_never_best(sharp_job, open_trainer, tmp_path):
     record = trainer.evaluate()
     loss = record["ema_heldout_loss"] if loss is None else loss
     assert trainer.checkpoints.best == {"step": step, "loss": loss}
+
+
+def test_no_network_is_best_before_pruning_ends(
+  sharp_job, open_trainer, tmp_path
+):
+  model, optimization = sharp_job.model, sharp_job.optimization
+  job = dataclasses.replace(
+    sharp_job,
+    model=dataclasses.replace(
+      model, network=functools.partial(model.network, sparse="live")
+    ),
+    optimization=dataclasses.replace(
+      optimization, pruning=Pruning(0.5, total_steps=13)
+    ),
+  )
+  trainer = open_trainer(job, tmp_path)
+  for step, best in ((9, None), (10, 10)):
+    trainer.classifier.optimizer.iterations.assign(step)
+    trainer.step = step
+    trainer.evaluate()
+    assert (trainer.checkpoints.best or {}).get("step") == best
 
 
 def test_resumes_without_initial_weights(sharp_job, open_trainer, tmp_path):
