@@ -354,23 +354,24 @@ def _largest(magnitude, dropped):
     magnitude: [n].
     dropped: how many; of equal numbers the first ones.
   """
+  # TensorFlow compares and adds int32 on the host of a GPU; on other devices
+  # it adds them faster.
+  integer = tf.int64 if tf.config.list_logical_devices("GPU") else tf.int32
+  dropped = tf.cast(dropped, integer)
 
-  def number_below(bits):
-    # As floats: TensorFlow compares int32 on the host of a GPU.
-    small = magnitude <= tf.bitcast(bits, tf.float32)
-    return tf.reduce_sum(tf.cast(small, tf.int64))
+  def count(condition):
+    return tf.reduce_sum(tf.cast(condition, integer))
 
   def halve(low, high):
     middle = low + (high - low) // 2
-    enough = number_below(middle) >= dropped
+    enough = count(magnitude <= tf.bitcast(middle, tf.float32)) >= dropped
     return tf.where(enough, low, middle + 1), tf.where(enough, middle, high)
 
   bounds = tf.constant(0), tf.constant(np.float32(np.inf).view(np.int32))
   _, bits = tf.while_loop(lambda low, high: low < high, halve, bounds)
   threshold = tf.bitcast(bits, tf.float32)
   larger, equal = magnitude > threshold, magnitude == threshold
-  kept = tf.size(magnitude, tf.int64) - dropped
-  spare = kept - tf.reduce_sum(tf.cast(larger, tf.int64))
+  spare = tf.size(magnitude, integer) - dropped - count(larger)
   from_end = tf.cumsum(tf.cast(equal, tf.int32), reverse=True)
   return larger | (equal & (from_end <= tf.cast(spare, tf.int32)))
 
