@@ -348,7 +348,7 @@ def _largest(magnitude, dropped):
   """Returns which of nonnegative numbers [n] are not the smallest ones.
 
   Bisects over the bits of the threshold, which for nonnegative numbers are in
-  their order: 31 passes. On a CPU a sort takes ten times as long.
+  their order: 31 passes. On a CPU a sort takes several times as long.
 
   Args:
     magnitude: [n].
