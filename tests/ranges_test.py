@@ -111,7 +111,8 @@ def classes_of_gin_files():
 
 # Not bound by configurations: what code passes from one part to another.
 INTERNAL = re.compile(
-  r"\.(DataStream|ShardReport|NFBlock)\.|\.(layers|adaptive_clipping)\.[a-z_]+\."
+  r"\.(DataStream|ShardReport|NFBlock|SparsityLaw)\."
+  r"|\.(layers|adaptive_clipping)\.[a-z_]+\."
   r"|\.(dry_run|errors|shard_tasks|check_shards|randaugment)\.[a-z_]+\."
 )
 
