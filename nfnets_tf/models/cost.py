@@ -151,7 +151,7 @@ def _count(network, image_size) -> _Counts:
 
 
 def _count_layer(layer, shape) -> tuple[_Counts, tuple[int, ...]]:
-  """Returns the counts, with all kernels as sparse ones, and the next shape."""
+  """Returns the counts, which list every kernel, and the output's shape."""
   forward = tf.function(lambda inputs: layer(inputs), autograph=False)
   inputs = tf.TensorSpec(shape, tf.float32)
   graph = forward.get_concrete_function(inputs).graph

@@ -162,7 +162,7 @@ class Pruning:
     # Between prunings nothing changes.
     last = np.maximum(begin + (t - begin) // self.every * self.every, begin)
     done = (last - begin) / max(end - begin, 1)
-    sparsity = final * np.where(t >= end, 1.0, 1.0 - (1.0 - done) ** 3)
+    sparsity = final * np.where(t >= end, 1.0, _cubic(done))
     if self.pattern:
       _, m = self.pattern
       return 1.0 - np.ceil(m * (1.0 - sparsity) - _ROUNDING) / m
@@ -221,6 +221,11 @@ class Pruning:
     pruned = list(itertools.compress(shapes, trained))
     sparsities = iter(_erdos_renyi(pruned, self.final_sparsity))
     return [next(sparsities) if each else 0.0 for each in trained]
+
+
+def _cubic(done):
+  """Returns s(t) / S at a fraction of the window, an array or a tensor."""
+  return 1.0 - (1.0 - done) ** 3
 
 
 def _erdos_renyi(shapes, sparsity: float) -> list[float]:
@@ -326,7 +331,7 @@ class PruningOptimizer:
   def _progress(self, step) -> tf.Tensor:
     begin, end = self._pruning.window
     done = tf.cast(step - begin, tf.float32) / max(end - begin, 1)
-    return tf.where(step >= end, 1.0, 1.0 - (1.0 - done) ** 3)
+    return tf.where(step >= end, 1.0, _cubic(done))
 
 
 def _keep_largest(magnitude: tf.Tensor, sparsity: tf.Tensor) -> tf.Tensor:

@@ -339,7 +339,9 @@ class Trainer:
 
   def _read_metrics(self) -> dict[str, float]:
     names = [metric.name for metric in self.classifier.metrics]
-    return dict(zip([*names, "sparsity"], self._results().numpy().tolist()))
+    if self.classifier.pruner:
+      names.append("sparsity")
+    return dict(zip(names, self._results().numpy().tolist()))
 
   def _stop_if_preempted(self) -> None:
     if self.preemption.is_requested():
