@@ -30,7 +30,7 @@ def _standardized(network: tf.Module) -> list[WSConv2D]:
 def count_zeros(network: keras.Model) -> int:
   """Returns the number of entries that pruning has set to zero."""
   return sum(
-    layer.kernel.shape.num_elements() - np.count_nonzero(layer.kernel)
+    int(np.count_nonzero(layer.kernel.numpy() == 0))  # JSON takes no np.int64
     for layer in sparse_convolutions(network)
   )
 

@@ -1,9 +1,20 @@
+import json
+
 import numpy as np
 import tensorflow as tf
 
 from nfnets_tf.models.nfnet import NFNet
-from nfnets_tf.models.sparse_kernels import sparse_convolutions
+from nfnets_tf.models.sparse_kernels import count_zeros, sparse_convolutions
 from nfnets_tf.models.weights import save_deepmind
+
+
+def test_zeros_are_counted_in_a_number_that_json_takes():
+  network = NFNet("femto", 4, sparse="live")
+  assert json.dumps(count_zeros(network)) == "0"
+  for layer in sparse_convolutions(network)[:2]:
+    layer.kernel.assign(tf.zeros_like(layer.kernel))
+  sizes = [np.size(x.kernel) for x in sparse_convolutions(network)[:2]]
+  assert json.dumps(count_zeros(network)) == str(sum(sizes))
 
 
 def test_pruned_weights_in_a_dense_network_are_told(tmp_path, caplog):
