@@ -13,6 +13,8 @@ from collections.abc import Callable
 
 import tensorflow as tf
 
+LEAST_LOOP_ELEMENTS = 1 << 16  # of a kernel whose update is worth a compilation
+
 
 def runs_on_cpu() -> bool:
   """Returns whether no accelerator will run what is built now."""
@@ -34,6 +36,13 @@ def _has_accelerator() -> bool:
 def fuses() -> bool:
   """Returns whether loops pay and exist where operations are built now."""
   return runs_on_cpu() and _xla_runs()
+
+
+def worth_a_loop(variable: tf.Variable) -> bool:
+  """Returns whether a float32 kernel is large enough to compile its update."""
+  size = variable.shape.num_elements()
+  is_kernel = variable.shape.rank > 1 and variable.dtype == tf.float32
+  return is_kernel and size >= LEAST_LOOP_ELEMENTS and fuses()
 
 
 @functools.cache

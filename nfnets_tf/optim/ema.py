@@ -5,11 +5,13 @@ and has its shape. The averages start as a copy, so there is no bias to correct.
 """
 
 import contextlib
+import functools
 from collections.abc import Iterator, Sequence
 
 import tensorflow as tf
 
 from nfnets_tf.keras_api import keras
+from nfnets_tf.ops import fusion
 
 
 def add_averages(
@@ -58,7 +60,7 @@ def update(
 ) -> None:
   """Moves every average: a <- decay * a + (1 - decay) * w.
 
-  Computed as a <- a - (1 - decay) * (a - w), which needs one temporary array.
+  Computed as a <- a - (1 - decay) * (a - w), on a CPU in one loop.
 
   To be called in a replica context, after the update of the weights; each
   device updates its own copy, without communication.
@@ -70,7 +72,10 @@ def update(
   """
 
   def move(average, variable, decay):
-    average.assign_sub((1.0 - decay) * (average - variable))
+    if fusion.worth_a_loop(average) and variable.dtype == tf.float32:
+      _move_loop()(average.handle, variable.handle, decay)
+    else:
+      average.assign_sub((1.0 - decay) * (average - variable))
 
   def move_all(strategy, decay):
     for average, variable in zip(averages, variables):
@@ -79,6 +84,25 @@ def update(
       )
 
   tf.distribute.get_replica_context().merge_call(move_all, args=(decay,))
+
+
+@functools.cache
+def _move_loop():
+  """Returns a compiled update, in place, shared by all averages."""
+  resource, scalar = tf.TensorSpec([], tf.resource), tf.TensorSpec([])
+  read, assign = tf.raw_ops.ReadVariableOp, tf.raw_ops.AssignVariableOp
+
+  @tf.function(
+    input_signature=[resource, resource, scalar],
+    jit_compile=True,
+    autograph=False,
+  )
+  def move(average, variable, decay):
+    a = read(resource=average, dtype=tf.float32)
+    w = read(resource=variable, dtype=tf.float32)
+    assign(resource=average, value=a - (1.0 - decay) * (a - w))
+
+  return move
 
 
 def start(

@@ -18,8 +18,6 @@ from nfnets_tf.optim.param_groups import (
 )
 from nfnets_tf.ranges import accepts, flag, number, optional
 
-LEAST_LOOP_ELEMENTS = 1 << 16  # of a kernel whose update is worth a compilation
-
 
 @keras.saving.register_keras_serializable(package="nfnets_tf")
 @accepts(
@@ -147,7 +145,7 @@ class SGD(GroupedOptimizer):
       )
     decay = self.coupled_decay if group.decayed else 0.0
     rate, momentum = self._coefficients(index, variable.dtype)
-    if _worth_a_loop(variable):
+    if fusion.worth_a_loop(variable):
       _update_in_one_loop(
         variable,
         velocity,
@@ -199,12 +197,6 @@ class SGD(GroupedOptimizer):
       "clipping": self.clipping,
       "clipping_eps": self.clipping_eps,
     }
-
-
-def _worth_a_loop(variable: tf.Variable) -> bool:
-  size = variable.shape.num_elements()
-  is_kernel = variable.shape.rank > 1 and variable.dtype == tf.float32
-  return is_kernel and size >= LEAST_LOOP_ELEMENTS and fusion.fuses()
 
 
 def _update_in_one_loop(

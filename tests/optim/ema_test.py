@@ -3,6 +3,7 @@ import pytest
 import tensorflow as tf
 
 from nfnets_tf.keras_api import keras
+from nfnets_tf.ops import fusion
 from nfnets_tf.optim import ema
 
 
@@ -12,11 +13,13 @@ def test_decay_is_warmed_up():
   np.testing.assert_allclose(decays, expected, rtol=1e-6)
 
 
-def test_update_follows_the_recurrence():
-  variable, average = tf.Variable([1.0, 2.0]), tf.Variable([1.0, 2.0])
+@pytest.mark.parametrize("least", [1 << 16, 0], ids=["kernels", "loop"])
+def test_update_follows_the_recurrence(monkeypatch, least):
+  monkeypatch.setattr(fusion, "LEAST_LOOP_ELEMENTS", least)
+  variable, average = tf.Variable([[1.0, 2.0]]), tf.Variable([[1.0, 2.0]])
   ema.start([average], [variable])
-  expected = np.array([1.0, 2.0])
-  for step, value in enumerate(([3.0, 0.0], [5.0, 1.0])):
+  expected = np.array([[1.0, 2.0]])
+  for step, value in enumerate(([[3.0, 0.0]], [[5.0, 1.0]])):
     variable.assign(value)
     decay = min(0.9, (1 + step) / (10 + step))
     ema.update([average], [variable], ema.warmed_decay(step, 0.9))

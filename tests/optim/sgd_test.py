@@ -4,7 +4,6 @@ import tensorflow as tf
 
 from nfnets_tf.keras_api import keras
 from nfnets_tf.ops import fusion
-from nfnets_tf.optim import sgd
 from nfnets_tf.optim.adaptive_clipping import clip_unitwise
 from nfnets_tf.optim.param_groups import (
   ParamGroup,
@@ -25,7 +24,7 @@ START = np.random.default_rng(9).normal(size=[4, 3]).astype(np.float32)
 def form(request, monkeypatch):
   """The two forms of an update: TensorFlow's kernels, and one loop."""
   least = 0 if request.param == "loop" else 1 << 16
-  monkeypatch.setattr(sgd, "LEAST_LOOP_ELEMENTS", least)
+  monkeypatch.setattr(fusion, "LEAST_LOOP_ELEMENTS", least)
   if request.param == "loop" and not fusion.fuses():
     pytest.skip("loops are compiled for a CPU, by XLA")
 
