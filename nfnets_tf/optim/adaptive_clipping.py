@@ -1,9 +1,7 @@
 """Adaptive gradient clipping (AGC), Brock et al. 2021, section 4.
 
-`clip_unitwise` is the transformation of one gradient; `AGC` applies it in front
-of any Keras optimizer, and `nfnets_tf.SGD` uses it inside its update. A unit is
-one output channel of a kernel, or a whole vector or scalar: gains, biases and
-skip gains are clipped by one norm each.
+`AGC` applies `unitwise.clip_unitwise` in front of any Keras optimizer;
+`nfnets_tf.SGD` uses it inside its update.
 """
 
 from __future__ import annotations
@@ -24,6 +22,7 @@ from nfnets_tf.optim.param_groups import (
   group_of,
   lr_multiplier,
 )
+from nfnets_tf.optim.unitwise import StepNorms, clip_unitwise
 from nfnets_tf.ranges import (
   Range,
   accepts,
@@ -34,75 +33,6 @@ from nfnets_tf.ranges import (
   number,
   optional,
 )
-
-
-def unitwise_norm(x: tf.Tensor) -> tf.Tensor:
-  """Returns the Euclidean norm of every unit of `x`.
-
-  Args:
-    x: a float scalar, vector, or kernel whose last axis counts the units. A
-      tensor with at most one axis longer than 1 counts as a vector.
-
-  Returns:
-    Norms of the dtype of `x`, broadcastable against it: [1, ..., 1, units] for
-    a kernel, all axes 1 for a vector, [] for a scalar.
-  """
-  if sum(size != 1 for size in x.shape) <= 1:
-    axes = list(range(x.shape.rank))
-  else:
-    axes = list(range(x.shape.rank - 1))
-  return tf.sqrt(tf.reduce_sum(tf.square(x), axis=axes, keepdims=True))
-
-
-def max_gradient_norm(
-  weight: tf.Tensor, *, clipping: float, eps: float = 1e-3
-) -> tf.Tensor:
-  """Returns the threshold of every unit, clipping * max(|w_i|, eps).
-
-  Args:
-    weight: float, of any shape.
-    clipping: lambda of equation 3.
-    eps: floor under |w_i|.
-
-  Returns:
-    Norms of the shape that `unitwise_norm` gives, of the dtype of `weight`.
-  """
-  norm = tf.maximum(unitwise_norm(weight), eps)
-  return tf.cast(clipping, weight.dtype) * norm
-
-
-def clip_unitwise(
-  gradient: tf.Tensor, weight: tf.Tensor, *, clipping: float, eps: float = 1e-3
-) -> tf.Tensor:
-  """Shrinks the gradient of each unit to a multiple of its weights' norm.
-
-  For every unit i (Brock et al. 2021, equation 3),
-
-    g_i <- g_i * min(1, clipping * max(|w_i|, eps) / |g_i|)
-
-  Args:
-    gradient: float, of the whole batch: summed over all replicas.
-    weight: the variable's value, of the same shape and dtype.
-    clipping: lambda, the largest ratio of gradient norm to weight norm.
-    eps: floor under |w_i|, so that weights initialized to zero can move.
-
-  Returns:
-    The clipped gradient, same shape and dtype as `gradient`.
-  """
-  return gradient * clipping_scale(gradient, weight, clipping=clipping, eps=eps)
-
-
-def clipping_scale(
-  gradient: tf.Tensor, weight: tf.Tensor, *, clipping: float, eps: float = 1e-3
-) -> tf.Tensor:
-  """Returns the factors of `clip_unitwise`, with the same arguments.
-
-  Returns:
-    One per unit, of the shape that `unitwise_norm` gives and the same dtype.
-  """
-  largest = max_gradient_norm(weight, clipping=clipping, eps=eps)
-  norm = unitwise_norm(gradient)
-  return tf.where(norm > largest, largest / tf.maximum(norm, 1e-6), 1.0)
 
 
 def _hyperparameter_ranges() -> dict[str, Range]:
@@ -203,7 +133,13 @@ class AGC(GroupedOptimizer):
       self.optimizer.build(var_list)
 
   def apply_gradients(
-    self, grads_and_vars, name=None, skip_gradients_aggregation=False, **kwargs
+    self,
+    grads_and_vars,
+    name=None,
+    skip_gradients_aggregation=False,
+    *,
+    norms: StepNorms | None = None,
+    **kwargs,
   ):
     """Applies a step; see `keras.optimizers.Optimizer.apply_gradients`.
 
@@ -213,13 +149,20 @@ class AGC(GroupedOptimizer):
       name: of the wrapped optimizer's name scope.
       skip_gradients_aggregation: whether the gradients are already summed over
         replicas.
+      norms: of these gradients, if they are summed and measured already.
       **kwargs: `experimental_aggregate_gradients`, its legacy opposite.
     """
     pairs = list(grads_and_vars)
     aggregate = kwargs.pop("experimental_aggregate_gradients", True)
     if aggregate and not skip_gradients_aggregation:
       pairs = self.aggregate_gradients(pairs)
-    pairs = [(self._clipped(g, v), v) for g, v in pairs]
+    if norms is None:
+      pairs = [(self._clipped(g, v), v) for g, v in pairs]
+    else:
+      pairs = [
+        (g if scale is None else g * scale, v)
+        for (g, v), scale in zip(pairs, norms.scales)
+      ]
     slow = [v for g, v in pairs if g is not None and lr_multiplier(v) != 1]
     before = [variable.read_value() for variable in slow]
     options = (

@@ -71,19 +71,20 @@ def update(
     decay: a float32 scalar in [0, 1].
   """
 
-  def move(average, variable, decay):
+  def move(average, variable, rate):
     if fusion.worth_a_loop(average) and variable.dtype == tf.float32:
-      _move_loop()(average.handle, variable.handle, decay)
+      _move_loop()(average.handle, variable.handle, rate)
     else:
-      average.assign_sub((1.0 - decay) * (average - variable))
+      average.assign_sub(rate * (average - variable))
 
-  def move_all(strategy, decay):
+  def move_all(strategy, rate):
     for average, variable in zip(averages, variables):
       strategy.extended.update(
-        average, move, args=(variable, decay), group=False
+        average, move, args=(variable, rate), group=False
       )
 
-  tf.distribute.get_replica_context().merge_call(move_all, args=(decay,))
+  context = tf.distribute.get_replica_context()
+  context.merge_call(move_all, args=(1.0 - decay,))
 
 
 @functools.cache
@@ -97,10 +98,10 @@ def _move_loop():
     jit_compile=True,
     autograph=False,
   )
-  def move(average, variable, decay):
+  def move(average, variable, rate):
     a = read(resource=average, dtype=tf.float32)
     w = read(resource=variable, dtype=tf.float32)
-    assign(resource=average, value=a - (1.0 - decay) * (a - w))
+    assign(resource=average, value=a - rate * (a - w))
 
   return move
 

@@ -10,12 +10,12 @@ from nfnets_tf.errors import refuse_keras3, require
 from nfnets_tf.keras_api import keras
 from nfnets_tf.ops import fusion
 from nfnets_tf.ops.finite import all_finite
-from nfnets_tf.optim.adaptive_clipping import clipping_scale
 from nfnets_tf.optim.param_groups import (
   GroupedOptimizer,
   group_of,
   lr_multiplier,
 )
+from nfnets_tf.optim.unitwise import StepNorms, clipping_scale
 from nfnets_tf.ranges import accepts, flag, number, optional
 
 
@@ -87,7 +87,10 @@ class SGD(GroupedOptimizer):
     self.coupled_decay = weight_decay
     self.clipping = clipping
     self.clipping_eps = clipping_eps
-    self._finite = None  # whether the current step is, a scalar bool
+    # Of the current step only:
+    self._finite = None  # a scalar bool
+    self._scales = {}  # {reference of a gradient: of AGC}, where known
+    self._coefficients = {}  # see `_rate_and_momentum`
 
   def build(self, var_list):
     """Creates the momentum buffers and looks up every variable's group."""
@@ -111,22 +114,43 @@ class SGD(GroupedOptimizer):
     grads_and_vars,
     name=None,
     skip_gradients_aggregation=False,
+    *,
+    norms: StepNorms | None = None,
     **kwargs,
   ):
-    """Applies a step; see `keras.optimizers.Optimizer.apply_gradients`."""
-    pairs = [(g, v) for g, v in grads_and_vars if g is not None]
+    """Applies a step; see `keras.optimizers.Optimizer.apply_gradients`.
+
+    Args:
+      grads_and_vars: pairs of a gradient (or None) and its variable, of the
+        same shape.
+      name: of the optimizer's name scope.
+      skip_gradients_aggregation: whether the gradients are already summed over
+        replicas.
+      norms: of these gradients, if they are summed and measured already.
+      **kwargs: `experimental_aggregate_gradients`, its legacy opposite.
+    """
+    pairs = list(grads_and_vars)
+    if norms is not None:
+      # By gradient: replicas share this object, and each has its own.
+      known = zip(pairs, norms.scales)
+      self._scales.update((g.ref(), scale) for (g, _), scale in known)
+    pairs = [(g, v) for g, v in pairs if g is not None]
     aggregate = kwargs.pop("experimental_aggregate_gradients", True)
     if aggregate and not skip_gradients_aggregation:
       pairs = self.aggregate_gradients(pairs)
     # Non-finite steps run with a zero update instead of a tf.cond, which must
     # not contain cross-replica operations.
-    self._finite = all_finite(gradient for gradient, _ in pairs)
+    self._finite = (
+      all_finite(gradient for gradient, _ in pairs)
+      if norms is None
+      else norms.finite
+    )
     try:
       return super().apply_gradients(
         pairs, name, skip_gradients_aggregation=True, **kwargs
       )
     finally:
-      self._finite = None
+      self._finite, self._scales, self._coefficients = None, {}, {}
 
   def update_step(self, gradient, variable):
     """Updates one variable and its momentum.
@@ -138,13 +162,13 @@ class SGD(GroupedOptimizer):
     index = self._index_dict[self._var_key(variable)]
     velocity, group = self.momentums[index], self._groups[index]
     gradient = tf.convert_to_tensor(gradient)
-    scale = None
-    if self.clipping is not None and group.clipped:
+    scale = self._scales.get(gradient.ref())
+    if scale is None and self.clipping is not None and group.clipped:
       scale = clipping_scale(
         gradient, variable, clipping=self.clipping, eps=self.clipping_eps
       )
     decay = self.coupled_decay if group.decayed else 0.0
-    rate, momentum = self._coefficients(index, variable.dtype)
+    rate, momentum = self._rate_and_momentum(variable, self._multipliers[index])
     if fusion.worth_a_loop(variable):
       _update_in_one_loop(
         variable,
@@ -174,14 +198,20 @@ class SGD(GroupedOptimizer):
       use_nesterov=self.nesterov,
     )
 
-  def _coefficients(self, index: int, dtype) -> tuple[tf.Tensor, tf.Tensor]:
-    """Returns a variable's (rate, momentum); 0 and 1 if the step is skipped."""
-    rate = tf.cast(self.learning_rate * self._multipliers[index], dtype)
-    momentum = tf.cast(self.momentum, dtype)
-    if self._finite is not None:
-      rate = tf.where(self._finite, rate, tf.zeros_like(rate))
-      momentum = tf.where(self._finite, momentum, tf.ones_like(momentum))
-    return rate, momentum
+  def _rate_and_momentum(
+    self, variable: tf.Variable, multiplier: float
+  ) -> tuple[tf.Tensor, tf.Tensor]:
+    """Returns both of a variable; 0 and 1 if the step is skipped."""
+    # A device does not wait for another's scalars.
+    key = variable.device, variable.dtype, multiplier
+    if key not in self._coefficients:
+      rate = tf.cast(self.learning_rate * multiplier, variable.dtype)
+      momentum = tf.cast(self.momentum, variable.dtype)
+      if self._finite is not None:
+        rate = tf.where(self._finite, rate, tf.zeros_like(rate))
+        momentum = tf.where(self._finite, momentum, tf.ones_like(momentum))
+      self._coefficients[key] = rate, momentum
+    return self._coefficients[key]
 
   def get_config(self):
     """Returns the constructor's arguments."""

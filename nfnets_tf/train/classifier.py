@@ -17,6 +17,7 @@ from nfnets_tf.ops.losses import canonical_labels, softmax_cross_entropy
 from nfnets_tf.optim import ema, param_groups
 from nfnets_tf.optim.pruning import PRUNING, Pruning, PruningOptimizer
 from nfnets_tf.optim.sam import PERTURBATION, SAM
+from nfnets_tf.optim.unitwise import measure_gradients
 from nfnets_tf.ranges import COUNT, RATE, SEED, accepts, each, number, optional
 from nfnets_tf.train.checked_model import CheckedModel, refuse_other_losses
 from nfnets_tf.train.metrics import (
@@ -276,17 +277,19 @@ class Classifier(CheckedModel):
       counts=None if weights is None else count_examples(weights),
     )
     clean, *perturbed = (p.masked(finite) for p in passes)
+    norms = measure_gradients(gradients, variables, self.optimizer, finite)
     self._telemetry.update(
-      variables,
-      gradients,
+      norms,
       weights=weights,
-      finite=finite,
       perturbed=perturbed[0] if perturbed else None,
       sam_active=result.sam_active,
     )
+    grouped = isinstance(self.optimizer, param_groups.GroupedOptimizer)
     # The guard has summed the gradients over replicas already.
     (self.pruner or self.optimizer).apply_gradients(
-      zip(gradients, variables), skip_gradients_aggregation=True
+      zip(gradients, variables),
+      skip_gradients_aggregation=True,
+      **({"norms": norms} if grouped else {}),
     )
     if self.averages:
       decay = tf.where(finite, ema.warmed_decay(step, self.ema_decay), 1.0)

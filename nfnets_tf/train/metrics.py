@@ -18,9 +18,9 @@ import tensorflow as tf
 
 from nfnets_tf.keras_api import keras
 from nfnets_tf.ops.losses import MixedLabels
-from nfnets_tf.optim.adaptive_clipping import max_gradient_norm, unitwise_norm
 from nfnets_tf.optim.param_groups import GroupedOptimizer
 from nfnets_tf.optim.sam import SAM
+from nfnets_tf.optim.unitwise import StepNorms
 
 
 class ExampleMetrics(NamedTuple):
@@ -203,8 +203,7 @@ class Telemetry:
     stages: Mapping[str, Sequence[tf.Variable]] | None = None,
   ):
     grouped = isinstance(optimizer, GroupedOptimizer)
-    self._optimizer = optimizer
-    self._clipping = optimizer.clipping if grouped else None
+    clips = grouped and optimizer.clipping is not None
     stage_of = {
       id(variable): stage
       for stage, members in (stages or {}).items()
@@ -220,7 +219,7 @@ class Telemetry:
       self._skipped_steps,
     ]
     self._clipped = {}  # by stage; None is the whole network
-    if self._clipping is not None:
+    if clips:
       for stage in (None, *dict.fromkeys(filter(None, self._stages))):
         name = "clipped" if stage is None else f"clipped_{stage}"
         self._clipped[stage] = keras.metrics.Mean(name=name)
@@ -233,58 +232,47 @@ class Telemetry:
 
   def update(
     self,
-    variables: Sequence[tf.Variable],
-    gradients: Sequence[tf.Tensor],
+    step: StepNorms,
     *,
     weights: tf.Tensor | None = None,
-    finite: tf.Tensor | bool = True,
     perturbed: ExampleMetrics | None = None,
     sam_active: tf.Tensor | None = None,
   ) -> None:
     """Adds a step; called in a replica context.
 
     Args:
-      variables: the trainable weights before their update.
-      gradients: parallel to `variables`, summed over replicas, not clipped.
+      step: of the gradients of all trainable weights, not clipped.
       weights: of this replica's examples, float [examples]; None is 1 for each.
-      finite: whether the step counts, a scalar bool.
       perturbed: with SAM, of this replica's examples at the perturbed weights.
       sam_active: with SAM, 1.0 if the step was perturbed, else 0.0 (a scalar).
     """
     # The metrics sum over replicas. So that a step weighs 1 on any number of
     # them, which may change within an interval, each adds its share.
     step_weight = 1.0 / tf.distribute.get_strategy().num_replicas_in_sync
-    counted = step_weight * tf.cast(finite, tf.float32)
-    skipped = 1.0 - tf.cast(finite, tf.float32)
+    counted = step_weight * tf.cast(step.finite, tf.float32)
+    skipped = 1.0 - tf.cast(step.finite, tf.float32)
     self._skipped_steps.update_state(skipped, step_weight)
-    norms = [unitwise_norm(gradient) for gradient in gradients]
     # A NaN of weight 0 would still make the mean NaN.
-    norm = tf.where(finite, tf.linalg.global_norm(norms), 0.0)
+    norm = tf.where(step.finite, tf.linalg.global_norm(step.norms), 0.0)
     self._gradient_norm.update_state(norm, counted)
     invalid = 0.0 if weights is None else tf.equal(weights, 0.0)
     self._invalid_examples.update_state(invalid)
-    if self._clipping is not None:
-      self._count_clipped(variables, norms, counted)
+    if self._clipped:
+      self._count_clipped(step.scales, counted)
     if self._perturbed_loss is not None:
       self._perturbed_loss.update(perturbed)
       self._sam_active.update_state(sam_active, counted)
 
-  def _count_clipped(self, variables, norms, weight) -> None:
-    clipped = {stage: [] for stage in self._clipped}
-    units = dict.fromkeys(self._clipped, 0)
-    for variable, norm, stage in zip(variables, norms, self._stages):
-      if not self._optimizer.clips(variable):
-        continue
-      threshold = max_gradient_norm(
-        variable, clipping=self._clipping, eps=self._optimizer.clipping_eps
-      )
-      count = tf.reduce_sum(tf.cast(norm > threshold, tf.float32))
-      for key in {None, stage}:
-        clipped[key].append(count)
-        units[key] += norm.shape.num_elements()
+  def _count_clipped(self, scales, weight) -> None:
+    units = {stage: [] for stage in self._clipped}
+    for scale, stage in zip(scales, self._stages):
+      if scale is not None:
+        for key in {None, stage}:
+          units[key].append(tf.reshape(scale, [-1]))
     for stage, metric in self._clipped.items():
       if units[stage]:
-        fraction = tf.add_n(clipped[stage]) / units[stage]
+        clipped = tf.concat(units[stage], axis=0) < 1.0
+        fraction = tf.reduce_mean(tf.cast(clipped, tf.float32))
         metric.update_state(fraction, weight)
 
   def results(self) -> dict[str, tf.Tensor]:

@@ -4,13 +4,13 @@ import tensorflow as tf
 
 from nfnets_tf.keras_api import keras
 from nfnets_tf.ops import fusion
-from nfnets_tf.optim.adaptive_clipping import clip_unitwise
 from nfnets_tf.optim.param_groups import (
   ParamGroup,
   set_group,
   set_lr_multiplier,
 )
 from nfnets_tf.optim.sgd import SGD
+from nfnets_tf.optim.unitwise import clip_unitwise
 
 RATES = [0.5, 0.1, 0.3]
 GRADIENTS = [

@@ -4,10 +4,10 @@ import tensorflow as tf
 
 from nfnets_tf.keras_api import keras
 from nfnets_tf.models.nfnet import NFNet, variables_by_stage
-from nfnets_tf.optim.adaptive_clipping import clip_unitwise
 from nfnets_tf.optim.param_groups import group_of
 from nfnets_tf.optim.sam import SAM
 from nfnets_tf.optim.sgd import SGD
+from nfnets_tf.optim.unitwise import clip_unitwise, measure_gradients
 from nfnets_tf.train.metrics import (
   ExampleMetrics,
   Scores,
@@ -86,8 +86,9 @@ def test_clipped_is_the_fraction_of_units_that_clipping_changes():
     for v in variables
   ]
   stages = variables_by_stage(network)
-  telemetry = Telemetry(variables, SGD(0.1, clipping=0.1), stages=stages)
-  telemetry.update(variables, gradients)
+  optimizer = SGD(0.1, clipping=0.1)
+  telemetry = Telemetry(variables, optimizer, stages=stages)
+  telemetry.update(measure_gradients(gradients, variables, optimizer, True))
   results = {k: float(v) for k, v in telemetry.results().items()}
   stage_of = {id(v): name for name in stages for v in stages[name]}
   clipped, total = {}, {}
@@ -114,17 +115,20 @@ def variables():
   return network.trainable_variables
 
 
-def filled(variables, value):
-  return [tf.fill(v.shape, value) for v in variables]
+def norms_of(variables, optimizer, value):
+  """Of gradients that are one value; the step counts if it is finite."""
+  gradients = [tf.fill(v.shape, value) for v in variables]
+  finite = tf.math.is_finite(value)
+  return measure_gradients(gradients, variables, optimizer, finite)
 
 
 def test_telemetry_is_the_mean_over_steps(variables):
-  telemetry = Telemetry(variables, SGD(0.1, clipping=0.1), SAM(0.1, every=2))
+  optimizer = SGD(0.1, clipping=0.1)
+  telemetry = Telemetry(variables, optimizer, SAM(0.1, every=2))
   ones = tf.ones([2])
   for value, active in ((10.0, 1.0), (0.0, 0.0)):
     telemetry.update(
-      variables,
-      filled(variables, value),
+      norms_of(variables, optimizer, value),
       weights=tf.constant([1.0, 0.0, 1.0, 1.0]),
       perturbed=ExampleMetrics(
         tf.constant([3.0, 5.0]), ones, ones, active * ones
@@ -143,20 +147,20 @@ def test_telemetry_is_the_mean_over_steps(variables):
 
 
 def test_skipped_step_enters_no_other_mean(variables):
-  telemetry = Telemetry(variables, SGD(0.1, clipping=0.1))
+  optimizer = SGD(0.1, clipping=0.1)
+  telemetry = Telemetry(variables, optimizer)
   for value in (10.0, float("nan")):
-    finite = tf.math.is_finite(value)
-    telemetry.update(variables, filled(variables, value), finite=finite)
+    telemetry.update(norms_of(variables, optimizer, value))
   results = {k: float(v) for k, v in telemetry.results().items()}
   assert results["skipped_steps"] == 0.5 and results["clipped"] == 1.0
   assert results["gradient_norm"] == pytest.approx(10 * np.sqrt(8))
 
 
 def test_perturbed_loss_is_nan_if_no_step_was_perturbed(variables):
-  telemetry = Telemetry(variables, SGD(0.1), SAM(0.1, every=2))
+  optimizer = SGD(0.1)
+  telemetry = Telemetry(variables, optimizer, SAM(0.1, every=2))
   telemetry.update(
-    variables,
-    filled(variables, 0.0),
+    norms_of(variables, optimizer, 0.0),
     perturbed=ExampleMetrics(*[tf.zeros([2])] * 4),
     sam_active=tf.constant(0.0),
   )
