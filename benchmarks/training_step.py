@@ -16,6 +16,9 @@ timm, eager and compiled, the faster is the peer. The last line is JSON:
                         metrics and telemetry
   first_step_seconds    from the network's creation to the end of a first step
   POLICY_peak_gb        the largest memory of the process up to there
+  POLICY_over_sum       what the step added to it, over the sum of weights,
+                        gradients, momentum, averages and the inputs and outputs
+                        of convolutions, which the backward pass needs
 """
 
 from __future__ import annotations
@@ -115,6 +118,8 @@ def _figures(seconds: dict, facts: dict) -> dict[str, float]:
     ratio = operations * median_ratio(timed["matmul"], timed["ours"])
     figures[f"{name}_over_matmul"] = ratio
     figures[f"{name}_peak_gb"] = fact["peak_gb"]
+    added = fact["peak_gb"] - fact["before_gb"]
+    figures[f"{name}_over_sum"] = added / fact["sum_gb"]
     peers = [n for n in timed if n.startswith("timm")]
     over = [
       median_ratio(seconds[policy, b][n], seconds[policy, b]["ours"])
@@ -148,12 +153,13 @@ def _serve_ours(policy: str, batch: int) -> None:
   import tensorflow as tf
 
   from nfnets_tf.keras_api import keras
-  from nfnets_tf.models.cost import count_macs
+  from nfnets_tf.models.cost import count_activations, count_macs
   from nfnets_tf.models.nfnet import NFNet
   from nfnets_tf.optim.sgd import SGD
   from nfnets_tf.train.classifier import Classifier
 
   keras.mixed_precision.set_global_policy(policy)
+  before = _peak_gb()
   start, size = time.perf_counter(), _IMAGE_SIZE.value
   network = NFNet(_VARIANT.value, 1000, recompute=_RECOMPUTE.value)
   model = Classifier(network)
@@ -163,10 +169,15 @@ def _serve_ours(policy: str, batch: int) -> None:
   labels = np.zeros([batch], np.int32)
   step = train_steps(model, images, labels)
   step()
+  first, peak = time.perf_counter() - start, _peak_gb()
+  number = 2 if policy == "mixed_bfloat16" else 4  # bytes of an activation
+  activations = batch * number * count_activations(network, size)
   facts = {
     "versions": f"tensorflow {tf.__version__}",
-    "first_step_seconds": time.perf_counter() - start,
-    "peak_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6,
+    "first_step_seconds": first,
+    "before_gb": before,
+    "peak_gb": peak,
+    "sum_gb": (4 * 4 * network.count_params() + activations) / 1e9,
     "step_flops": 6 * count_macs(network, size) * batch,
     "parameters": network.count_params(),
     "matmul_flops": 2 * _MATRIX**3,
@@ -175,6 +186,11 @@ def _serve_ours(policy: str, batch: int) -> None:
   matrix = tf.cast(matrix, keras.mixed_precision.global_policy().compute_dtype)
   work = {"ours": step, "matmul": lambda: _wait(matrix @ matrix)}
   serve({**work, **_parts(model, images, labels)}, facts)
+
+
+def _peak_gb() -> float:
+  """Returns the largest memory of this process so far."""
+  return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
 
 
 def _wait(tensor) -> None:
