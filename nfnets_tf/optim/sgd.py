@@ -89,7 +89,7 @@ class SGD(GroupedOptimizer):
     self.clipping_eps = clipping_eps
     # Of the current step only:
     self._finite = None  # a scalar bool
-    self._scales = {}  # {reference of a gradient: of AGC}, where known
+    self._scales = {}  # of AGC, where known
     self._coefficients = {}  # see `_rate_and_momentum`
 
   def build(self, var_list):
@@ -131,9 +131,10 @@ class SGD(GroupedOptimizer):
     """
     pairs = list(grads_and_vars)
     if norms is not None:
-      # By gradient: replicas share this object, and each has its own.
-      known = zip(pairs, norms.scales)
-      self._scales.update((g.ref(), scale) for (g, _), scale in known)
+      # By gradient, since replicas share this object and each has its own; and
+      # by variable, since two of them may have the same gradient.
+      for (gradient, variable), scale in zip(pairs, norms.scales):
+        self._scales[gradient.ref(), self._var_key(variable)] = scale
     pairs = [(g, v) for g, v in pairs if g is not None]
     aggregate = kwargs.pop("experimental_aggregate_gradients", True)
     if aggregate and not skip_gradients_aggregation:
@@ -159,10 +160,11 @@ class SGD(GroupedOptimizer):
       gradient: summed over replicas, of the variable's shape and dtype.
       variable: this replica's component, which has no group: see `build`.
     """
-    index = self._index_dict[self._var_key(variable)]
+    key = self._var_key(variable)
+    index = self._index_dict[key]
     velocity, group = self.momentums[index], self._groups[index]
     gradient = tf.convert_to_tensor(gradient)
-    scale = self._scales.get(gradient.ref())
+    scale = self._scales.get((gradient.ref(), key))
     if scale is None and self.clipping is not None and group.clipped:
       scale = clipping_scale(
         gradient, variable, clipping=self.clipping, eps=self.clipping_eps
