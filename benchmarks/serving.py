@@ -1,18 +1,18 @@
 """Images per second of SavedModels on this machine's CPU, side by side.
 
-  python -m benchmarks.serving
-  pip install torch torchvision timm    # for the comparison with timm
+  python -m benchmarks.serving --timm=PYTHON
 
 Compares an NFNet as trained with the same network folded, in float32 and
 bfloat16, both loaded from SavedModels; and with timm's dm_nfnet of that size in
-PyTorch, as created and in its faster layout, channels_last. Ours take uint8
+PyTorch, as created and in its faster layout, channels_last. PYTHON is an
+interpreter with timm; without it there is no such comparison. Ours take uint8
 images and normalize them; timm's take normalized images. Weights are random,
 which does not affect speed. The last line is a JSON object of time ratios;
 above 1 the folded network is faster. `over_timm_float32` is the smaller ratio
 of the two batch sizes.
 """
 
-import importlib.util
+import functools
 import json
 import os
 import statistics
@@ -24,6 +24,7 @@ import tensorflow as tf
 from absl import flags
 
 from benchmarks import entry
+from benchmarks.lockstep import Worker
 from benchmarks.timing import median_ratio, seconds_side_by_side
 from nfnets_tf.models.nfnet import NFNet
 from nfnets_tf.serving.export import export_saved_model
@@ -32,6 +33,7 @@ from nfnets_tf.train.classifier import Classifier
 _VARIANT = flags.DEFINE_string("variant", "F0", "Size of the network.")
 _IMAGE_SIZE = flags.DEFINE_integer("image_size", 256, "Pixels of a side.")
 _ROUNDS = flags.DEFINE_integer("rounds", 12, "Calls that are timed.")
+_TIMM = flags.DEFINE_string("timm", None, "Interpreter that has timm.")
 
 BATCHES = (1, 8)
 DTYPES = ("float32", "bfloat16")
@@ -47,20 +49,24 @@ def main() -> None:
   """Prints seconds and, last, the ratios as JSON."""
   with tempfile.TemporaryDirectory() as folder:
     served = _export(folder)
+  peer = _start_timm() if _TIMM.value else None
   timed = {}
   for batch in BATCHES:
     size = _IMAGE_SIZE.value
     shape = [batch, size, size, 3]
     images = np.random.default_rng(0).integers(0, 255, shape, np.uint8)
     calls = {name: _call(module, images) for name, module in served.items()}
-    if importlib.util.find_spec("timm"):
-      calls.update(_timm_calls(images))
+    if peer:
+      calls.update(_timm_calls(peer, batch))
     # A pause, so that no runtime's idle threads spin into another's turn.
     timed[batch] = seconds_side_by_side(
       calls, rounds=_ROUNDS.value, prepare=lambda: time.sleep(0.1)
     )
     for name, seconds in timed[batch].items():
       print(f"batch {batch}  {name:<32} {_milliseconds(seconds)}", flush=True)
+  if peer:
+    print(f"TensorFlow {tf.__version__}, {peer.facts['versions']}")
+    peer.close()
   ratios = _ratios(timed)
   print(json.dumps({name: round(value, 2) for name, value in ratios.items()}))
 
@@ -82,31 +88,22 @@ def _call(module, images):
   return lambda: signature(images=images)["logits"].numpy()
 
 
-def _timm_calls(images) -> dict:
-  import timm
-  import torch
+def _start_timm() -> Worker:
+  job = {
+    "variant": _VARIANT.value,
+    "size": _IMAGE_SIZE.value,
+    "batches": BATCHES,
+    "dtypes": DTYPES,
+    "layouts": LAYOUTS,
+  }
+  return Worker(_TIMM.value, "benchmarks.timm_serving", json.dumps(job))
 
-  torch.set_num_threads(len(os.sched_getaffinity(0)))
-  pixels = torch.from_numpy(images.astype(np.float32) / 128 - 1)
-  pixels = pixels.permute(0, 3, 1, 2)
-  name = f"dm_nfnet_{_VARIANT.value.lower()}"
 
-  def call(dtype, layout):
-    options = {
-      "dtype": getattr(torch, dtype),
-      "memory_format": getattr(torch, layout),
-    }
-    model = timm.create_model(name, pretrained=False).eval().to(**options)
-    given = pixels.to(**options)
-
-    def run():
-      with torch.inference_mode():
-        return model(given).float().numpy()
-
-    return run
-
+def _timm_calls(peer: Worker, batch: int) -> dict:
   return {
-    f"timm {dtype} {layout}": call(dtype, layout)
+    f"timm {dtype} {layout}": functools.partial(
+      peer, f"{batch} {dtype} {layout}"
+    )
     for dtype in DTYPES
     for layout in LAYOUTS
   }
@@ -124,7 +121,7 @@ def _ratios(timed: dict) -> dict[str, float]:
     )
     for batch, seconds in timed.items()
   }
-  if not importlib.util.find_spec("timm"):
+  if not _TIMM.value:
     return ratios
   for dtype in DTYPES:
     for layout, suffix in zip(LAYOUTS, ("", "_channels_last")):

@@ -82,7 +82,9 @@ def _serving(batch: int, **options):
 
   import nfnets_tf
 
-  model = nfnets_tf.Classifier(nfnets_tf.NFNet(_VARIANT.value, 1000))
+  # With a new network's 0 it would take a seventh of the time.
+  network = nfnets_tf.NFNet(_VARIANT.value, 1000, skip_gain=0.5)
+  model = nfnets_tf.Classifier(network)
   names = [str(number) for number in range(1000)]
   with tempfile.TemporaryDirectory() as folder:
     path = nfnets_tf.export_saved_model(
