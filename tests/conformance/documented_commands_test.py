@@ -144,7 +144,8 @@ RULES = [
   ),
   Rule(r"benchmarks\.NAME", skip="a placeholder"),
   Rule(
-    r"benchmarks\.training_step --timm=", skip="needs an interpreter with timm"
+    r"benchmarks\.(training_step|serving) --timm=",
+    skip="needs an interpreter with timm",
   ),
   Rule(r"benchmarks\.step_growth", skip="measures for ten minutes"),
   # Fragments and files.
