@@ -8,6 +8,8 @@ the columns sparsity, nonzero_params, heldout_loss, and examples (ViT) or steps
 which ends where no derivative exceeds 1e-5.
 """
 
+import os
+import sys
 import time
 
 import numpy as np
@@ -33,6 +35,12 @@ _HELD_OUT = (0.75, 48 * 12 * 1024**2, 500_000, 1.4827780)  # of T5
 
 def main() -> None:
   """Prints the coefficients of each fit and how well it does."""
+  for flag in (_VIT, _T5):
+    if not os.path.isfile(flag.value):
+      sys.exit(
+        f"error: --{flag.name}={flag.value} is no file; expected a table that"
+        " the authors publish, see docs/sparsity.md."
+      )
   runs = (
     ("ViT", _VIT.value, "examples", 1e9, FitOptions(0.01, False, 50, 0, 0), 0),
     ("T5", _T5.value, "steps", 1e5, FitOptions(0.001, True, 50, 0, 0), 1),
