@@ -127,14 +127,17 @@ def measure_gradients(
     finite: whether gradients and losses are finite, a scalar bool.
   """
   norms = [unitwise_norm(gradient) for gradient in gradients]
-  scales = [None] * len(norms)
-  for index, (gradient, variable) in enumerate(zip(gradients, variables)):
-    if isinstance(optimizer, GroupedOptimizer) and optimizer.clips(variable):
-      scales[index] = clipping_scale(
-        gradient,
-        tf.cast(variable.read_value(), gradient.dtype),
-        clipping=optimizer.clipping,
-        eps=optimizer.clipping_eps,
-        norm=norms[index],
-      )
+  grouped = isinstance(optimizer, GroupedOptimizer)
+  scales = [
+    clipping_scale(
+      gradient,
+      tf.cast(variable.read_value(), gradient.dtype),
+      clipping=optimizer.clipping,
+      eps=optimizer.clipping_eps,
+      norm=norm,
+    )
+    if grouped and optimizer.clips(variable)
+    else None
+    for gradient, variable, norm in zip(gradients, variables, norms)
+  ]
   return StepNorms(norms, scales, tf.convert_to_tensor(finite))
