@@ -86,8 +86,8 @@ def test_no_operation_of_a_step_is_wasted(operations):
   assert operations["StatefulPartitionedCall"] == 2 * kernels
   assert operations["ResourceApplyMomentum"] == VARIABLES - kernels
   # Whether units are clipped, in the whole network and in seven stages; of a
-  # bias, a dense kernel and a skip gain forward, and of its gradient; of the mean
-  # gradient of a kernel; where pixels are averaged, to float32 and, in
+  # bias, a dense kernel and a skip gain forward, and of its gradient; of the
+  # mean gradient of a kernel; where pixels are averaged, to float32 and, in
   # squeeze-excite, from it, forward and backward; and of the images, the head's
   # input, the logits and whether the step counts.
   casts = 8 + 2 * (CONVOLUTIONS + 2 * PRODUCTS + BLOCKS) + CONVOLUTIONS
