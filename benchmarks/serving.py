@@ -19,13 +19,12 @@ import statistics
 import tempfile
 import time
 
-import numpy as np
 import tensorflow as tf
 from absl import flags
 
 from benchmarks import entry
 from benchmarks.lockstep import Worker
-from benchmarks.timing import median_ratio, seconds_side_by_side
+from benchmarks.timing import median_ratio, noise, seconds_side_by_side
 from nfnets_tf.models.nfnet import NFNet
 from nfnets_tf.serving.export import export_saved_model
 from nfnets_tf.train.classifier import Classifier
@@ -52,9 +51,7 @@ def main() -> None:
   peer = _start_timm() if _TIMM.value else None
   timed = {}
   for batch in BATCHES:
-    size = _IMAGE_SIZE.value
-    shape = [batch, size, size, 3]
-    images = np.random.default_rng(0).integers(0, 255, shape, np.uint8)
+    images = noise(batch, _IMAGE_SIZE.value)
     calls = {name: _call(module, images) for name, module in served.items()}
     if peer:
       calls.update(_timm_calls(peer, batch))

@@ -18,7 +18,7 @@ from absl import flags
 
 from benchmarks import entry
 from benchmarks.lockstep import Worker, serve
-from benchmarks.timing import median_ratio, seconds_side_by_side
+from benchmarks.timing import median_ratio, noise, seconds_side_by_side
 
 _OTHER = flags.DEFINE_string("other", None, "Interpreter of the other stack.")
 _IMAGES = flags.DEFINE_string("images", None, "Folder of JPEGs, for `input`.")
@@ -73,7 +73,7 @@ def _training(policy="float32", size=192, batch=8, sam=False):
   network = nfnets_tf.NFNet(_VARIANT.value, 1000)
   model = nfnets_tf.Classifier(network, sam=nfnets_tf.SAM() if sam else None)
   model.compile(nfnets_tf.SGD(0.1))
-  return train_steps(model, _noise(batch, size), np.zeros([batch], np.int32))
+  return train_steps(model, noise(batch, size), np.zeros([batch], np.int32))
 
 
 def _serving(batch: int, **options):
@@ -91,7 +91,7 @@ def _serving(batch: int, **options):
       model, os.path.join(folder, "1"), class_names=names, **options
     )
     served = tf.saved_model.load(path)
-  images = tf.constant(_noise(batch, 256))
+  images = tf.constant(noise(batch, 256))
   return lambda: served(images)["logits"].numpy()
 
 
@@ -121,11 +121,6 @@ def _input():
     )
   )
   return lambda: [next(batches) for _ in range(_INPUT_BATCHES)]
-
-
-def _noise(batch: int, size: int) -> np.ndarray:
-  r = np.random.default_rng(0)
-  return r.integers(0, 255, [batch, size, size, 3], np.uint8)
 
 
 WORK = {

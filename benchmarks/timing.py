@@ -6,6 +6,8 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 
+import numpy as np
+
 
 def seconds_side_by_side(
   functions: Mapping[str, Callable[[], object]],
@@ -33,6 +35,12 @@ def seconds_side_by_side(
       if turn:
         times[name].append(time.perf_counter() - start)
   return times
+
+
+def noise(batch: int, size: int) -> np.ndarray:
+  """Returns images of random bytes, [batch, size, size, 3]."""
+  r = np.random.default_rng(0)
+  return r.integers(0, 255, [batch, size, size, 3], np.uint8)
 
 
 def train_steps(model, images, labels) -> Callable[[], object]:

@@ -35,7 +35,12 @@ from absl import flags
 
 from benchmarks import entry
 from benchmarks.lockstep import Worker, serve
-from benchmarks.timing import median_ratio, seconds_side_by_side, train_steps
+from benchmarks.timing import (
+  median_ratio,
+  noise,
+  seconds_side_by_side,
+  train_steps,
+)
 
 _VARIANT = flags.DEFINE_string("variant", "F0", "Size of the network.")
 _IMAGE_SIZE = flags.DEFINE_integer("image_size", 192, "Pixels per side.")
@@ -164,8 +169,7 @@ def _serve_ours(policy: str, batch: int) -> None:
   network = NFNet(_VARIANT.value, 1000, recompute=_RECOMPUTE.value)
   model = Classifier(network)
   model.compile(SGD(0.1, weight_decay=2e-5))
-  random = np.random.default_rng(0)
-  images = random.integers(0, 255, [batch, size, size, 3], np.uint8)
+  images = noise(batch, size)
   labels = np.zeros([batch], np.int32)
   step = train_steps(model, images, labels)
   step()
