@@ -170,6 +170,9 @@ def _table(options) -> None:
       " takes hours."
     )
   print(table.format_rows(made))
+  for study in table.STUDIES:
+    if found := table.check(study):
+      print(f"\n{table.format_checks(found)}")
   if options.write:
     count = table.write_programs(compute.PROGRAMS, compute.PROGRAM_COLUMNS)
     print(f"\n{compute.PROGRAMS} has {count} programs.")

@@ -7,8 +7,8 @@ for a part of each image:
 
   y(multiple, images) = (a + b * multiple) + (c + d * multiple) * images
 
-Shallow networks are compiled at several numbers of images a chip, and the rest
-follows. One deeper network is compiled too, as a check.
+Shallow networks are compiled at few images a chip, and the rest follows. Rows
+and a deeper network are compiled too, as checks.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ class Study:
     batch_size: of the rows.
     wide: whether the networks are those with a "+".
     rows: multiples of the networks in the table.
-    probes: (multiple, images a chip) to compile, in order of importance; those
-      of the deepest network check the rest.
+    probes: (multiple, images a chip) to compile, in order of importance; the
+      first `_LEAST_PROBES` determine the formula, the others check it.
   """
 
   name: str
@@ -85,12 +85,12 @@ class Study:
     }
 
 
-_PROBES = ((1, 32), (2, 32), (1, 64), (2, 64), (3, 64))
+_PROBES = ((1, 32), (2, 32), (1, 64), (2, 64))
 _PRETRAIN = ("PEAK_LR = 1.0",)  # no rate is tuned for networks in between
 _RECOMPUTE = "nfnet.NFNet.recompute = True"
 
 
-def _pretraining(wide: bool, recompute: bool) -> Study:
+def _pretraining(wide: bool, recompute: bool, checks=()) -> Study:
   return Study(
     name=f"pretrain{'-wide' * wide}{'-recompute' * recompute}",
     gin_file="gin/f0_jft.gin",
@@ -98,13 +98,15 @@ def _pretraining(wide: bool, recompute: bool) -> Study:
     batch_size=4096,
     wide=wide,
     rows=(4, 8) if wide else (1, 2, 4, 8),
-    probes=_PROBES,
+    probes=(*_PROBES, *checks),
   )
 
 
 STUDIES = (
-  *(_pretraining(wide, False) for wide in (False, True)),
-  *(_pretraining(wide, True) for wide in (False, True)),
+  _pretraining(wide=False, recompute=False, checks=((1, 512), (1, 1024))),
+  _pretraining(wide=True, recompute=False, checks=((8, 64),)),
+  _pretraining(wide=False, recompute=True),
+  _pretraining(wide=True, recompute=True),
   Study(
     name="finetune-sam",
     gin_file="gin/finetune_imagenet.gin",
@@ -112,7 +114,7 @@ STUDIES = (
     batch_size=2048,
     wide=True,
     rows=(8,),
-    probes=((1, 8), (2, 8), (1, 16), (2, 16), (3, 16)),
+    probes=((1, 8), (2, 8), (1, 16), (2, 16)),
   ),
 )
 # Of what a program needs; each is linear in blocks and images.
@@ -136,8 +138,9 @@ class Row(NamedTuple):
     part: name of the slice; None if not even the largest one does.
     images: a chip.
     found: {column of the package's table: number}.
-    error: of the memory, relative and largest, of what was compiled as a check
-      and left out of the fit; None without one.
+    compiled: whether that was compiled, rather than predicted.
+    larger: bytes that a chip of half that slice needs, and lacks; None if there
+      is no smaller one.
   """
 
   study: str
@@ -145,7 +148,8 @@ class Row(NamedTuple):
   part: str | None
   images: int
   found: Mapping[str, float]
-  error: float | None
+  compiled: bool
+  larger: float | None
 
 
 def missing(studies: Sequence[Study] = STUDIES):
@@ -191,33 +195,68 @@ def program_row(record: Mapping) -> dict[str, object]:
 
 def rows(study: Study) -> list[Row]:
   """Returns the study's rows; none before four probes are compiled."""
-  probes = {
-    probe: program_row(record)
-    for probe, record in study.read().items()
-    if record["fits"]
+  compiled = {
+    probe: program_row(record) for probe, record in study.read().items()
   }
-  if len(probes) < _LEAST_PROBES:
+  known = {probe: row for probe, row in compiled.items() if row["fits"]}
+  if len(known) < _LEAST_PROBES:
     return []
-  deepest = max(multiple for multiple, _ in probes)
-  memory = {p: row["peak_bytes"] for p, row in probes.items()}
-  shallow = {p: y for p, y in memory.items() if p[0] < deepest}
-  error = None
-  if len(shallow) >= _LEAST_PROBES:
-    error = max(abs(predict(shallow, *p) / y - 1) for p, y in memory.items())
+
+  def find(multiple: int, images: int) -> Mapping[str, float]:
+    if (multiple, images) in compiled:
+      return compiled[multiple, images]
+    return {
+      name: predict(
+        {probe: row[name] for probe, row in known.items()}, multiple, images
+      )
+      for name in _QUANTITIES
+    }
+
   made = []
   for multiple in study.rows:
+    larger = None
     for part in SLICES.values():
       images = study.batch_size // part.chips
-      found = {
-        name: predict({p: r[name] for p, r in probes.items()}, multiple, images)
-        for name in _QUANTITIES
-      }
+      found = find(multiple, images)
       if fits := found["peak_bytes"] <= TPU_V4_USABLE_BYTES:
         break
-    name = part.name if fits else None
-    variant = study.variant(multiple)
-    made.append(Row(study.name, variant, name, images, found, error))
+      larger = found["peak_bytes"]
+    made.append(
+      Row(
+        study=study.name,
+        variant=study.variant(multiple),
+        part=part.name if fits else None,
+        images=images,
+        found=found,
+        compiled=(multiple, images) in compiled,
+        larger=larger,
+      )
+    )
   return made
+
+
+def check(study: Study) -> dict[str, tuple[float, float]]:
+  """Returns what the formula says of the probes that check it.
+
+  Returns:
+    {network and images a chip: (bytes a chip as compiled, as predicted from the
+    probes that determine the formula)}.
+  """
+  memory = {
+    probe: program_row(record)["peak_bytes"]
+    for probe, record in study.read().items()
+  }
+  known = {p: memory[p] for p in study.probes[:_LEAST_PROBES] if p in memory}
+  if len(known) < _LEAST_PROBES:
+    return {}
+  return {
+    f"{study.name} {study.variant(probe[0])} at {probe[1]:,}": (
+      memory[probe],
+      predict(known, *probe),
+    )
+    for probe in study.probes[_LEAST_PROBES:]
+    if probe in memory
+  }
 
 
 def program_rows(study: Study) -> list[dict[str, object]]:
@@ -225,7 +264,7 @@ def program_rows(study: Study) -> list[dict[str, object]]:
   records = list(study.read().values())
   made = [program_row(record) for record in records]
   for row in rows(study):
-    if row.part is None:
+    if row.part is None or row.compiled:
       continue
     made.append(
       {
@@ -287,17 +326,27 @@ def predict(
 def format_rows(made: Sequence[Row]) -> str:
   """Returns the rows as a table of Markdown."""
   lines = [
-    "| recipe | network | smallest slice | images a chip | GiB a chip |"
-    " FLOPs over counted | GB of traffic a step | error of the check |",
-    "|---|---|---|---|---|---|---|---|",
+    "| recipe | network | smallest slice | images a chip | GiB a chip | on half"
+    " of it | FLOPs over counted | GB of traffic a step | |",
+    "|---|---|---|---|---|---|---|---|---|",
   ]
   for row in made:
-    error = "" if row.error is None else f"{row.error:.1%}"
+    larger = "" if row.larger is None else f"{row.larger / _GIB:.1f}"
     found = row.found
     lines.append(
       f"| {row.study} | {row.variant} | {row.part or 'none'} |"
-      f" {row.images:,} | {found['peak_bytes'] / _GIB:.1f} |"
+      f" {row.images:,} | {found['peak_bytes'] / _GIB:.1f} | {larger} |"
       f" {found['flops'] / found['analytic_flops']:.2f} |"
-      f" {found['bytes_accessed'] / 1e9:,.0f} | {error} |"
+      f" {found['bytes_accessed'] / 1e9:,.0f} |"
+      f" {'compiled' if row.compiled else 'extrapolated'} |"
     )
   return "\n".join(lines)
+
+
+def format_checks(found: Mapping[str, tuple[float, float]]) -> str:
+  """Returns the checks of all studies as lines."""
+  return "\n".join(
+    f"{name} a chip: {compiled / _GIB:.2f} GiB compiled, {predicted / _GIB:.2f}"
+    f" predicted ({predicted / compiled - 1:+.1%})"
+    for name, (compiled, predicted) in found.items()
+  )
