@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
 from nfnets_tf.keras_api import keras
@@ -31,12 +30,11 @@ _CURVE_WIDTH = 48
 # The paper's batch per device, and the chips of a TPU-v4 host.
 _IMAGES_PER_CHIP, _CHIPS_PER_HOST = 32, 4
 _FLOAT32_BYTES = 4
-# An F0 at 224 px in bfloat16, compiled for a TPU v4 without running it, takes
-# 61 MB per image, against 53 MB for the outputs of its convolutions. On a CPU
-# nothing is recomputed: a process that trains F0 at 128 px grew by 2.2
-# (bfloat16) to 2.9 (float32) times that.
-_MEMORY_OVER_CONVOLUTIONS = 1.15
-_CPU_FACTOR = 3
+# Compiled for a TPU v4, steps of F0, F1, F0+ and F1+ in bfloat16 take 0.79
+# times the outputs of their convolutions for each image. A process that trains
+# F0 at 128 px on a CPU grew by 0.93 (bfloat16) to 1.04 (float32) times that.
+_MEMORY_OVER_CONVOLUTIONS = 0.8
+_CPU_FACTOR = 1.3
 
 
 def format_table(lines: Lines) -> str:
@@ -49,7 +47,8 @@ class Memory(NamedTuple):
   """Memory of a training step on one device, in bytes.
 
   Attributes:
-    fixed: of weights, gradients, momentum, averages, and SAM's copies.
+    fixed: of weights, gradients, momentum, averages if there are any, and SAM's
+      copies.
     per_image: of each image that is computed at a time.
   """
 
@@ -81,7 +80,12 @@ def _in_bytes(count: int) -> str:
 
 
 def estimate_memory(
-  network: keras.Model, *, image_size: int, sam: SAM | None, policy: str
+  network: keras.Model,
+  *,
+  image_size: int,
+  sam: SAM | None,
+  policy: str,
+  averages: bool,
 ) -> Memory:
   """Estimates the memory of a training step; creates no weights.
 
@@ -90,11 +94,11 @@ def estimate_memory(
     image_size: height and width of training images, in pixels.
     sam: of the training step, or None.
     policy: Keras' precision policy.
+    averages: whether the classifier averages the weights.
   """
   parameters = sum(cost.count_parameters(network))
-  # Weights, gradients, momentum and averages; whether there are averages only
-  # the classifier knows, which is not built. SAM copies weights and gradients.
-  copies = 4 if sam is None else 6
+  # Weights, gradients, momentum; SAM copies weights and gradients.
+  copies = 3 + averages + 2 * (sam is not None)
   bytes_each = 2 if "16" in policy else _FLOAT32_BYTES
   activations = cost.count_activations(network, image_size) * bytes_each
   return Memory(
@@ -182,7 +186,11 @@ def estimate_costs(
   density = sparse.get("mean_density", 1.0)
   computed = images if sam is None else sam.passes * images
   memory = estimate_memory(
-    network, image_size=size, sam=sam, policy=devices.policy
+    network,
+    image_size=size,
+    sam=sam,
+    policy=devices.policy,
+    averages=model.classifier_options()["ema_decay"] is not None,
   )
   return {
     "parameters": sum(cost.count_parameters(network)),
@@ -205,12 +213,8 @@ def describe_run(
   data: DataConfig,
   schedule: Schedule,
   devices: DeviceConfig,
-  *,
-  classifier_options: Mapping[str, object],
 ) -> Lines:
   """Returns all lines about a run; creates no weights, reads no data.
-
-  The classifier is not built: `classifier_options` are its arguments.
 
   Raises:
     UserError: if the images are too small for the network.
@@ -242,9 +246,7 @@ def describe_run(
     *describe_gradient(optimization.sam),
     *describe_pruning(optimization.pruning, costs),
     *describe_compute(devices.compute, model.variant, costs),
-    *describe_program(
-      network, optimization, data, devices, costs, classifier_options
-    ),
+    *describe_program(network, model, optimization, data, devices, costs),
   ]
 
 
@@ -354,15 +356,16 @@ def describe_pruning(pruning: Pruning | None, costs: dict) -> Lines:
 
 def describe_program(
   network: keras.Model,
+  model: ModelConfig,
   optimization: OptimizationConfig,
   data: DataConfig,
   devices: DeviceConfig,
   costs: dict,
-  classifier_options: Mapping[str, object],
 ) -> Lines:
   """Returns lines about the step compiled for TPU-v4, of runs on one only."""
   if devices.strategy.__name__ != "tpu" or not isinstance(network, NFNet):
     return []
+  options = model.classifier_options()
   texts = devices.compute.describe_program(
     network,
     batch_size=data.batch_size,
@@ -371,8 +374,8 @@ def describe_program(
     policy=devices.policy,
     optimizer=optimization.optimizer.__name__,
     sam=optimization.sam,
-    micro_batches=classifier_options["micro_batches"],
-    ema_decay=classifier_options["ema_decay"],
+    micro_batches=options["micro_batches"],
+    ema_decay=options["ema_decay"],
   )
   return list(zip(["on TPU-v4"] + [""] * len(texts), texts))
 
