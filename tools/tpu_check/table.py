@@ -7,8 +7,9 @@ for a part of each image:
 
   y(multiple, images) = (a + b * multiple) + (c + d * multiple) * images
 
-Shallow networks are compiled at few images a chip, and the rest follows. Rows
-and a deeper network are compiled too, as checks.
+Shallow networks are compiled at few images a chip, and the rest follows, as
+long as it fits: near the limit the compiler recomputes on its own. So some rows
+are compiled, too, on the smallest slice that holds them and as checks.
 """
 
 from __future__ import annotations
@@ -103,9 +104,13 @@ def _pretraining(wide: bool, recompute: bool, checks=()) -> Study:
 
 
 STUDIES = (
-  _pretraining(wide=False, recompute=False, checks=((1, 512), (1, 1024))),
-  _pretraining(wide=True, recompute=False, checks=((8, 64),)),
-  _pretraining(wide=False, recompute=True),
+  _pretraining(
+    wide=False,
+    recompute=False,
+    checks=((1, 512), (1, 1024), (2, 512), (4, 256)),
+  ),
+  _pretraining(wide=True, recompute=False, checks=((8, 64), (4, 256))),
+  _pretraining(wide=False, recompute=True, checks=((1, 1024),)),
   _pretraining(wide=True, recompute=True),
   Study(
     name="finetune-sam",
@@ -139,8 +144,8 @@ class Row(NamedTuple):
     images: a chip.
     found: {column of the package's table: number}.
     compiled: whether that was compiled, rather than predicted.
-    larger: bytes that a chip of half that slice needs, and lacks; None if there
-      is no smaller one.
+    larger: bytes that a chip of half that slice would need, if the compiler
+      recomputed nothing; None if there is no smaller one.
   """
 
   study: str
@@ -194,12 +199,12 @@ def program_row(record: Mapping) -> dict[str, object]:
 
 
 def rows(study: Study) -> list[Row]:
-  """Returns the study's rows; none before four probes are compiled."""
+  """Returns the study's rows; none before its formula is determined."""
   compiled = {
     probe: program_row(record) for probe, record in study.read().items()
   }
-  known = {probe: row for probe, row in compiled.items() if row["fits"]}
-  if len(known) < _LEAST_PROBES:
+  known = _determining(study, compiled)
+  if known is None:
     return []
 
   def find(multiple: int, images: int) -> Mapping[str, float]:
@@ -235,8 +240,23 @@ def rows(study: Study) -> list[Row]:
   return made
 
 
+def _determining(study: Study, compiled: Mapping) -> dict | None:
+  """Returns what was compiled of the probes that determine the formula.
+
+  Returns:
+    {probe: the value in `compiled`}; None if one is missing.
+  """
+  probes = study.probes[:_LEAST_PROBES]
+  if not compiled.keys() >= set(probes):
+    return None
+  return {probe: compiled[probe] for probe in probes}
+
+
 def check(study: Study) -> dict[str, tuple[float, float]]:
   """Returns what the formula says of the probes that check it.
+
+  Not of those that by the formula do not fit: there the compiler recomputes
+  what it has to, if it can, and the formula is of programs that need not.
 
   Returns:
     {network and images a chip: (bytes a chip as compiled, as predicted from the
@@ -246,16 +266,21 @@ def check(study: Study) -> dict[str, tuple[float, float]]:
     probe: program_row(record)["peak_bytes"]
     for probe, record in study.read().items()
   }
-  known = {p: memory[p] for p in study.probes[:_LEAST_PROBES] if p in memory}
-  if len(known) < _LEAST_PROBES:
+  known = _determining(study, memory)
+  if known is None:
     return {}
-  return {
-    f"{study.name} {study.variant(probe[0])} at {probe[1]:,}": (
-      memory[probe],
-      predict(known, *probe),
-    )
+  predicted = {
+    probe: predict(known, *probe)
     for probe in study.probes[_LEAST_PROBES:]
     if probe in memory
+  }
+  return {
+    f"{study.name} {study.variant(multiple)} at {images:,}": (
+      memory[multiple, images],
+      size,
+    )
+    for (multiple, images), size in predicted.items()
+    if size <= TPU_V4_USABLE_BYTES
   }
 
 
