@@ -122,6 +122,19 @@ def test_rows_take_the_smallest_slice_that_holds_them(study):
   assert lines[3].startswith("| pretrain | F3 | v4-64 | 128 | ")
 
 
+def test_rows_go_by_what_the_compiler_refuses(study):
+  path = study.record_path(1, 1024)
+  record = json.loads(path.read_text())
+  record.update(
+    fits=False, memory={"needed_bytes": None}, flops={"analytic": 1}
+  )
+  records.write(record, path)
+  f0, _ = table.rows(study)
+  assert (f0.part, f0.images, f0.compiled) == ("v4-16", 512, True)
+  assert f0.larger is None  # the message did not say
+  assert list(table.check(study)) == ["pretrain F0 at 512"]
+
+
 def test_probes_check_the_formula_where_they_fit_by_it(study):
   ((name, (compiled, predicted)),) = table.check(study).items()
   assert name == "pretrain F0 at 512"

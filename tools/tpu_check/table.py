@@ -145,7 +145,7 @@ class Row(NamedTuple):
     found: {column of the package's table: number}.
     compiled: whether that was compiled, rather than predicted.
     larger: bytes that a chip of half that slice would need, if the compiler
-      recomputed nothing; None if there is no smaller one.
+      recomputed nothing; None if there is no smaller one, or it does not say.
   """
 
   study: str
@@ -210,12 +210,13 @@ def rows(study: Study) -> list[Row]:
   def find(multiple: int, images: int) -> Mapping[str, float]:
     if (multiple, images) in compiled:
       return compiled[multiple, images]
-    return {
+    values = {
       name: predict(
         {probe: row[name] for probe, row in known.items()}, multiple, images
       )
       for name in _QUANTITIES
     }
+    return {**values, "fits": values["peak_bytes"] <= TPU_V4_USABLE_BYTES}
 
   made = []
   for multiple in study.rows:
@@ -223,14 +224,14 @@ def rows(study: Study) -> list[Row]:
     for part in SLICES.values():
       images = study.batch_size // part.chips
       found = find(multiple, images)
-      if fits := found["peak_bytes"] <= TPU_V4_USABLE_BYTES:
+      if found["fits"]:
         break
-      larger = found["peak_bytes"]
+      larger = found["peak_bytes"] or None
     made.append(
       Row(
         study=study.name,
         variant=study.variant(multiple),
-        part=part.name if fits else None,
+        part=part.name if found["fits"] else None,
         images=images,
         found=found,
         compiled=(multiple, images) in compiled,
@@ -242,6 +243,8 @@ def rows(study: Study) -> list[Row]:
 
 def _determining(study: Study, compiled: Mapping) -> dict | None:
   """Returns what was compiled of the probes that determine the formula.
+
+  Those are so small that they fit.
 
   Returns:
     {probe: the value in `compiled`}; None if one is missing.
@@ -265,6 +268,7 @@ def check(study: Study) -> dict[str, tuple[float, float]]:
   memory = {
     probe: program_row(record)["peak_bytes"]
     for probe, record in study.read().items()
+    if record["fits"]
   }
   known = _determining(study, memory)
   if known is None:
