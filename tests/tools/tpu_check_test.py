@@ -4,6 +4,7 @@ NFNETS_TF_TPU_CHECK names the folder of the compiler's environment, which
 `.ci/run` makes where it can; docs/tpu.md.
 """
 
+import csv
 import dataclasses
 import itertools
 import json
@@ -17,7 +18,7 @@ import pytest
 import tensorflow as tf
 
 from nfnets_tf.errors import UserError
-from nfnets_tf.scaling.compute import TPU_V4_USABLE_BYTES
+from nfnets_tf.scaling.compute import PROGRAM_COLUMNS, TPU_V4_USABLE_BYTES
 from tools.tpu_check import hlo, records, slices, table
 
 RECORDS = table.RECORDS
@@ -150,6 +151,24 @@ def test_compiled_programs_are_not_replaced_by_extrapolated_ones(study):
   }
   assert found["F0", 1024] == "compiled"
   assert found["F3", 128] == "extrapolated"
+
+
+def test_written_table_keeps_what_was_compiled(study, tmp_path, monkeypatch):
+  monkeypatch.setattr(table, "STUDIES", (study,))
+  path = tmp_path / "programs.csv"
+  rows = table.program_rows(study)[:1]
+  other = {**rows[0], "network": "F9"}
+  guessed = {**other, "batch_per_chip": 7, "source": "extrapolated"}
+  with open(path, "w", newline="") as file:
+    writer = csv.DictWriter(file, PROGRAM_COLUMNS)
+    writer.writeheader()
+    writer.writerows([other, guessed])
+  # Six probes, F3's row, and the other one.
+  assert table.write_programs(path, PROGRAM_COLUMNS) == 8
+  with open(path, newline="") as file:
+    written = list(csv.DictReader(file))
+  assert [row["network"] for row in written].count("F9") == 1
+  assert {row["source"] for row in written} == {"compiled", "extrapolated"}
 
 
 def test_a_study_of_too_few_probes_has_no_rows(study):

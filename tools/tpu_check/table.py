@@ -316,14 +316,15 @@ def write_programs(path: pathlib.Path, columns: Sequence[str]) -> int:
   """Replaces the rows of all studies in the package's table.
 
   Args:
-    path: of the table; rows of other programs stay.
+    path: of the table; other programs stay that were compiled.
     columns: of the table.
 
   Returns:
     The number of rows.
   """
   with open(path, newline="") as file:
-    kept = list(csv.DictReader(file))
+    read = csv.DictReader(file)
+    kept = [row for row in read if row["source"] == "compiled"]
   made = [row for study in STUDIES for row in program_rows(study)]
   made = [{k: str(row[k]) for k in columns} for row in made]
   key = columns[: columns.index("batch_per_chip") + 1]
