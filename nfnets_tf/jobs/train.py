@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import logging
 from collections.abc import Callable
 from contextlib import nullcontext
 
 import tensorflow as tf
 
+from nfnets_tf.config import bound_arguments
 from nfnets_tf.data.dataset_info import SplitInfo
 from nfnets_tf.errors import UserError, require, translate_tf_errors
 from nfnets_tf.fileio import latest_checkpoint
@@ -92,8 +94,18 @@ class TrainJob:
       self.data,
       self.schedule,
       self.devices,
+      classifier_options=self.classifier_options(),
     )
     return dry_run.format_table(lines)
+
+  def classifier_options(self) -> dict[str, object]:
+    """Returns the arguments that the configuration gives the classifier."""
+    parameters = inspect.signature(Classifier).parameters.values()
+    defaults = {parameter.name: parameter.default for parameter in parameters}
+    return {**defaults, **bound_arguments(self.model.classifier)}
+
+  def _keeps_averages(self) -> bool:
+    return self.classifier_options()["ema_decay"] is not None
 
   def check_model(self, replicas: int = 1) -> None:
     """Checks that the model fits the data; creates no weights.
@@ -115,6 +127,7 @@ class TrainJob:
       self.data,
       self.schedule,
       self.devices,
+      averages=self._keeps_averages(),
       network=network,
     )
 
@@ -312,7 +325,7 @@ class TrainJob:
       image_size=self.data.train_split.image_shape()[0],
       sam=self.optimization.sam,
       policy=self.devices.policy,
-      averages=self.model.classifier_options()["ema_decay"] is not None,
+      averages=self._keeps_averages(),
     )
     replicas = strategy.num_replicas_in_sync
     return memory.describe(self.data.batch_size // replicas)

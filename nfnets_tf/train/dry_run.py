@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
 from nfnets_tf.keras_api import keras
@@ -161,11 +162,13 @@ def estimate_costs(
   schedule: Schedule,
   devices: DeviceConfig,
   *,
+  averages: bool,
   network: keras.Model | None = None,
 ) -> dict[str, float]:
   """Estimates the cost of a run; creates no weights, reads no data.
 
-  `network` saves building the network, where that has been done.
+  `averages` says whether the classifier averages the weights; `network` saves
+  building the network, where that has been done.
 
   Returns:
     parameters; macs of an image's forward pass; images, steps and epochs;
@@ -186,11 +189,7 @@ def estimate_costs(
   density = sparse.get("mean_density", 1.0)
   computed = images if sam is None else sam.passes * images
   memory = estimate_memory(
-    network,
-    image_size=size,
-    sam=sam,
-    policy=devices.policy,
-    averages=model.classifier_options()["ema_decay"] is not None,
+    network, image_size=size, sam=sam, policy=devices.policy, averages=averages
   )
   return {
     "parameters": sum(cost.count_parameters(network)),
@@ -213,8 +212,12 @@ def describe_run(
   data: DataConfig,
   schedule: Schedule,
   devices: DeviceConfig,
+  *,
+  classifier_options: Mapping[str, object],
 ) -> Lines:
   """Returns all lines about a run; creates no weights, reads no data.
+
+  The classifier is not built: `classifier_options` are its arguments.
 
   Raises:
     UserError: if the images are too small for the network.
@@ -223,31 +226,41 @@ def describe_run(
   for part in (data.train_split, data.heldout_split):
     check_image_size(network, part.image_shape()[0])
   costs = estimate_costs(
-    model, optimization, data, schedule, devices, network=network
+    model,
+    optimization,
+    data,
+    schedule,
+    devices,
+    averages=classifier_options["ema_decay"] is not None,
+    network=network,
   )
-  split, per_epoch = data.train_split, data.num_examples
-  size, multiplicity = split.image_shape()[0], split.augmentation.multiplicity
-  copies = f", {multiplicity} times each" if multiplicity > 1 else ""
+  split = data.train_split
   memory = Memory(costs["memory_bytes"], costs["memory_bytes_per_image"])
   strategy = f"{devices.strategy.__name__}, {devices.policy}"
   return [
-    *describe_network(network, size),
+    *describe_network(network, split.image_shape()[0]),
     ("start", model.init_weights.describe()),
-    (
-      "images",
-      f"{costs['images']:,} = {costs['epochs'] / multiplicity:.4g} epochs of"
-      f" {per_epoch:,}{copies}",
-    ),
+    ("images", _describe_images(data, costs)),
     ("steps", f"{schedule.total_steps:,} at batch {data.batch_size:,}"),
     *describe_learning_rate(optimization.learning_rate, schedule.total_steps),
     ("strategy", f"{strategy}, {schedule.steps_per_execution} steps per call"),
-    *describe_reading(split, per_epoch, data.batch_size),
+    *describe_reading(split, data.num_examples, data.batch_size),
     ("memory", memory.describe()),
     *describe_gradient(optimization.sam),
     *describe_pruning(optimization.pruning, costs),
     *describe_compute(devices.compute, model.variant, costs),
-    *describe_program(network, model, optimization, data, devices, costs),
+    *describe_program(
+      network, optimization, data, devices, costs, classifier_options
+    ),
   ]
+
+
+def _describe_images(data: DataConfig, costs: dict) -> str:
+  multiplicity = data.train_split.augmentation.multiplicity
+  copies = f", {multiplicity} times each" if multiplicity > 1 else ""
+  epochs = costs["epochs"] / multiplicity
+  count = f"{costs['images']:,} = {epochs:.4g} epochs of"
+  return f"{count} {data.num_examples:,}{copies}"
 
 
 def describe_network(network: keras.Model, image_size: int) -> Lines:
@@ -356,16 +369,15 @@ def describe_pruning(pruning: Pruning | None, costs: dict) -> Lines:
 
 def describe_program(
   network: keras.Model,
-  model: ModelConfig,
   optimization: OptimizationConfig,
   data: DataConfig,
   devices: DeviceConfig,
   costs: dict,
+  classifier_options: Mapping[str, object],
 ) -> Lines:
   """Returns lines about the step compiled for TPU-v4, of runs on one only."""
   if devices.strategy.__name__ != "tpu" or not isinstance(network, NFNet):
     return []
-  options = model.classifier_options()
   texts = devices.compute.describe_program(
     network,
     batch_size=data.batch_size,
@@ -374,8 +386,8 @@ def describe_program(
     policy=devices.policy,
     optimizer=optimization.optimizer.__name__,
     sam=optimization.sam,
-    micro_batches=options["micro_batches"],
-    ema_decay=options["ema_decay"],
+    micro_batches=classifier_options["micro_batches"],
+    ema_decay=classifier_options["ema_decay"],
   )
   return list(zip(["on TPU-v4"] + [""] * len(texts), texts))
 

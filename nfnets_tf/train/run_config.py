@@ -7,11 +7,9 @@ built. Each class validates its numbers.
 from __future__ import annotations
 
 import dataclasses
-import inspect
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from nfnets_tf.config import bound_arguments
 from nfnets_tf.errors import require
 from nfnets_tf.optim.pruning import PRUNING
 from nfnets_tf.optim.sam import PERTURBATION
@@ -26,7 +24,6 @@ from nfnets_tf.ranges import (
   optional,
   transform,
 )
-from nfnets_tf.train.classifier import Classifier
 
 if TYPE_CHECKING:
   import tensorflow as tf
@@ -58,12 +55,6 @@ class ModelConfig:
   network: Callable[[], keras.Model]
   classifier: Callable[..., keras.Model]
   init_weights: InitWeights
-
-  def classifier_options(self) -> dict[str, object]:
-    """Returns the arguments that the configuration gives the classifier."""
-    parameters = inspect.signature(Classifier).parameters.values()
-    defaults = {parameter.name: parameter.default for parameter in parameters}
-    return {**defaults, **bound_arguments(self.classifier)}
 
 
 @accepts(

@@ -213,7 +213,7 @@ def test_describes_the_program_of_a_run_on_a_tpu():
   text = job.plan()
   assert "tools.tpu_check compile --gin_file=... --slice=v4-256" in text
   # What the configuration binds, and the defaults of the class.
-  options = job.model.classifier_options()
+  options = job.classifier_options()
   assert (options["micro_batches"], options["ema_decay"]) == (2, None)
   assert options["layer_decay"] == 1.0
 
@@ -229,6 +229,7 @@ def test_describes_a_whole_run():
     job.data,
     job.schedule,
     job.devices,
+    classifier_options=job.classifier_options(),
   )
   assert [name for name, _ in lines if name] == [
     "model",
