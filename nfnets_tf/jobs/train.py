@@ -320,7 +320,7 @@ class TrainJob:
       LOGGER.info("Gradients by %s.", line)
 
   def _describe_memory(self, strategy: tf.distribute.Strategy) -> str:
-    memory = dry_run.estimate_memory(
+    memory = cost.estimate_memory(
       cost.abstractly(self.model.network),
       image_size=self.data.train_split.image_shape()[0],
       sam=self.optimization.sam,

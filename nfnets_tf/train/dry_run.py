@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from nfnets_tf.keras_api import keras
 from nfnets_tf.models import cost
@@ -30,82 +30,12 @@ _BARS = "▁▂▃▄▅▆▇█"
 _CURVE_WIDTH = 48
 # The paper's batch per device, and the chips of a TPU-v4 host.
 _IMAGES_PER_CHIP, _CHIPS_PER_HOST = 32, 4
-_FLOAT32_BYTES = 4
-# Compiled for a TPU v4, steps of F0, F1, F0+ and F1+ in bfloat16 take 0.79
-# times the outputs of their convolutions for each image. A process that trains
-# F0 at 128 px on a CPU grew by 0.93 (bfloat16) to 1.04 (float32) times that.
-_MEMORY_OVER_CONVOLUTIONS = 0.8
-_CPU_FACTOR = 1.3
 
 
 def format_table(lines: Lines) -> str:
   """Returns lines with their titles in a column of equal width."""
   width = max(len(title) for title, _ in lines)
   return "\n".join(f"{title:<{width}}  {text}" for title, text in lines)
-
-
-class Memory(NamedTuple):
-  """Memory of a training step on one device, in bytes.
-
-  Attributes:
-    fixed: of weights, gradients, momentum, averages if there are any, and SAM's
-      copies.
-    per_image: of each image that is computed at a time.
-  """
-
-  fixed: int
-  per_image: int
-
-  def describe(self, replica_batch: int | None = None) -> str:
-    """Returns the estimate in words.
-
-    Args:
-      replica_batch: images per device; None if unknown.
-    """
-    text = (
-      f"about {_in_bytes(self.fixed)} per device plus"
-      f" {_in_bytes(self.per_image)} per image at a time, compiled (on a CPU up"
-      f" to {_CPU_FACTOR} times as much per image)"
-    )
-    if replica_batch is None:
-      return text
-    total = _in_bytes(self.fixed + replica_batch * self.per_image)
-    return f"{text}, {total} for {replica_batch} images per device"
-
-
-def _in_bytes(count: int) -> str:
-  for unit, scale in (("GB", 1e9), ("MB", 1e6)):
-    if count >= scale:
-      return f"{count / scale:,.1f} {unit}"
-  return f"{count / 1e3:,.1f} kB"
-
-
-def estimate_memory(
-  network: keras.Model,
-  *,
-  image_size: int,
-  sam: SAM | None,
-  policy: str,
-  averages: bool,
-) -> Memory:
-  """Estimates the memory of a training step; creates no weights.
-
-  Args:
-    network: may be one without weights, of `cost.abstractly`.
-    image_size: height and width of training images, in pixels.
-    sam: of the training step, or None.
-    policy: Keras' precision policy.
-    averages: whether the classifier averages the weights.
-  """
-  parameters = sum(cost.count_parameters(network))
-  # Weights, gradients, momentum; SAM copies weights and gradients.
-  copies = 3 + averages + 2 * (sam is not None)
-  bytes_each = 2 if "16" in policy else _FLOAT32_BYTES
-  activations = cost.count_activations(network, image_size) * bytes_each
-  return Memory(
-    copies * _FLOAT32_BYTES * parameters,
-    round(_MEMORY_OVER_CONVOLUTIONS * activations),
-  )
 
 
 def estimate_pruning(
@@ -188,7 +118,7 @@ def estimate_costs(
   sparse = _estimate_pruning_of(model, optimization.pruning, size)
   density = sparse.get("mean_density", 1.0)
   computed = images if sam is None else sam.passes * images
-  memory = estimate_memory(
+  memory = cost.estimate_memory(
     network, image_size=size, sam=sam, policy=devices.policy, averages=averages
   )
   return {
@@ -235,7 +165,7 @@ def describe_run(
     network=network,
   )
   split = data.train_split
-  memory = Memory(costs["memory_bytes"], costs["memory_bytes_per_image"])
+  memory = cost.Memory(costs["memory_bytes"], costs["memory_bytes_per_image"])
   strategy = f"{devices.strategy.__name__}, {devices.policy}"
   return [
     *describe_network(network, split.image_shape()[0]),

@@ -1,6 +1,7 @@
 import csv
 import dataclasses
 import functools
+import json
 import pathlib
 
 import pytest
@@ -8,7 +9,10 @@ import tensorflow as tf
 
 from nfnets_tf.keras_api import keras
 from nfnets_tf.models import cost, nfnet, variants
+from nfnets_tf.optim.sam import SAM
 
+ROOT = pathlib.Path(__file__).parents[2]
+PROGRAMS = ROOT / "tools/tpu_check/records"
 TABLE = pathlib.Path(__file__).parents[1] / "testdata" / "variants.csv"
 with TABLE.open() as file:
   VARIANTS = list(csv.DictReader(file))
@@ -167,3 +171,92 @@ def test_recomputed_macs_are_no_macs_of_the_network():
   pixel = 8 * 16 + 8 * 8 + 2 * 9 * 4 * 8 + 8 * 16
   expected = 64 * pixel + 2 * 16 * 8
   assert cost.count_recomputed_macs(network, 32) == expected
+
+
+def estimate(network=None, size=32, sam=None, policy="float32", averages=True):
+  network = cost.abstractly(network or (lambda: nfnet.NFNet("femto", 4)))
+  return cost.estimate_memory(
+    network, image_size=size, sam=sam, policy=policy, averages=averages
+  )
+
+
+def one_convolution(size):
+  return lambda: keras.Sequential(
+    [
+      keras.Input([size, size, 3]),
+      keras.layers.Conv2D(8, 3, strides=2, padding="same"),
+      keras.layers.GlobalAveragePooling2D(),
+      keras.layers.Dense(5, name="classifier"),
+    ]
+  )
+
+
+@pytest.mark.parametrize(
+  "options, parameters, activations",
+  [
+    ({}, 4 * 4, 4),  # weights, gradients, momentum, averages
+    ({"averages": False}, 3 * 4, 4),
+    ({"sam": SAM(0.05)}, 6 * 4, 4),
+    ({"policy": "mixed_bfloat16"}, 4 * 4, 2),
+    ({"policy": "mixed_float16"}, 4 * 4, 2),
+  ],
+)
+def test_memory_against_a_count_by_hand(options, parameters, activations):
+  memory = estimate(one_convolution(16), size=16, **options)
+  weights = 3 * 3 * 3 * 8 + 8 + 8 * 5 + 5
+  kept = 16 * 16 * 3 + 8 * 8 * 8
+  assert memory == cost.Memory(
+    fixed=weights * parameters, per_image=round(kept * activations * 0.8)
+  )
+
+
+def test_memory_of_an_nfnet():
+  memory = estimate()
+  assert memory.fixed == 16 * nfnet.NFNet("femto", 4).count_params()
+  larger = estimate(size=64)
+  assert larger.fixed == memory.fixed
+  # Squeeze and excitation have no size; all else is as large as the image.
+  assert larger.per_image / memory.per_image == pytest.approx(4, rel=0.02)
+
+
+def test_half_precision_halves_activations_and_sam_adds_two_copies():
+  plain, half = estimate(), estimate(policy="bfloat16")
+  assert half == cost.Memory(plain.fixed, plain.per_image // 2)
+  with_sam = estimate(sam=SAM(0.05))
+  assert with_sam == cost.Memory(plain.fixed * 6 // 4, plain.per_image)
+
+
+@pytest.mark.parametrize(
+  "name",
+  ["pretrain-f0-512", "pretrain-recompute-f0-64", "finetune-sam-f0plus-8"],
+)
+def test_memory_is_a_little_more_than_of_the_program_for_a_tpu(name):
+  record = json.loads((PROGRAMS / f"{name}.json").read_text())
+  run = record["run"]
+  recompute = run["network"].get("recompute", ())
+  memory = estimate(
+    lambda: nfnet.NFNet(
+      run["variant"], run["num_classes"], recompute=recompute
+    ),
+    size=run["image_size"],
+    sam=run["sam"],
+    policy=run["policy"],
+    averages=run["ema_decay"] is not None,
+  )
+  total = memory.fixed + run["batch_per_replica"] * memory.per_image
+  assert 1.0 < total / record["memory"]["peak_bytes"] < 1.4
+
+
+def test_memory_in_words():
+  memory = estimate(one_convolution(16), size=16)
+  assert memory == (4_304, 4_096)
+  text = memory.describe()
+  assert text == (
+    "about 4.3 kB per device plus 4.1 kB per image at a time, compiled (on a"
+    " CPU up to 1.3 times as much per image)"
+  )
+  # 4,304 + 8 * 4,096
+  assert memory.describe(8) == f"{text}, 37.1 kB for 8 images per device"
+  large = estimate(lambda: nfnet.NFNet("F0", 1000), size=224).describe()
+  assert large.startswith("about 1.1 GB per device plus 84.")
+  assert " MB per image" in large

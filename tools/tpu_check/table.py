@@ -1,7 +1,7 @@
 """The table of docs/tpu.md: the paper's networks on the slices that hold them.
 
-A deep network takes more of a compiler's memory than a small machine has. An
-NFNet-Fk has k + 1 times F0's blocks in every stage, so at a fixed width and
+A deep network takes a compiler long, and as much memory as a small machine has.
+An NFNet-Fk has k + 1 times F0's blocks in every stage, so at a fixed width and
 resolution what one chip needs is linear in that multiple, for a fixed part and
 for a part of each image:
 
@@ -160,7 +160,7 @@ class Row(NamedTuple):
 def missing(studies: Sequence[Study] = STUDIES):
   """Yields (study, probe) of what has no record yet.
 
-  The rows of every study come before the checks.
+  What determines the formulas comes before what checks them.
   """
   for part in (slice(_LEAST_PROBES), slice(_LEAST_PROBES, None)):
     for study in studies:
@@ -339,17 +339,13 @@ def write_programs(path: pathlib.Path, columns: Sequence[str]) -> int:
 def predict(
   known: Mapping[tuple[int, int], float], multiple: int, images: int
 ) -> float:
-  """Returns what the formula gives, fitted to {(multiple, images): value}."""
+  """Returns what the formula gives through four {(multiple, images): value}."""
 
   def terms(multiple, images):
     return [1, multiple, images, multiple * images]
 
-  matrix = np.array([terms(*probe) for probe in known], float)
-  # Relative errors are alike, so each equation is divided by its value.
-  values = np.array(list(known.values()), float)
-  solution = np.linalg.lstsq(
-    matrix / values[:, None], np.ones_like(values), rcond=None
-  )[0]
+  matrix = [terms(*probe) for probe in known]
+  solution = np.linalg.solve(matrix, list(known.values()))
   return float(np.dot(terms(multiple, images), solution))
 
 
